@@ -1,0 +1,97 @@
+"""Runs a step's plan: puts the rows of several models into as few model calls as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from lib_loratorio.adapters import AdapterBank, Block, Layout, is_out_of_memory
+
+
+class Request(NamedTuple):
+    """One model's rows of a call: the adapter's number or `BASE`, and the call's inputs for these rows.
+
+    `inputs` is a tree of tuples, lists and dicts; every tensor in it has the rows in dim 0.
+    """
+
+    adapter: int
+    rows: int
+    inputs: Any
+
+
+def map_tensors(function: Callable[..., torch.Tensor], tree: Any, *others: Any) -> Any:
+    """Applies `function` to the tensors of trees of equal structure; other leaves are taken from the first."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree, *others)
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, value, *(other[key] for other in others)) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_tensors(function, *values) for values in zip(tree, *others))
+    return tree
+
+
+def take_rows(tree: Any, rows: slice) -> Any:
+    return map_tensors(lambda tensor: tensor[rows], tree)
+
+
+def _concatenate(trees: Sequence[Any]) -> Any:
+    return trees[0] if len(trees) == 1 else map_tensors(lambda *tensors: torch.cat(tensors), *trees)
+
+
+def _shapes(tree: Any) -> tuple:
+    """What must agree for two inputs to share a batch: every tensor's shape but for the rows."""
+    shapes: list = []
+    map_tensors(lambda tensor: shapes.append(tuple(tensor.shape[1:])) or tensor, tree)
+    return tuple(shapes)
+
+
+class Evaluator:
+    """Calls the model with the requests' rows batched, split on need.
+
+    Args:
+        model: takes the inputs of a request (a tree with more rows) and returns predictions `[rows, ...]`.
+        bank: adds the adapters' deltas to their rows.
+        limit: requests that may share one call; 0 is all.
+
+    When memory runs out, the number of requests a call is halved down to one, and stays so for later
+    steps; if one alone does not fit, the model's own error is raised.
+    """
+
+    def __init__(self, model: Callable[[Any], torch.Tensor], bank: AdapterBank, limit: int = 0):
+        self.model, self.bank, self.limit = model, bank, limit
+
+    def __call__(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        """The predictions of each request, in their order."""
+        results: list[torch.Tensor | None] = [None] * len(requests)
+        by_shape: dict[tuple, list[int]] = {}
+        for place, request in enumerate(requests):
+            by_shape.setdefault(_shapes(request.inputs), []).append(place)
+        for places in by_shape.values():
+            for place, prediction in zip(places, self._batched([requests[place] for place in places])):
+                results[place] = prediction
+        return results
+
+    def _batched(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        done: list[torch.Tensor] = []
+        while len(done) < len(requests):
+            size = self.limit or len(requests)
+            group = requests[len(done) : len(done) + size]
+            try:
+                done.extend(self._call(group))
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(group) == 1:
+                    raise
+            # Outside the except block, so that the failed call's tensors are free before the next try.
+            self.limit = len(group) // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return done
+
+    def _call(self, group: Sequence[Request]) -> Sequence[torch.Tensor]:
+        layout = Layout(tuple(Block(request.adapter, request.rows) for request in group))
+        with self.bank.rows(layout):
+            predictions = self.model(_concatenate([request.inputs for request in group]))
+        return predictions.split([request.rows for request in group])

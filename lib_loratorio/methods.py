@@ -1,0 +1,154 @@
+"""Ways of composing adapters: what to evaluate in a step, and how to combine the predictions.
+
+A method plans a step (`Plan`) and turns its predictions (`Predictions`) into the two that the host's
+guidance goes on with. It knows neither the host nor the model. Method number five is a class with these
+two functions and an entry in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from lib_loratorio.composition import compose, expand_weights, patch_similarity, recenter, softmin_weights
+from lib_loratorio.settings import Settings
+
+BASE = -1
+"""The base model in a plan; adapters are numbered from 0 in prompt order."""
+
+SWITCH_EVERY = 5
+"""Sampling steps that Switch stays with one adapter (Zhong et al. 2024, arXiv 2402.16843)."""
+
+
+class Plan(NamedTuple):
+    """Which of {`BASE`, 0, 1, ...} are evaluated on the conditional and on the unconditional rows."""
+
+    conditional: tuple[int, ...]
+    unconditional: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One sampler call's predictions, in the space the host works in.
+
+    conditional: per evaluated model `[C,c,H,W]`, one row for every sub-prompt of every picture.
+    unconditional: per evaluated model `[B,c,H,W]`, one row a picture; None where the host skipped them.
+    denoised_from: the noisy latents `[C,c,H,W]` where the host predicts denoised latents, None where it
+        predicts the noise. `z - denoised` is the noise up to a factor, which no cosine sees.
+    picture_of: `[C]`, the picture that a conditional row belongs to.
+    """
+
+    conditional: Mapping[int, torch.Tensor]
+    unconditional: Mapping[int, torch.Tensor] | None
+    denoised_from: torch.Tensor | None
+    picture_of: torch.Tensor
+
+    def noise(self, prediction: torch.Tensor) -> torch.Tensor:
+        return prediction if self.denoised_from is None else self.denoised_from - prediction
+
+
+class Composed(NamedTuple):
+    """What the guidance goes on with; `unconditional` is None where there is none to hand over."""
+
+    conditional: torch.Tensor
+    unconditional: torch.Tensor | None
+
+
+class Method(Protocol):
+    def plan(self, adapters: int, step: int) -> Plan | None:
+        """The plan for this sampling step, or None to leave it to the host's own merged LoRAs."""
+
+    def combine(self, predictions: Predictions) -> Composed:
+        """The composed predictions of a planned step."""
+
+
+class LoRAtorio:
+    """Adapters weighed per patch by their divergence from the base, unconditional score re-centred."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def plan(self, adapters: int, step: int) -> Plan:
+        everyone = tuple(range(adapters))
+        unconditional = ((BASE,) if self.settings.lam > 0 else ()) + (everyone if self.settings.lam < 1 else ())
+        return Plan((BASE, *everyone), unconditional)
+
+    def combine(self, predictions: Predictions) -> Composed:
+        base, adapted = predictions.conditional[BASE], _stacked(predictions.conditional)
+        similarity = patch_similarity(predictions.noise(base), predictions.noise(adapted), self.settings.patch_size)
+        patch_weights = softmin_weights(similarity, self.settings.temperature, self.settings.top_k)
+        weights = expand_weights(patch_weights, self.settings.patch_size, base.shape[-2:])
+        conditional = compose(adapted, weights)
+        if predictions.unconditional is None:
+            return Composed(conditional, None)
+        return Composed(conditional, self._recentred(predictions.unconditional, weights, predictions.picture_of))
+
+    def _recentred(self, unconditional: Mapping[int, torch.Tensor], weights: torch.Tensor, picture_of: torch.Tensor) -> torch.Tensor:
+        if self.settings.lam == 1:
+            return unconditional[BASE]
+        adapted = _stacked(unconditional)
+        composed = compose(adapted, _mean_by_picture(weights, picture_of, adapted.shape[1]))
+        return composed if self.settings.lam == 0 else recenter(unconditional[BASE], composed, self.settings.lam)
+
+
+class Composite:
+    """Every adapter alone, plain average of both predictions (Zhong et al. 2024, arXiv 2402.16843)."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def plan(self, adapters: int, step: int) -> Plan:
+        return Plan(tuple(range(adapters)), tuple(range(adapters)))
+
+    def combine(self, predictions: Predictions) -> Composed:
+        def mean(of: Mapping[int, torch.Tensor]) -> torch.Tensor:
+            return _stacked(of).float().mean(0).to(next(iter(of.values())).dtype)
+
+        return Composed(mean(predictions.conditional), None if predictions.unconditional is None else mean(predictions.unconditional))
+
+
+class Switch:
+    """One adapter at a time, the next one every `SWITCH_EVERY` steps, in prompt order."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def plan(self, adapters: int, step: int) -> Plan:
+        turn = (step // SWITCH_EVERY % adapters,)
+        return Plan(turn, turn)
+
+    def combine(self, predictions: Predictions) -> Composed:
+        (conditional,) = predictions.conditional.values()
+        return Composed(conditional, None if predictions.unconditional is None else next(iter(predictions.unconditional.values())))
+
+
+class Merge:
+    """The host's own: all adapters added to the weights. Here for grids that compare methods."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def plan(self, adapters: int, step: int) -> None:
+        return None
+
+    def combine(self, predictions: Predictions) -> Composed:
+        raise RuntimeError("Merge plans no step, so there is nothing to combine")
+
+
+METHODS = {"loratorio": LoRAtorio, "composite": Composite, "switch": Switch, "merge": Merge}
+
+
+def _stacked(predictions: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """The adapters' predictions `[N,B,C,H,W]`, without the base's."""
+    return torch.stack([predictions[adapter] for adapter in sorted(predictions) if adapter != BASE])
+
+
+def _mean_by_picture(weights: torch.Tensor, picture_of: torch.Tensor, pictures: int) -> torch.Tensor:
+    """Weights `[N,B,H,W]` of each picture: the mean over its sub-prompts' rows, which again sums to 1."""
+    if weights.shape[1] == pictures:
+        return weights
+    totals = weights.new_zeros(weights.shape[0], pictures, *weights.shape[2:]).index_add_(1, picture_of, weights)
+    return totals / torch.bincount(picture_of, minlength=pictures).to(weights).view(1, -1, 1, 1)

@@ -1,0 +1,150 @@
+"""What a user can set: defaults, validation, and the forms it takes in infotext and API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+METHODS = ("loratorio", "composite", "switch", "merge")
+TEXT_ENCODER_MODES = ("own", "merged")
+
+
+class SettingsError(ValueError):
+    """A setting has a value that cannot be used; the message names field, value and allowed range."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one generation. Field order is the positional API form.
+
+    `start` and `end` are fractions of the sampling: outside `[start, end)` the host's ordinary merged
+    LoRAs apply. `top_k` 0 keeps all adapters; `adapters_per_pass` 0 puts as many evaluations into one
+    model call as fit.
+    """
+
+    enabled: bool = False
+    method: str = "loratorio"
+    patch_size: int = 2
+    temperature: float = 0.05
+    lam: float = 0.5
+    top_k: int = 0
+    start: float = 0.0
+    end: float = 1.0
+    text_encoder: str = "own"
+    adapters_per_pass: int = 0
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        for name, convert in _CONVERSIONS.items():
+            object.__setattr__(self, name, convert(name, getattr(self, name)))
+        if not self.start < self.end:
+            raise SettingsError(f"LoRAtorio: start is {self.start:g}; it must be below end, which is {self.end:g}.")
+
+    def active(self, fraction: float) -> bool:
+        """Whether the step at this fraction of the sampling is composed; samplers may run past 1."""
+        return self.start <= fraction and (fraction < self.end or self.end == 1.0)
+
+    @classmethod
+    def from_api(cls, values: Mapping[str, Any]) -> Settings:
+        """From one dict; missing keys take their defaults. Raises SettingsError."""
+        names = [field.name for field in fields(cls)]
+        unknown = [str(key) for key in values if key not in names]
+        if unknown:
+            raise SettingsError(f"LoRAtorio: unknown setting {', '.join(unknown)}; the settings are {', '.join(names)}.")
+        return cls(**values)
+
+    @classmethod
+    def from_args(cls, args: Sequence[Any]) -> Settings:
+        """From a script's arguments: one dict first, or the values in field order. Raises SettingsError."""
+        if args and isinstance(args[0], Mapping):
+            return cls.from_api(args[0])
+        return cls.from_api(dict(zip((field.name for field in fields(cls)), args)))
+
+    def to_api(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_infotext(self) -> str:
+        """`name=value` pairs: what is central always, the rest where it differs from its default."""
+        default = Settings()
+        pairs = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in _ALWAYS_WRITTEN or (field.name != "enabled" and value != getattr(default, field.name)):
+                pairs.append(f"{field.name}={_text(value)}")
+        return " ".join(pairs)
+
+    @classmethod
+    def from_infotext(cls, text: str) -> Settings:
+        """The settings that `to_infotext` wrote, enabled. Raises SettingsError."""
+        values: dict[str, Any] = {"enabled": True}
+        for pair in text.split():
+            name, separator, value = pair.partition("=")
+            if not separator:
+                raise SettingsError(f"LoRAtorio: cannot read {pair!r} in the infotext; expected name=value.")
+            values[name] = value
+        return cls.from_api(values)
+
+
+_ALWAYS_WRITTEN = ("method", "patch_size", "temperature", "lam")
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _refuse(name: str, value: Any, allowed: str) -> SettingsError:
+    return SettingsError(f"LoRAtorio: {name} is {value!r}; it must be {allowed}.")
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+    if not isinstance(value, bool):
+        raise _refuse(name, value, "true or false")
+    return value
+
+
+def _choice(*choices: str):
+    def convert(name: str, value: Any) -> str:
+        if value not in choices:
+            raise _refuse(name, value, f"one of {', '.join(choices)}")
+        return value
+
+    return convert
+
+
+def _number(low: float, high: float, whole: bool = False, above: bool = False):
+    """Numbers from `low` (excluded when `above`) to `high`, given as a number or as its text."""
+    kind = "a whole number" if whole else "a number"
+    allowed = f"{kind} {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if math.isfinite(high) else "" if above else " up")
+
+    def convert(name: str, value: Any) -> float | int:
+        if isinstance(value, bool):
+            raise _refuse(name, value, allowed)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise _refuse(name, value, allowed) from None
+        in_range = math.isfinite(number) and low <= number <= high and not (above and number == low)
+        if not in_range or (whole and number != int(number)):
+            raise _refuse(name, value, allowed)
+        return int(number) if whole else number
+
+    return convert
+
+
+_CONVERSIONS = {
+    "enabled": _boolean,
+    "method": _choice(*METHODS),
+    "patch_size": _number(1, 256, whole=True),
+    "temperature": _number(0, math.inf, above=True),
+    "lam": _number(0, 1),
+    "top_k": _number(0, math.inf, whole=True),
+    "start": _number(0, 1),
+    "end": _number(0, 1),
+    "text_encoder": _choice(*TEXT_ENCODER_MODES),
+    "adapters_per_pass": _number(0, math.inf, whole=True),
+    "verify": _boolean,
+}

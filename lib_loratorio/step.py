@@ -1,0 +1,82 @@
+"""One sampler call: its plan evaluated in the chunks the host makes of it, then combined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from lib_loratorio.evaluation import Evaluator, Request
+from lib_loratorio.methods import Composed, Method, Plan, Predictions
+
+Inputs = Callable[[int, slice], Any]
+"""`inputs(model, rows)`: what the model is called with for these rows of a chunk."""
+
+Verify = Callable[[Sequence[Request], Sequence[torch.Tensor]], None]
+
+
+class SamplerCall:
+    """Collects the predictions of one sampler call.
+
+    Args:
+        method, plan: what is evaluated on which rows.
+        evaluator: runs the model.
+        picture_of: `[C]`, the picture of each conditional row.
+        same_length: whether a model's conditional and unconditional rows can share a batch.
+        verify: called with every evaluated request and its prediction.
+    """
+
+    def __init__(self, method: Method, plan: Plan, evaluator: Evaluator, picture_of: torch.Tensor,
+                 same_length: Callable[[int], bool] = lambda model: True, verify: Verify | None = None):
+        self.method, self.plan, self.evaluator, self.picture_of = method, plan, evaluator, picture_of
+        self.same_length, self.verify = same_length, verify
+        self._conditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.conditional}
+        self._unconditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.unconditional}
+
+    def evaluate(self, conditional: int, unconditional: int, inputs: Inputs) -> torch.Tensor:
+        """Evaluates a chunk of `conditional` rows followed by `unconditional` ones.
+
+        Returns `[conditional + unconditional, ...]`, the base's predictions where the plan has them and
+        another model's elsewhere: what the host sees until `combine` replaces it.
+        """
+        requests = self._requests(conditional, unconditional, inputs)
+        predictions = self.evaluator([request for request, _ in requests])
+        if self.verify:
+            self.verify([request for request, _ in requests], predictions)
+        for (request, c), prediction in zip(requests, predictions):
+            if c:
+                self._conditional[request.adapter].append(prediction[:c])
+            if c < request.rows:
+                self._unconditional[request.adapter].append(prediction[c:])
+        parts = []
+        if conditional:
+            parts.append(_stand_in(self._conditional))
+        if unconditional:
+            parts.append(_stand_in(self._unconditional))
+        return torch.cat(parts)
+
+    def _requests(self, conditional: int, unconditional: int, inputs: Inputs) -> list[tuple[Request, int]]:
+        """The chunk's requests with how many of each one's rows are conditional; the base's first."""
+        requests = []
+        for model in sorted({*self.plan.conditional, *self.plan.unconditional}):
+            c = conditional if model in self.plan.conditional else 0
+            u = unconditional if model in self.plan.unconditional else 0
+            spans = [(conditional - c, conditional + u, c)]
+            if c and u and not self.same_length(model):
+                spans = [(0, c, c), (c, c + u, 0)]
+            for start, end, of_condition in spans:
+                if end > start:
+                    requests.append((Request(model, end - start, inputs(model, slice(start, end))), of_condition))
+        return requests
+
+    def combine(self, denoised_from: torch.Tensor | None) -> Composed:
+        """The composed predictions; `unconditional` is None where the host asked for no such rows."""
+        conditional = {model: torch.cat(chunks) for model, chunks in self._conditional.items()}
+        skipped = not any(self._unconditional.values())
+        unconditional = None if skipped else {model: torch.cat(chunks) for model, chunks in self._unconditional.items()}
+        return self.method.combine(Predictions(conditional, unconditional, denoised_from, self.picture_of))
+
+
+def _stand_in(chunks: dict[int, list[torch.Tensor]]) -> torch.Tensor:
+    return chunks[min(chunks)][-1]

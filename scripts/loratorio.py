@@ -1,0 +1,70 @@
+"""The extension's script: shows the accordion and hands each sampling over to the host's module."""
+
+import gradio as gr
+from modules import errors, script_callbacks, scripts, shared
+from modules.ui_components import InputAccordion
+
+from lib_loratorio import ui
+from lib_loratorio.hosts import a1111 as host
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.settings import Settings, SettingsError
+
+
+class LoratorioScript(scripts.Script):
+    def title(self):
+        return ui.TITLE
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        controls = ui.build(InputAccordion, self.elem_id)
+        self.infotext_fields = ui.infotext_fields(controls)
+        self.paste_field_names = [ui.INFOTEXT]
+        return controls
+
+    def before_process(self, p, *args):
+        host.start(p)
+        try:
+            settings = Settings.from_args(args)
+        except SettingsError:
+            return  # told where the sampling starts, which is where it can be stopped
+        if settings.enabled:
+            p.extra_generation_params[ui.INFOTEXT] = settings.to_infotext()
+
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        try:
+            settings = Settings.from_args(args)
+            if settings.enabled:
+                host.prepare(p, settings)
+        except (SettingsError, LoratorioError) as error:
+            _refuse(p, str(error))
+        except Exception as error:
+            errors.report("LoRAtorio could not start", exc_info=True)
+            host.stop(p, f"LoRAtorio could not start: {type(error).__name__}: {error}. Please report this with the console's output.")
+
+    def postprocess(self, p, processed, *args):
+        host.finish(p)
+
+
+def _refuse(p, message):
+    if shared.opts.loratorio_stop_on_error:
+        host.stop(p, message)
+    else:
+        p.extra_generation_params.pop(ui.INFOTEXT, None)
+        host.note(p, f"{message} Went on without LoRAtorio.")
+
+
+def _add_options():
+    section = ("loratorio", ui.TITLE)
+    shared.opts.add_option("loratorio_stop_on_error", shared.OptionInfo(
+        True, "Stop the generation when LoRAtorio cannot do what was asked", gr.Checkbox, section=section,
+    ).info("off: go on without LoRAtorio, and say so"))
+    shared.opts.add_option("loratorio_dense_budget_mb", shared.OptionInfo(
+        1024, "Memory for LoRA kinds without a compact form, in MB", gr.Number, {"precision": 0}, section=section,
+    ).info("LoHa, LoKr, full, OFT, DoRA and the like; what does not fit is computed anew in each step"))
+
+
+script_callbacks.on_ui_settings(_add_options)
+script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
+script_callbacks.on_cfg_denoised(host.on_cfg_denoised)

@@ -1,0 +1,6 @@
+"""Options of the end-to-end tests, which need a WebUI that is already running."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--webui-url", default=None, help="address of a running WebUI, such as http://127.0.0.1:7860")
+    parser.addoption("--webui-dir", default=None, help="that WebUI's folder, where test LoRA files are put for a while")
