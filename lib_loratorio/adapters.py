@@ -262,6 +262,7 @@ class AdapterBank:
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], adapters: Sequence[Mapping[str, LowRank | Dense]], budget: int):
+        self.layers = layers
         self.layout: Layout | None = None
         self.failures: list[dict[str, str]] = [{} for _ in adapters]
         self.counts = [0] * len(adapters)

@@ -105,7 +105,7 @@ class Composite:
 
     def combine(self, predictions: Predictions) -> Composed:
         def mean(of: Mapping[int, torch.Tensor]) -> torch.Tensor:
-            return _stacked(of).float().mean(0).to(next(iter(of.values())).dtype)
+            return _stacked(of).mean(0)
 
         return Composed(mean(predictions.conditional), None if predictions.unconditional is None else mean(predictions.unconditional))
 

@@ -16,7 +16,8 @@ INFOTEXT = "LoRAtorio"
 
 HELP = (
     "Evaluates each LoRA of the prompt alone in every step, and lets the LoRA decide that has most to say in each "
-    "part of the picture. Costs one more evaluation of the model a step for each LoRA."
+    "part of the picture. Slower by about the number of LoRAs. "
+    '<span class="loratorio-live"></span>'
 )
 
 

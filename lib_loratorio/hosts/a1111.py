@@ -232,14 +232,16 @@ def _for_inpainting(delta: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor
 def _bank(p, adapters: Sequence[Adapter]) -> AdapterBank:
     """The adapters' deltas for the model at hand, kept on `p` for its further batches."""
     budget = getattr(shared.opts, "loratorio_dense_budget_mb", 1024)
-    key = (id(shared.sd_model), shared.sd_model.sd_checkpoint_info, tuple(adapter.key for adapter in adapters), budget)
-    if p.loratorio.bank and p.loratorio.bank[0] == key:
-        return p.loratorio.bank[1]
+    layers = shared.sd_model.network_layer_mapping
+    key = (shared.sd_model.sd_checkpoint_info, tuple(adapter.key for adapter in adapters), budget)
+    kept = p.loratorio
+    if kept.bank and kept.bank_key == key and kept.bank.layers is layers:
+        return kept.bank
     _restore_base()
-    bank = AdapterBank(shared.sd_model.network_layer_mapping, [_deltas(adapter) for adapter in adapters], budget * 2**20)
+    bank = AdapterBank(layers, [_deltas(adapter) for adapter in adapters], budget * 2**20)
     for number, adapter in enumerate(adapters):
         _report_failures(p, adapter, bank.failures[number], bank.counts[number])
-    p.loratorio.bank = key, bank
+    kept.bank_key, kept.bank = key, bank
     return bank
 
 
@@ -273,7 +275,7 @@ def _text_conditions(p, adapters: Sequence[Adapter]) -> dict[int, tuple]:
 def _encoded(p, alone: tuple[Adapter, ...]) -> tuple:
     hires = p.is_hr_pass
     width, height = (p.hr_upscale_to_x, p.hr_upscale_to_y) if hires else (p.width, p.height)
-    key = (hires, width, height, id(shared.sd_model), tuple(adapter.key for adapter in alone), _prompts(p))
+    key = (hires, width, height, tuple(adapter.key for adapter in alone), _prompts(p))
     slots = _conditions.get(key, lambda: ([None, None], [None, None]))
     steps = None
     if hires:
@@ -353,7 +355,8 @@ class Kept:
     """What one request keeps on its `p` from one pass and batch to the next."""
 
     verified: Verified = field(default_factory=Verified)
-    bank: tuple[tuple, AdapterBank] | None = None
+    bank: AdapterBank | None = None
+    bank_key: tuple = ()
 
 
 def start(p) -> None:

@@ -1,0 +1,43 @@
+"""The settings are written into the picture's parameters and read back from them."""
+
+import pytest
+from webui_server import SCRIPT, VERIFY, VISIBLE, difference, lora
+
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
+
+PAIR = f"a cat {lora('lora', 0.8)} {lora('te', 0.6)}"
+
+
+def test_settings_are_in_the_infotext(webui):
+    made = webui.generate(PAIR, {"temperature": 0.125, "lam": 0.25, "patch_size": 4})
+    field = made.params[SCRIPT]
+    assert "0.125" in field and "0.25" in field and "4" in field
+    assert f"{SCRIPT}: " in made.infotext
+    assert field in made.infotext
+    assert VERIFY not in made.infotext
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.125, "lam": 0.25, "patch_size": 4},
+        {"method": "switch"},
+        {"method": "composite", "text_encoder": "merged", "start": 0.25, "end": 0.75},
+        {"top_k": 1, "adapters_per_pass": 1},
+    ],
+    ids=str,
+)
+def test_the_infotext_gives_the_same_picture(webui, settings):
+    made = webui.generate(PAIR, settings)
+    again = webui.post(infotext=made.infotext)
+    assert difference(again, made) == 0
+    assert again.params[SCRIPT] == made.params[SCRIPT]
+    assert difference(made, webui.generate(PAIR)) > VISIBLE
+
+
+def test_the_infotext_of_an_ordinary_picture_does_not_enable(webui):
+    ordinary = webui.generate(PAIR)
+    again = webui.post(infotext=ordinary.infotext)
+    assert difference(again, ordinary) == 0
+    assert SCRIPT not in again.infotext

@@ -1,0 +1,180 @@
+"""A running WebUI as the tests see it: requests through the webuiapi client, answers as arrays and infotext."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import webuiapi
+
+SCRIPT = "LoRAtorio"
+NOTE = "LoRAtorio note"
+VERIFY = "LoRAtorio verify"
+
+CLOSE = 2
+"""Largest difference, in levels of 255, of pictures that are the same up to rounding."""
+VISIBLE = 16
+"""Smallest such difference of pictures made in different ways."""
+
+REQUEST = {
+    "prompt": "a cat",
+    "negative_prompt": "dark",
+    "seed": 1,
+    "steps": 4,
+    "width": 64,
+    "height": 64,
+    "cfg_scale": 6.0,
+    "sampler_name": "Euler a",
+    "scheduler": "Automatic",
+}
+
+OVERRIDDEN_OPTIONS = (
+    "pad_cond_uncond",
+    "batch_cond_uncond",
+    "lora_functional",
+    "skip_early_cond",
+    "loratorio_stop_on_error",
+)
+
+
+@dataclass
+class Pictures:
+    """The answer to one generation."""
+
+    images: list[np.ndarray]
+    infotext: str
+    params: dict[str, str]
+
+    @property
+    def image(self) -> np.ndarray:
+        assert len(self.images) == 1
+        return self.images[0]
+
+    @property
+    def verification(self) -> tuple[float, int]:
+        """Largest relative error, and number of sampler calls, that the extension's self-check reports."""
+        match = re.fullmatch(r"max relative error (\S+) over (\d+) calls?", self.params[VERIFY])
+        assert match, self.params[VERIFY]
+        return float(match[1]), int(match[2])
+
+
+class WebUI:
+    """The API of one running WebUI."""
+
+    def __init__(self, url: str):
+        self.client = webuiapi.WebUIApi(baseurl=f"{url.rstrip('/')}/sdapi/v1")
+
+    def keep_overridden_options(self) -> None:
+        """Stores the options that tests override: the WebUI puts back only those that its config file has."""
+        options = self.client.get_options()
+        self.client.set_options({name: options[name] for name in OVERRIDDEN_OPTIONS if name in options})
+
+    def refresh_loras(self) -> None:
+        self.client.session.post(f"{self.client.baseurl}/refresh-loras").raise_for_status()
+
+    def generate(self, prompt: str, settings: dict | None = None, **fields) -> Pictures:
+        """One generation; with `settings`, which may be empty, the extension is enabled with them."""
+        request = {**REQUEST, "prompt": prompt, **fields}
+        if settings is not None:
+            request["alwayson_scripts"] = {SCRIPT: {"args": [{"enabled": True, **settings}]}}
+        return self.post(**request)
+
+    def post(self, **request) -> Pictures:
+        """One generation from the API's own fields; pictures among them are PIL images."""
+        for name in ("init_images", "mask"):
+            if name in request:
+                value = request[name]
+                encode = webuiapi.b64_img
+                request[name] = [encode(image) for image in value] if isinstance(value, list) else encode(value)
+        endpoint = "img2img" if "init_images" in request else "txt2img"
+        return pictures(self.client.custom_post(endpoint, request, baseurl=True))
+
+    def refusal(self, prompt: str, settings: dict, **fields) -> str:
+        """The message of a generation that the extension is expected to stop."""
+        try:
+            self.generate(prompt, settings, **fields)
+        except RuntimeError as error:
+            status, text = error.args
+            answer = json.loads(text)
+            assert status == 500, text
+            return str(answer["errors"] or answer["detail"])
+        raise AssertionError(f"{settings} with {prompt!r} made a picture")
+
+    def checkpoint_named(self, name: str) -> dict | None:
+        return next((model for model in self.client.get_sd_models() if name in (model["model_name"], model["title"])), None)
+
+    def current_checkpoint(self) -> dict:
+        """The checkpoint in use; the WebUI also names it by a title without its hash."""
+        title = self.client.get_options()["sd_model_checkpoint"]
+        return next(model for model in self.client.get_sd_models() if model["title"].split(" [")[0] == title.split(" [")[0])
+
+    @contextmanager
+    def using_checkpoint(self, title: str) -> Iterator[None]:
+        before = self.client.get_options()["sd_model_checkpoint"]
+        self.client.set_options({"sd_model_checkpoint": title})
+        try:
+            yield
+        finally:
+            self.client.set_options({"sd_model_checkpoint": before})
+
+
+def pictures(answer: webuiapi.WebUIApiResult) -> Pictures:
+    """The client's answer as arrays, none of them flat."""
+    images = [np.asarray(image.convert("RGB")).astype(np.int16) for image in answer.images]
+    assert images and all(image.std() > 2 for image in images), "a picture is flat"
+    return Pictures(images, answer.info["infotexts"][0], answer.info["extra_generation_params"])
+
+
+def difference(one: Pictures, other: Pictures) -> int:
+    """Largest difference of two answers' pictures in levels of 255."""
+    assert len(one.images) == len(other.images)
+    return max(int(np.abs(a - b).max()) for a, b in zip(one.images, other.images, strict=True))
+
+
+def assert_identical(one: Pictures, other: Pictures) -> None:
+    assert difference(one, other) == 0
+    assert one.infotext == other.infotext
+
+
+def without_loras(prompt: str) -> str:
+    return re.sub(r"\s*<lora:[^>]*>", "", prompt)
+
+
+def lora(kind: str, strength: float | str = 1.0) -> str:
+    """The prompt's tag for the generated adapter of this kind."""
+    return f"<lora:e2e_{kind}:{strength}>"
+
+
+def check_composed(
+    webui: WebUI, prompt: str, settings: dict | None = None, *, calls: int | None = None, **fields
+) -> Pictures:
+    """Generates with the extension and checks the result against the host's own pictures.
+
+    The self-check must hold over `calls` sampler calls (by default at least one less than the steps), the picture
+    must be neither the merged nor the no-LoRA one, and both of those must come out after it as they did before.
+    """
+    plain = {**fields, **({"hr_prompt": without_loras(fields["hr_prompt"])} if "hr_prompt" in fields else {})}
+    without = webui.generate(without_loras(prompt), **plain)
+    merged = webui.generate(prompt, **fields)
+    composed = webui.generate(prompt, {"verify": True, **(settings or {})}, **fields)
+
+    error, checked_calls = composed.verification
+    assert 0 < error < 1e-4
+    if calls is None:
+        assert checked_calls >= fields.get("steps", REQUEST["steps"]) - 1
+    else:
+        assert checked_calls == calls
+    assert NOTE not in composed.params
+    assert difference(composed, merged) > VISIBLE
+    assert difference(composed, without) > VISIBLE
+
+    assert_identical(webui.generate(prompt, **fields), merged)
+    assert_identical(webui.generate(without_loras(prompt), **plain), without)
+    return composed
+
+
+def lora_folder(webui_dir: str | Path) -> Path:
+    return Path(webui_dir) / "models" / "Lora" / "loratorio-e2e"

@@ -1,0 +1,100 @@
+"""A small stand-in of the parts of AUTOMATIC1111's WebUI that the extension uses, written from its interface.
+
+`installed()` makes `modules`, `networks` and `gradio` importable for the time of a block, loads
+`scripts/loratorio.py` as the host does, and leaves nothing behind in `sys.modules`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from standin.weights import random_weights
+
+torch.set_num_threads(1)  # tensors this small only wait for each other's threads
+
+WEBUI = Path(__file__).parent / "webui"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "loratorio.py"
+
+_HOST_MODULES = ("modules", "networks", "network", "model", "gradio")
+_IMPORTING_THEM = ("lib_loratorio.hosts.a1111", "lib_loratorio.ui")
+
+
+@contextmanager
+def installed() -> Iterator[Host]:
+    former = _taken_out()
+    sys.path.insert(0, str(WEBUI))
+    try:
+        yield Host()
+    finally:
+        sys.path.remove(str(WEBUI))
+        _taken_out()
+        sys.modules.update(former)
+
+
+def _taken_out() -> dict[str, Any]:
+    """Takes the host's modules, and the extension's that import them, out of what is imported."""
+    taken = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in _HOST_MODULES or name in _IMPORTING_THEM}
+    for name in taken:
+        del sys.modules[name]
+        package, _, attribute = name.rpartition(".")
+        if name in _IMPORTING_THEM and package in sys.modules:
+            sys.modules[package].__dict__.pop(attribute, None)
+    return taken
+
+
+class Host:
+    """The running WebUI: its modules, its model, and the extension's script."""
+
+    def __init__(self):
+        for name in ("shared", "errors", "processing", "prompt_parser", "sd_samplers", "sd_samplers_timesteps", "sd_unet", "script_callbacks", "scripts"):
+            setattr(self, name, importlib.import_module(f"modules.{name}"))
+        for name in ("gradio", "networks", "network", "model"):
+            setattr(self, name, importlib.import_module(name))
+        spec = importlib.util.spec_from_file_location("loratorio.py", SCRIPT)
+        self.extension = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.extension)
+        self.a1111 = importlib.import_module("lib_loratorio.hosts.a1111")
+        self.script_callbacks.ui_settings_callback()
+        self.script = self.extension.LoratorioScript()
+        self.use()
+
+    def use(self, **model) -> Any:
+        """Has a new model as the checkpoint."""
+        self.shared.sd_model = self.model.SdModel(**model)
+        return self.shared.sd_model
+
+    def module(self, kind: str, layer: torch.nn.Module, w: Mapping[str, torch.Tensor], unet=1.0, dyn=None, key="diffusion_model_layer") -> Any:
+        """A network's module for one layer, as the host's loader makes it."""
+        network = self.network.Network(kind, self.network.NetworkOnDisk(kind, {}))
+        network.unet_multiplier, network.dyn_dim = unet, dyn
+        return self.network.create_module(network, key, w, layer)
+
+    def add(self, name: str, layers: Mapping[str, str], seed: int, size=0.4, embeddings=None, alias=None) -> Any:
+        """Puts a file with random weights of these kinds, by layer, into the folder of networks."""
+        generator = torch.Generator().manual_seed(seed)
+        mapping = self.shared.sd_model.network_layer_mapping
+        contents = {}
+        for layer, kind in layers.items():
+            like = mapping.get(layer, mapping["diffusion_model_to_q"])
+            contents[layer] = random_weights(kind, like, generator, size)
+        on_disk = self.network.NetworkOnDisk(name, contents, embeddings, alias)
+        self.networks.available_networks[name] = on_disk
+        self.networks.available_network_aliases.update({name: on_disk, on_disk.alias: on_disk})
+        return on_disk
+
+    def request(self, prompt, settings=None, **fields) -> Any:
+        """A request, with the script's arguments: one dict of settings, or nothing for a page without the extension."""
+        args = [] if settings is None else [(self.script, (settings,) if isinstance(settings, dict) else tuple(settings))]
+        return self.processing.Processing(prompt, scripts=self.scripts.ScriptRunner(args), **fields)
+
+    def generate(self, prompt, settings=None, **fields) -> tuple[Any, torch.Tensor]:
+        p = self.request(prompt, settings, **fields)
+        return p, self.processing.process_images(p)

@@ -1,0 +1,58 @@
+"""Callbacks by kind. As in the host, what one of them raises is reported and otherwise ignored."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from modules import errors
+
+
+@dataclass
+class CFGDenoiserParams:
+    x: Any
+    image_cond: Any
+    sigma: Any
+    sampling_step: int
+    total_sampling_steps: int
+    text_cond: Any
+    text_uncond: Any
+    denoiser: Any
+
+
+@dataclass
+class CFGDenoisedParams:
+    x: Any
+    sampling_step: int
+    total_sampling_steps: int
+    inner_model: Any
+
+
+_registered: dict[str, list] = {}
+
+
+def _register(kind):
+    return lambda callback: _registered.setdefault(kind, []).append(callback)
+
+
+def _call(kind, *args):
+    for callback in _registered.get(kind, []):
+        try:
+            callback(*args)
+        except Exception:
+            errors.report(f"callback {kind}", exc_info=True)
+
+
+on_ui_settings = _register("ui_settings")
+on_cfg_denoiser = _register("cfg_denoiser")
+on_cfg_denoised = _register("cfg_denoised")
+
+
+def ui_settings_callback():
+    _call("ui_settings")
+
+
+def cfg_denoiser_callback(params):
+    _call("cfg_denoiser", params)
+
+
+def cfg_denoised_callback(params):
+    _call("cfg_denoised", params)

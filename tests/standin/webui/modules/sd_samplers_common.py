@@ -1,0 +1,2 @@
+class InterruptedException(BaseException):
+    """Ends the sampling; the last latent is the picture."""

@@ -1,0 +1,38 @@
+"""Options, progress and the model. The model is set after the scripts are imported, so that one that reads it then fails."""
+
+from types import SimpleNamespace
+
+from modules import errors  # noqa: F401  (scripts may reach it from here, too)
+
+
+class OptionInfo:
+    def __init__(self, default=None, label="", component=None, component_args=None, section=None):
+        self.default, self.label, self.component, self.component_args, self.section = default, label, component, component_args, section
+
+    def info(self, text):
+        self.label += f" ({text})"
+        return self
+
+
+class Options:
+    def __init__(self, **values):
+        self.__dict__.update(values)
+        self.data_labels = {}
+
+    def add_option(self, key, info):
+        self.data_labels[key] = info
+        self.__dict__.setdefault(key, info.default)
+
+
+opts = Options(
+    batch_cond_uncond=True,
+    pad_cond_uncond=False,
+    pad_cond_uncond_v0=False,
+    persistent_cond_cache=True,
+    skip_early_cond=0.0,
+    use_old_scheduling=False,
+    lora_functional=False,
+    lora_in_memory_limit=0,
+)
+
+state = SimpleNamespace(interrupted=False, skipped=False, sampling_step=0, sampling_steps=0)

@@ -1,0 +1,5 @@
+import gradio
+
+
+class InputAccordion(gradio.Checkbox):
+    """A checkbox that is also a block to put other components into."""

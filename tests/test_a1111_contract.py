@@ -1,0 +1,690 @@
+"""The script on a stand-in of the WebUI: pictures against the equations, and the host as it was afterwards.
+
+The expected latents come from `by_equations`, which knows nothing of the extension: it merges one network at a
+time with the host's loader, evaluates row by row, and composes patch by patch in plain loops.
+"""
+
+import math
+from dataclasses import astuple
+from types import SimpleNamespace
+
+import pytest
+import standin
+import torch
+
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.settings import Settings
+
+A, B, TEXT = ("a", 0.8, 0.8), ("b", 0.6, 0.6), ("text", 0.7, 0.9)
+TAGS = "<lora:a:0.8> <lora:b:0.6>"
+TEXT_TAGS = "<lora:a:0.8> <lora:text:0.7:0.9> <lora:b:0.6>"
+ON = {"enabled": True}
+NOTE = "LoRAtorio note"
+UNET_LAYERS = ("conv_in", "down", "norm", "proj_in", "layer_norm", "to_q", "to_k", "to_v", "to_out", "conv_out")
+
+
+@pytest.fixture
+def host():
+    with standin.installed() as host:
+        add_networks(host)
+        yield host
+
+
+def add_networks(host):
+    kinds = ("mid", "lora", "norm", "full_bias", "norm", "lora", "loha", "oft", "dora", "lora")
+    host.add("a", {f"diffusion_model_{name}": kind for name, kind in zip(UNET_LAYERS, kinds)}, seed=1, alias="anna")
+    host.add("b", {"diffusion_model_conv_in": "lora", "diffusion_model_to_k": "lora", "diffusion_model_to_v": "lokr"}, seed=2)
+    host.add("text", {"transformer_fc1": "lora", "transformer_fc2": "full_bias", "diffusion_model_to_q": "glora"}, seed=3)
+    host.add("other", {"transformer_fc1": "lora"}, seed=4)
+    host.add("foreign", {"some_other_model_layer": "lora"}, seed=5)
+
+
+# The equations, in loops
+
+
+def load(host, adapters):
+    host.networks.load_networks(*([list(column) for column in zip(*adapters)] or [[]]))
+
+
+def encode(host, adapters, text, size):
+    load(host, adapters)
+    prompt = host.prompt_parser.SdConditioning([text], False, *size)
+    return host.shared.sd_model.get_learned_conditioning(prompt)
+
+
+def map_text(function, *texts):
+    return {key: function(*(text[key] for text in texts)) for key in texts[0]} if isinstance(texts[0], dict) else function(*texts)
+
+
+def length(text):
+    return (text["crossattn"] if isinstance(text, dict) else text).shape[1]
+
+
+def lengthened(text, tokens):
+    """By its last token, as the host does for sub-prompts of unequal length."""
+    return map_text(lambda t: t if t.dim() == 2 else torch.cat([t, t[:, -1:].expand(-1, tokens - t.shape[1], -1)], 1), text)
+
+
+def patch_weights(base, adapted, size, temperature, top_k):
+    """`Omega [N,H,W]` from the noise predictions `[C,H,W]`."""
+    weights = torch.zeros(len(adapted), *base.shape[1:], dtype=base.dtype)
+    for y in range(0, base.shape[1], size):
+        for x in range(0, base.shape[2], size):
+            patch = (slice(None), slice(y, y + size), slice(x, x + size))
+            cosines = [float((e[patch] * base[patch]).sum() / (e[patch].norm() * base[patch].norm())) for e in adapted]
+            kept = sorted(range(len(adapted)), key=cosines.__getitem__)[: top_k or len(adapted)]
+            shares = {adapter: math.exp((min(cosines) - cosines[adapter]) / temperature) for adapter in kept}
+            for adapter, share in shares.items():
+                weights[adapter][patch[1:]] = share / sum(shares.values())
+    return weights
+
+
+def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps=3, cfg=3.0, seed=1, x=None, size=(48, 40), settings=None,
+                 skipped=lambda call: False, pad=None, refiner=None, switch_at=2.0):
+    """Latents. `prompts`: per picture a list of `(text, or text of a call, weight)`."""
+    s = Settings(**(settings or {}))
+    checkpoint = host.shared.sd_model
+    config = host.sd_samplers.find_sampler_config(sampler)
+    total, n, calls = config.total_steps(steps), len(adapters), iter(range(99))
+    models = [(), *((adapter,) for adapter in adapters), tuple(adapters)]
+    merged = n + 1
+    if x is None:
+        x = torch.stack([host.request("", height=size[1], width=size[0], seed=seed).noise(picture) for picture in range(len(prompts))])
+    image = host.request("").image_conditioning(x)
+
+    def predict(model, row, picture, sigma, text):
+        load(host, models[model])
+        condition = text if isinstance(text, dict) else {"c_crossattn": [text]}
+        wrapped = config.denoiser.wrapped(host.shared.sd_model)
+        return wrapped(row[None], sigma[None], cond={**condition, "c_concat": [image[picture : picture + 1]]})[0]
+
+    def texts(model, call):
+        """All conditional rows' texts, and the negative one, as one model has them."""
+        reader = models[merged if s.text_encoder == "merged" else model]
+        conditions = [[encode(host, reader, text(call) if callable(text) else text, size) for text, _ in subprompts] for subprompts in prompts]
+        longest = max(length(text) for subprompts in conditions for text in subprompts)
+        conditions = [[lengthened(text, longest) for text in subprompts] for subprompts in conditions]
+        uncond = encode(host, reader, negative, size)
+        if pad == "v0":
+            uncond = map_text(lambda t: t if t.dim() == 2 else t[:, :longest], lengthened(uncond, max(longest, length(uncond))))
+        elif pad == "empty":
+            empty = host.shared.sd_model.cond_stage_model_empty_prompt
+            uncond = map_text(lambda t: t if t.dim() == 2 else torch.cat([t, *[empty] * ((longest - t.shape[1]) // 4)], 1), uncond)
+        return conditions, uncond
+
+    def denoiser(x, sigma, **_):
+        call = next(calls)
+        fraction = call / total
+        if refiner is not None and fraction >= switch_at:
+            host.shared.sd_model = refiner
+        composed = s.start <= fraction and (fraction < s.end or s.end == 1) and host.shared.sd_model is checkpoint
+        used = range(n + 1) if composed else [merged]
+        by_model = {model: texts(model, call) for model in used}
+        result = []
+        for picture, subprompts in enumerate(prompts):
+            row, now = x[picture], sigma[picture]
+            conditional = [{m: predict(m, row, picture, now, by_model[m][0][picture][j]) for m in used} for j in range(len(subprompts))]
+            negatives = {m: predict(m, row, picture, now, by_model[m][1]) for m in used}
+            if composed:
+                weights = [omega(row, e, int(fraction * steps)) for e in conditional]
+                conditional = [sum(w[i] * e[i + 1] for i in range(n)) for w, e in zip(weights, conditional)]
+                mean = sum(weights) / len(weights)
+                lam = s.lam if s.method == "loratorio" else 0
+                uncond = lam * negatives[0] + (1 - lam) * sum(mean[i] * negatives[i + 1] for i in range(n))
+            else:
+                conditional, uncond = [e[merged] for e in conditional], negatives[merged]
+            scale = cfg
+            if skipped(call):
+                uncond, scale = conditional[0], 1
+            result.append(uncond + sum(scale * weight * (e - uncond) for e, (_, weight) in zip(conditional, subprompts)))
+        return torch.stack(result)
+
+    def omega(row, e, step):
+        if s.method == "composite":
+            return torch.full((n, *row.shape[1:]), 1 / n, dtype=row.dtype)
+        if s.method == "switch":
+            return torch.eye(n, dtype=row.dtype)[step // 5 % n][:, None, None].expand(n, *row.shape[1:])
+        noise = [e[m] if sampler == "DDIM" else row - e[m] for m in range(n + 1)]
+        return patch_weights(noise[0], noise[1:], s.patch_size, s.temperature, s.top_k)
+
+    former = [(net.name, net.te_multiplier, net.unet_multiplier, net.dyn_dim) for net in host.networks.loaded_networks]
+    try:
+        with torch.no_grad():
+            return config.function(denoiser, x, config.schedule(steps), {})
+    finally:
+        host.shared.sd_model = checkpoint
+        load(host, former)
+
+
+def one(text):
+    return [[(text, 1.0)]]
+
+
+def assert_close(actual, expected, tolerance=1e-9):
+    assert actual.shape == expected.shape
+    assert torch.isfinite(actual).all()
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def differs(one, other):
+    return (one - other).abs().max() > 1e-4 * other.abs().max()
+
+
+def assert_clean(host, p, names=("a", "b")):
+    """Nothing of the extension is left in the host, and its model is the original one again."""
+    model = host.shared.sd_model
+    assert [net.name for net in host.networks.loaded_networks] == list(names)
+    assert host.networks.networks_in_memory == {}
+    assert host.a1111._current is None
+    assert not any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+    sampler = p.sampler
+    assert "launch_sampling" not in vars(sampler)
+    assert "forward" not in vars(sampler.model_wrap_cfg.inner_model)
+    host.generate("a plain picture")
+    host.a1111._restore_base()  # layers that a plain picture does not use keep the host's own merge
+    fresh = host.model.SdModel(channels=model.model.diffusion_model.conv_in.in_channels, dict_conditions=model.dict_conditions, dtype=model.dtype)
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def merged_picture(host, prompt, **fields):
+    return host.generate(prompt, **fields)[1]
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize("sampler", ["Euler", "Heun", "DDIM"])
+def test_composed_as_the_equations_say(host, sampler, dtype, tolerance):
+    host.use(dtype=dtype)
+    add_networks(host)
+    ordinary = merged_picture(host, f"a cat {TAGS}", sampler_name=sampler)
+    p, latents = host.generate(f"a cat {TAGS}", ON, sampler_name=sampler, negative_prompt="bad")
+    assert_close(latents, by_equations(host, [A, B], one("a cat"), "bad", sampler=sampler), tolerance)
+    assert differs(latents, ordinary)
+    assert p.comments == {} and host.errors.reported == [] and host.gradio.warnings == []
+    assert_clean(host, p)
+
+
+@pytest.mark.parametrize("settings", [
+    {"lam": 0.0}, {"lam": 1.0}, {"patch_size": 1}, {"patch_size": 4, "temperature": 0.5}, {"patch_size": 99}, {"top_k": 1}, {"top_k": 2},
+    {"adapters_per_pass": 1}, {"adapters_per_pass": 2}, {"start": 0.3}, {"end": 0.5}, {"start": 0.3, "end": 0.6},
+    {"method": "composite"}, {"method": "switch"},
+], ids=str)
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
+def test_every_setting(host, settings, sampler):
+    steps = 6 if settings.get("method") == "switch" else 3
+    _, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, **settings}, sampler_name=sampler, steps=steps)
+    assert_close(latents, by_equations(host, [A, TEXT, B], one("a cat"), settings=settings, sampler=sampler, steps=steps))
+
+
+def test_lambda_one_leaves_out_the_adapters_unconditional_rows(host, monkeypatch):
+    rows = count_rows(host, monkeypatch)
+    host.generate(f"a cat {TAGS}", {**ON, "lam": 1.0}, steps=1)
+    assert rows == [4]
+    rows.clear()
+    host.generate(f"a cat {TAGS}", ON, steps=1)
+    assert rows == [6]
+
+
+def count_rows(host, monkeypatch):
+    rows, apply_model = [], host.model.SdModel.apply_model
+
+    def counted(self, x, *args, **kwargs):
+        rows.append(len(x))
+        return apply_model(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(host.model.SdModel, "apply_model", counted)
+    return rows
+
+
+def test_out_of_range_is_the_hosts_own_picture(host):
+    settings = {**ON, "start": 0.9}
+    _, latents = host.generate(f"a cat {TEXT_TAGS}", settings)
+    assert torch.equal(latents, merged_picture(host, f"a cat {TEXT_TAGS}"))
+    _, latents = host.generate(f"a cat {TAGS}", {**ON, "method": "merge"})
+    assert torch.equal(latents, merged_picture(host, f"a cat {TAGS}"))
+
+
+def test_batches(host):
+    p, latents = host.generate(f"a cat {TAGS}", ON, batch_size=2, n_iter=2)
+    for batch in range(2):
+        assert_close(latents[2 * batch : 2 * batch + 2], by_equations(host, [A, B], one("a cat") * 2, seed=1 + 2 * batch))
+    for picture in range(4):
+        _, alone = host.generate(f"a cat {TAGS}", ON, seed=1 + picture)
+        assert_close(latents[picture : picture + 1], alone)
+    assert_clean(host, p)
+
+
+def test_a_request_reads_each_file_once(host):
+    host.networks.loads.clear()
+    host.generate(f"a cat {TEXT_TAGS}", {**ON, "verify": True}, n_iter=2)
+    assert sorted(host.networks.loads) == ["a", "b", "text"]
+
+
+def test_same_request_twice_is_identical(host):
+    first, second = (host.generate(f"a cat {TEXT_TAGS}", ON)[1] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
+@pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
+def test_and_prompts_with_weights_in_a_batch(host, together, sampler, tags):
+    host.shared.opts.batch_cond_uncond = together
+    prompts = [f"a cat AND a dog:0.4 {tags}", "a bird AND a fish:1.7 AND a tree:-0.3"]
+    subprompts = [[("a cat", 1), ("a dog", 0.4)], [("a bird", 1), ("a fish", 1.7), ("a tree", -0.3)]]
+    p, latents = host.generate(prompts, ON, batch_size=2, sampler_name=sampler, negative_prompt="bad")
+    adapters = [A, B] if tags == TAGS else [A, TEXT, B]
+    assert_close(latents, by_equations(host, adapters, subprompts, "bad", sampler=sampler))
+    assert_clean(host, p, [name for name, _, _ in adapters])
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("pad", [None, "v0", "empty"])
+@pytest.mark.parametrize("dicts", [False, True], ids=["tensors", "dicts"])
+def test_prompts_of_unequal_length(host, together, pad, dicts):
+    host.use(dict_conditions=dicts)
+    host.shared.opts.batch_cond_uncond = together
+    host.shared.opts.pad_cond_uncond_v0, host.shared.opts.pad_cond_uncond = pad == "v0", pad == "empty"
+    long = "a very long prompt about many cats"
+    prompts = [f"{long} AND a dog:0.5 {TEXT_TAGS}", "a bird"]
+    _, latents = host.generate(prompts, ON, batch_size=2, negative_prompt="bad")
+    assert_close(latents, by_equations(host, [A, TEXT, B], [[(long, 1), ("a dog", 0.5)], [("a bird", 1)]], "bad", pad=pad))
+    assert host.errors.reported == []
+
+
+def test_a_negative_prompt_longer_than_the_prompt(host):
+    negative = "bad and ugly and many other things"
+    _, latents = host.generate(f"a cat {TEXT_TAGS}", ON, negative_prompt=negative)
+    assert_close(latents, by_equations(host, [A, TEXT, B], one("a cat"), negative))
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
+def test_steps_without_guidance(host, together, sampler):
+    host.shared.opts.batch_cond_uncond = together
+    host.shared.opts.skip_early_cond = 0.5
+    prompts = [f"a cat AND a dog:0.4 {TEXT_TAGS}", "a bird AND a fish:1.7"]
+    subprompts = [[("a cat", 1), ("a dog", 0.4)], [("a bird", 1), ("a fish", 1.7)]]
+    _, latents = host.generate(prompts, ON, batch_size=2, sampler_name=sampler)
+    assert_close(latents, by_equations(host, [A, TEXT, B], subprompts, sampler=sampler, skipped=lambda call: call / 3 <= 0.5))
+
+
+def test_guidance_left_out_at_small_sigmas(host):
+    _, latents = host.generate(f"a cat {TAGS}", ON, s_min_uncond=9.0)
+    assert_close(latents, by_equations(host, [A, B], one("a cat"), skipped=lambda call: call % 2))
+
+
+def test_prompt_editing_is_followed_by_every_adapter(host):
+    _, latents = host.generate(f"a [cat:dog:1] here {TEXT_TAGS}", ON)
+    assert_close(latents, by_equations(host, [A, TEXT, B], [[(lambda call: "a cat here" if call <= 1 else "a dog here", 1)]]))
+
+
+@pytest.mark.parametrize("model", [{"dict_conditions": True}, {"channels": 9}], ids=["dicts", "inpainting"])
+@pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
+def test_other_models(host, model, tags):
+    host.use(**model)
+    host.shared.opts.batch_cond_uncond = "dict_conditions" in model
+    p, latents = host.generate([f"a cat {tags}", "a dog"], ON, batch_size=2, negative_prompt="bad")
+    adapters = [A, B] if tags == TAGS else [A, TEXT, B]
+    assert_close(latents, by_equations(host, adapters, [*one("a cat"), *one("a dog")], "bad"))
+    assert_clean(host, p, [name for name, _, _ in adapters])
+
+
+@pytest.mark.parametrize("mode", ["own", "merged"])
+def test_text_encoder_modes(host, mode):
+    settings = {"text_encoder": mode}
+    _, latents = host.generate(f"a cat <lora:other:1.5> {TEXT_TAGS}", {**ON, **settings}, negative_prompt="bad")
+    expected = {m: by_equations(host, [("other", 1.5, 1.5), A, TEXT, B], one("a cat"), "bad", settings={"text_encoder": m}) for m in ("own", "merged")}
+    assert_close(latents, expected.pop(mode))
+    assert differs(latents, *expected.values())
+
+
+def test_words_that_a_network_brings_along(host):
+    host.add("word", {"diffusion_model_to_q": "lora"}, seed=6, embeddings={"glyph": torch.arange(6.0)})
+    _, latents = host.generate("a glyph <lora:word:1> <lora:b:0.6>", ON)
+    assert_close(latents, by_equations(host, [("word", 1.0, 1.0), B], one("a glyph")))
+    assert list(host.shared.sd_model.cond_stage_model.embeddings) == ["glyph"], "as the host has it while the network is loaded"
+
+
+@pytest.mark.parametrize(("tags", "adapters"), [
+    ("<lora:text:0.3:0.9> <lora:b:1>", [("text", 0.3, 0.9), ("b", 1.0, 1.0)]),
+    ("<lora:text:te=0:unet=0.9> <lyco:b:-0.5>", [("text", 0.0, 0.9), ("b", -0.5, -0.5)]),
+    ("<lora:text:0.7:0> <lora:b>", [("text", 0.7, 0.0), ("b", 1.0, 1.0)]),
+    ("<lora:b:1:1:1> <lora:a:0.8>", [("b", 1.0, 1.0, 1), (*A, None)]),
+    ("<lora:anna:0.8> <lora:b:0.6>", [("anna", 0.8, 0.8), B]),
+])
+def test_strengths_as_in_the_prompt(host, tags, adapters):
+    host.generate("a cat <lora:b:0.3>")  # leaves a merge in the weights
+    _, latents = host.generate(f"a cat {tags}", ON)
+    assert_close(latents, by_equations(host, adapters, one("a cat")))
+
+
+def test_a_network_without_strength_is_none(host):
+    _, latents = host.generate("a cat <lora:a:0> <lora:b:0.6> <lora:text:0:0>", ON)
+    assert_close(latents, by_equations(host, [B], one("a cat")))
+    assert [net.name for net in host.networks.loaded_networks] == ["a", "b", "text"]
+
+
+def test_a_network_twice_is_the_network_once(host):
+    _, twice = host.generate("a cat <lora:a:0.8> <lora:a:0.8> <lora:a:0.8>", ON)
+    assert_close(twice, host.generate("a cat <lora:a:0.8>", ON)[1])
+
+
+def test_merging_in_the_forward_itself(host):
+    host.shared.opts.lora_functional = True
+    settings = {"end": 0.5}
+    p, latents = host.generate(f"a cat {TAGS}", {**ON, **settings, "verify": True})
+    assert_close(latents, by_equations(host, [A, B], one("a cat"), settings=settings), 1e-2)  # norms are only nearly linear there
+    host.shared.opts.lora_functional = False
+    assert_close(host.generate(f"a cat {TAGS}", {**ON, **settings})[1], by_equations(host, [A, B], one("a cat"), settings=settings))
+    assert_clean(host, p)
+
+
+def test_second_pass_with_its_own_prompt_and_networks(host):
+    p, latents = host.generate(
+        f"a cat {TAGS}", ON, enable_hr=True, hr_prompt="a dog <lora:text:0.7:0.9> <lora:b:0.6>", hr_second_pass_steps=2, hr_sampler_name="DDIM")
+    first = by_equations(host, [A, B], one("a cat"))
+    x = torch.nn.functional.interpolate(first, scale_factor=2)
+    assert_close(latents, by_equations(host, [TEXT, B], one("a dog"), x=x, steps=2, sampler="DDIM", size=(96, 80)))
+    assert_clean(host, p, ["text", "b"])
+
+
+def test_refiner_ends_the_composition_with_a_note(host):
+    refiner = host.model.SdModel(seed=9)
+    p, latents = host.generate(f"a cat {TEXT_TAGS}", ON, refiner=refiner, refiner_switch_at=0.5)
+    assert_close(latents, by_equations(host, [A, TEXT, B], one("a cat"), refiner=refiner, switch_at=0.5))
+    assert "refiner" in p.extra_generation_params[NOTE] and any("refiner" in comment for comment in p.comments)
+    assert host.errors.reported == []
+    assert not any(module._forward_hooks for module in refiner.modules())
+    assert_clean(host, p, ["a", "text", "b"])
+
+
+def test_memory_that_runs_out_is_gone_around(host, monkeypatch):
+    apply_model = host.model.SdModel.apply_model
+
+    def small(self, x, *args, **kwargs):
+        if len(x) > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return apply_model(self, x, *args, **kwargs)
+
+    expected = by_equations(host, [A, B], one("a cat"))
+    monkeypatch.setattr(host.model.SdModel, "apply_model", small)
+    assert_close(host.generate(f"a cat {TAGS}", ON)[1], expected)
+
+
+def test_verify_reports_the_error(host):
+    p, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, "verify": True}, n_iter=2)
+    (comment,) = p.comments
+    assert comment == f"LoRAtorio verify: {p.extra_generation_params['LoRAtorio verify']}"
+    assert p.extra_generation_params["LoRAtorio verify"].endswith("over 6 calls")
+    assert float(comment.split()[5]) < 1e-12
+    assert torch.equal(latents, host.generate(f"a cat {TEXT_TAGS}", ON, n_iter=2)[1])
+    assert_clean(host, p, ["a", "text", "b"])
+
+
+def test_verify_finds_a_wrong_delta(host, monkeypatch):
+    low_rank = host.a1111._low_rank
+    monkeypatch.setattr(host.a1111, "_low_rank", lambda *args: low_rank(*args).__class__(low_rank(*args).down, low_rank(*args).up * 1.5))
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "verify": True})
+    assert float(next(iter(p.comments)).split()[5]) > 1e-3
+
+
+# The host afterwards
+
+
+def test_ordinary_pictures_are_the_same_afterwards(host):
+    requests = ["a cat", f"a cat {TEXT_TAGS}", "a cat <lora:text:1>"]
+    before = [merged_picture(host, prompt) for prompt in requests]
+    host.generate(f"a cat {TEXT_TAGS}", ON)
+    assert all(torch.equal(merged_picture(host, prompt), picture) for prompt, picture in zip(requests, before))
+
+
+def test_the_hosts_cache_of_conditions_is_its_own(host):
+    cached_c, cached_uc = host.processing.Processing.cached_c, host.processing.Processing.cached_uc
+    host.generate(f"a cat {TEXT_TAGS}", ON)
+    own = [list(cached_c), list(cached_uc)]
+    host.generate(f"a cat {TEXT_TAGS}", ON)
+    for cache, values in zip((cached_c, cached_uc), own):
+        assert cache[0] == values[0] and cache[1] is values[1]
+    load(host, [A, TEXT, B])
+    right = host.shared.sd_model.get_learned_conditioning(host.prompt_parser.SdConditioning(["a cat", ""]))
+    assert torch.equal(cached_c[1].batch[0][0].schedules[0].cond, right[0])
+    assert torch.equal(cached_uc[1][0][0].cond, right[1])
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_conditions_are_kept_as_long_as_the_hosts(host, persistent, monkeypatch):
+    host.shared.opts.persistent_cond_cache = persistent
+    encoded, encode = [], host.model.SdModel.get_learned_conditioning
+    monkeypatch.setattr(host.model.SdModel, "get_learned_conditioning", lambda self, texts: encoded.append(list(texts)) or encode(self, texts))
+    host.generate(f"a cat {TEXT_TAGS}", ON, n_iter=2)
+    assert len(encoded) == 6  # prompt and negative prompt: the host's own, the base's, one network's
+    host.generate(f"a cat {TEXT_TAGS}", ON, seed=5)
+    assert len(encoded) == (6 if persistent else 10)
+    host.generate("a cat <lora:a:0.8> <lora:text:0.9:0.9> <lora:b:0.6>", ON)
+    assert len(encoded) == (10 if persistent else 16)  # another strength: the host's own and that network's anew
+
+
+def test_a_changed_file_is_read_anew(host):
+    host.generate(f"a cat {TEXT_TAGS}", ON)
+    host.add("text", {"transformer_fc1": "lora", "diffusion_model_to_q": "lora"}, seed=77).mtime = 2.0
+    _, latents = host.generate(f"a cat {TEXT_TAGS}", ON)
+    assert_close(latents, by_equations(host, [A, TEXT, B], one("a cat")))
+
+
+class OddError(Exception):
+    """Raised by these tests only."""
+
+
+def fail_at(host, monkeypatch, call, error):
+    calls, apply_model = iter(range(99)), host.model.SdModel.apply_model
+
+    def failing(self, *args, **kwargs):
+        if next(calls) == call:
+            raise error
+        return apply_model(self, *args, **kwargs)
+
+    monkeypatch.setattr(host.model.SdModel, "apply_model", failing)
+
+
+@pytest.mark.parametrize("error", [OddError("inside the model"), RuntimeError("inside the model"), KeyboardInterrupt("inside the model")], ids=repr)
+@pytest.mark.parametrize("call", [0, 2])
+def test_an_error_in_the_model_is_the_hosts_and_leaves_nothing(host, monkeypatch, call, error):
+    fail_at(host, monkeypatch, call, error)
+    p = host.request(f"a cat {TAGS}", ON)
+    with pytest.raises(type(error), match="inside the model") as raised:
+        host.processing.process_images(p)
+    assert raised.value is error
+    assert_clean(host, p)
+
+
+def test_interruption_leaves_nothing(host, monkeypatch):
+    from modules.sd_samplers_common import InterruptedException
+
+    fail_at(host, monkeypatch, 2, InterruptedException())
+    p, latents = host.generate(f"a cat {TAGS}", ON)
+    assert torch.isfinite(latents).all()
+    assert_clean(host, p)
+    monkeypatch.undo()
+    host.shared.state.interrupted = True
+    p, latents = host.generate(f"a cat {TAGS}", ON)
+    host.shared.state.interrupted = False
+    assert torch.equal(latents[0], p.noise(0))
+    assert_clean(host, p)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("where", ["plan", "combine"])
+def test_an_error_of_ours_in_a_callback_ends_the_generation(host, monkeypatch, steps, where):
+    class Broken(host.a1111.METHODS["loratorio"]):
+        pass
+
+    def fail(*args):
+        raise OddError("a mistake")
+
+    setattr(Broken, where, fail)
+    monkeypatch.setitem(host.a1111.METHODS, "loratorio", Broken)
+    p = host.request(f"a cat {TEXT_TAGS}", ON, steps=steps)
+    with pytest.raises(LoratorioError, match="OddError: a mistake"):
+        host.processing.process_images(p)
+    assert_clean(host, p, ["a", "text", "b"])
+    monkeypatch.undo()
+    assert_close(host.generate(f"a cat {TEXT_TAGS}", ON)[1], by_equations(host, [A, TEXT, B], one("a cat")))
+
+
+def test_an_error_at_the_start_ends_the_generation(host, monkeypatch):
+    monkeypatch.setattr(host.a1111, "_deltas", lambda adapter: 1 / 0)
+    p = host.request(f"a cat {TEXT_TAGS}", ON)
+    with pytest.raises(LoratorioError, match="could not start: ZeroDivisionError"):
+        host.processing.process_images(p)
+    assert [message for message, _ in host.errors.reported] == ["LoRAtorio could not start"]
+    assert_clean(host, p, ["a", "text", "b"])
+
+
+# What the user is told
+
+BAD = {
+    "value": (f"a cat {TAGS}", {**ON, "temperature": -1}, ["temperature", "-1", "above 0"]),
+    "name": (f"a cat {TAGS}", {**ON, "temprature": 1}, ["temprature", "temperature"]),
+    "unknown": (f"a cat {TAGS} <lora:nowhere:1>", ON, ["nowhere"]),
+    "unreadable": (f"a cat {TAGS} <lora:broken:1>", ON, ["broken"]),
+    "foreign": (f"a cat {TAGS} <lora:foreign:1>", ON, ["foreign"]),
+    "misfit": (f"a cat {TAGS} <lora:misfit:1>", ON, ["misfit", "none of the 1 layers"]),
+}
+
+
+@pytest.mark.parametrize(("prompt", "settings", "words"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize("stops", [True, False], ids=["stops", "goes on"])
+def test_bad_input(host, prompt, settings, words, stops):
+    host.add("broken", {}, 8).layers = None
+    host.add("misfit", {"diffusion_model_to_q": "full"}, 8).layers["diffusion_model_to_q"]["diff"] = torch.zeros(3, 3)
+    ordinary = merged_picture(host, prompt)
+    host.gradio.warnings.clear()
+    host.errors.reported.clear()
+    host.shared.opts.loratorio_stop_on_error = stops
+    p = host.request(prompt, settings)
+    if stops:
+        with pytest.raises(LoratorioError) as raised:
+            host.processing.process_images(p)
+        message = str(raised.value)
+    else:
+        assert torch.equal(host.processing.process_images(p), ordinary)
+        (message,) = p.comments
+        assert p.extra_generation_params == {NOTE: message}
+        assert message.endswith("Went on without LoRAtorio.")
+    assert all(word in message for word in words), message
+    assert message in host.gradio.warnings
+    assert host.errors.reported == []
+    assert "launch_sampling" not in vars(p.sampler)
+    host.shared.opts.loratorio_stop_on_error = True
+    assert_close(host.generate(f"a cat {TAGS}", ON)[1], by_equations(host, [A, B], one("a cat")))
+
+
+def test_a_network_missing_in_the_second_pass_stops_the_first(host, monkeypatch):
+    rows = count_rows(host, monkeypatch)
+    with pytest.raises(LoratorioError, match="nowhere"):
+        host.generate(f"a cat {TAGS}", ON, enable_hr=True, hr_prompt="a cat <lora:nowhere:1>")
+    assert rows == []
+
+
+def test_layers_that_cannot_be_applied_are_left_out_as_the_host_leaves_them_out(host):
+    host.networks.available_networks["b"].layers["diffusion_model_to_q"] = {"diff": torch.zeros(3, 3)}
+    p, latents = host.generate(f"a cat {TAGS}", ON)
+    assert "1 of 4 layers" in p.extra_generation_params[NOTE] and "'b'" in p.extra_generation_params[NOTE]
+    assert_close(latents, by_equations(host, [A, B], one("a cat")))
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "a cat <lora:a:0>"])
+def test_no_network_is_an_ordinary_picture_and_a_note(host, prompt):
+    p, latents = host.generate(prompt, ON)
+    assert torch.equal(latents, merged_picture(host, prompt))
+    assert "no LoRA" in p.extra_generation_params[NOTE]
+    assert list(p.comments) == [p.extra_generation_params[NOTE]] == host.gradio.warnings
+
+
+@pytest.mark.parametrize(("field", "value", "word"), [("cond_stage_key", "edit", "InstructPix2Pix"), ("is_sd3", True, "SD3"), (None, None, "SD Unet")])
+def test_declined_models_are_ordinary_pictures_and_a_note(host, field, value, word):
+    if field:
+        setattr(host.shared.sd_model, field, value)
+    else:
+        host.sd_unet.current_unet = object()
+    p, latents = host.generate(f"a cat {TAGS}", ON)
+    assert torch.equal(latents, merged_picture(host, f"a cat {TAGS}"))
+    assert word in p.extra_generation_params[NOTE]
+
+
+def test_a_note_is_written_once(host):
+    p, _ = host.generate("a cat", ON, n_iter=3)
+    assert p.extra_generation_params[NOTE].count("no LoRA") == 1
+
+
+def test_notes_of_an_earlier_request_do_not_stay(host):
+    p, _ = host.generate("a cat", {**ON, "verify": True})
+    p.prompt = f"a cat {TAGS}"
+    host.processing.process_images(p)
+    assert NOTE not in p.extra_generation_params and "LoRAtorio verify" in p.extra_generation_params
+
+
+# Off
+
+
+@pytest.mark.parametrize("settings", [{}, {"enabled": False}, [], [False, "loratorio", 2]], ids=str)
+def test_disabled_does_nothing(host, settings, monkeypatch):
+    plain, expected = host.generate(f"a cat {TEXT_TAGS}")
+    for name in ("prepare", "stop", "note", "_instead_of_sampling"):
+        monkeypatch.setattr(host.a1111, name, lambda *args: pytest.fail("not when disabled"))
+    p, latents = host.generate(f"a cat {TEXT_TAGS}", settings)
+    assert torch.equal(latents, expected)
+    assert p.extra_generation_params == {} and p.comments == {}
+    assert vars(p).keys() - vars(plain).keys() <= {"loratorio"} and getattr(p, "loratorio", None) is None
+    assert host.gradio.warnings == [] and host.errors.reported == []
+    assert_clean(host, p, ["a", "text", "b"])
+
+
+def test_callbacks_leave_other_samplings_alone(host):
+    """Another extension may sample with a denoiser of its own while ours runs."""
+    x = torch.ones(2, 4, 2, 2)
+    params = SimpleNamespace(x=x.clone(), text_cond="text", text_uncond="text", denoiser=object(), sigma=None)
+    host.a1111.on_cfg_denoiser(params)
+    host.a1111.on_cfg_denoised(params)
+    assert torch.equal(params.x, x) and params.text_cond == "text"
+
+
+# Page, infotext, API
+
+
+def test_all_controls_in_the_order_of_the_settings(host):
+    controls = host.script.ui(False)
+    assert tuple(control.value for control in controls) == astuple(Settings())
+    assert host.script.show(True) is host.scripts.AlwaysVisible
+    assert len({control.kwargs["elem_id"] for control in controls}) == len(controls)
+
+
+def test_infotext_round_trip(host):
+    settings = Settings(enabled=True, method="loratorio", patch_size=3, temperature=0.1, lam=0.25, top_k=2, start=0.1, end=0.9,
+                        text_encoder="merged", adapters_per_pass=2, verify=True)
+    p, _ = host.generate(f"a cat {TAGS}", list(astuple(settings)))
+    host.script.ui(False)
+    assert host.script.paste_field_names == ["LoRAtorio"]
+    pasted = [read({"LoRAtorio": p.extra_generation_params["LoRAtorio"]}) for _, read in host.script.infotext_fields]
+    assert tuple(pasted) == astuple(settings)
+    assert "," not in p.extra_generation_params["LoRAtorio"], "a comma would end the field"
+    without = [read({}) for _, read in host.script.infotext_fields]
+    assert without == [False, *[None] * (len(without) - 1)]
+
+
+def test_infotext_that_cannot_be_read_warns_once(host):
+    host.script.ui(False)
+    values = [read({"LoRAtorio": "method=unheard_of"}) for _, read in host.script.infotext_fields]
+    assert values == [None] * len(values)
+    assert len(host.gradio.warnings) == 1 and "unheard_of" in host.gradio.warnings[0]
+
+
+def test_one_dict_equals_the_positional_form(host):
+    settings = Settings(enabled=True, temperature=0.2, lam=0.3)
+    p, latents = host.generate(f"a cat {TAGS}", {"enabled": True, "temperature": 0.2, "lam": 0.3})
+    q, same = host.generate(f"a cat {TAGS}", list(astuple(settings)))
+    assert torch.equal(latents, same)
+    assert p.extra_generation_params == q.extra_generation_params == {"LoRAtorio": settings.to_infotext()}

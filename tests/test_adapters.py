@@ -1,0 +1,429 @@
+"""The AdapterBank: a batch's rows, each with its own adapter, against forwards with weights merged by hand."""
+
+import copy
+
+import pytest
+import standin
+import torch
+from standin.weights import KINDS, RANK, random_weights
+from torch import nn
+
+from lib_loratorio.adapters import AdapterBank, Block, Dense, Layout, LowRank, fits_low_rank
+from lib_loratorio.methods import BASE
+
+BUDGET = 2**20
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+LAYERS = {
+    "linear": lambda: (nn.Linear(6, 8), (5, 6)),
+    "conv1": lambda: (nn.Conv2d(6, 8, 1), (6, 4, 5)),
+    "conv3": lambda: (nn.Conv2d(6, 8, 3, padding=1), (6, 5, 6)),
+    "conv3_stride2": lambda: (nn.Conv2d(6, 8, 3, stride=2, padding=1), (6, 5, 6)),
+    "conv1_stride2": lambda: (nn.Conv2d(6, 8, 1, stride=2), (6, 5, 6)),
+    "circular": lambda: (nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular"), (6, 5, 6)),
+    "group_norm": lambda: (nn.GroupNorm(2, 8), (8, 4, 5)),
+    "layer_norm": lambda: (nn.LayerNorm(8), (5, 8)),
+    "inpainting": lambda: (nn.Conv2d(9, 8, 3, padding=1), (9, 5, 6)),
+}
+KINDS_OF = {
+    "linear": KINDS["linear"], "conv1": KINDS["conv1"], "conv3": KINDS["conv3"], "conv3_stride2": KINDS["conv3"],
+    "conv1_stride2": ("lora", "dora"), "circular": ("lora", "mid", "full_bias"), "group_norm": KINDS["norm"], "layer_norm": KINDS["norm"],
+    "inpainting": ("lora", "mid", "lokr_4", "full_4"),
+}
+EVERY_KIND = [(name, kind) for name, kinds in KINDS_OF.items() for kind in kinds]
+
+
+@pytest.fixture(scope="module")
+def host():
+    with standin.installed() as host:
+        yield host
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(7)
+
+
+def make_layer(name, dtype=torch.float64):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        layer, shape = LAYERS[name]()
+        return layer.to(dtype).requires_grad_(False), shape
+
+
+def merge_by_hand(kind, w, weight, strength, dyn=None):
+    """`(weight delta, bias delta)` of one network, written out from the definition of its kind."""
+    flat = weight.reshape(weight.shape[0], -1)
+    scale = 0.75 if "alpha" in w and kind != "glora" else 1.0
+    bias = None
+    if kind in ("lora", "dyn", "lora_bias", "dora"):
+        up, down = w["lora_up.weight"].flatten(1), w["lora_down.weight"].flatten(1)
+        kept = up.shape[1] if dyn is None else dyn
+        delta = sum(torch.outer(up[:, rank], down[rank]) for rank in range(kept))
+        if kind == "lora_bias":
+            delta = delta + w["bias"]
+        delta = delta.reshape(weight.shape[0], -1, *weight.shape[2:]) * scale
+    elif kind in ("mid", "mid_dyn"):
+        up, mid, down = w["lora_up.weight"][..., 0, 0], w["lora_mid.weight"], w["lora_down.weight"][..., 0, 0]
+        delta = torch.stack([torch.stack([up @ mid[:, :, y, x] @ down for x in range(3)], -1) for y in range(3)], -2) * scale
+    elif kind in ("loha", "loha_conv"):
+        delta = (w["hada_w1_a"] @ w["hada_w1_b"]).mul(w["hada_w2_a"] @ w["hada_w2_b"]) * scale
+    elif kind == "lokr":
+        left, right = w["lokr_w1"], w["lokr_w2"]
+        delta = torch.cat([torch.cat([left[i, j] * right for j in range(2)], 1) for i in range(2)], 0)
+    elif kind in ("full", "full_bias"):
+        delta, bias = w["diff"], w.get("diff_b")
+    elif kind == "norm":
+        delta, bias = w["w_norm"], w["b_norm"]
+    elif kind == "ia3_in":
+        delta = weight * w["weight"][None, :]
+    elif kind == "ia3_out":
+        delta = (w["weight"].diag() @ flat).reshape(weight.shape)
+    elif kind == "glora":
+        delta = w["b2.weight"] @ w["b1.weight"] + weight @ w["a2.weight"] @ w["a1.weight"]
+    elif kind == "oft":
+        skew = w["oft_blocks"] - w["oft_blocks"].transpose(1, 2)
+        one = torch.eye(skew.shape[-1], dtype=skew.dtype)
+        turned = torch.block_diag(*[(one + q) @ torch.linalg.inv(one - q) for q in skew]).T @ flat
+        delta = turned.reshape(weight.shape) - weight
+    if kind == "dora":
+        merged = weight + delta.reshape(weight.shape)
+        norms = torch.stack([merged[:, column].norm() for column in range(merged.shape[1])])
+        shape = (1, -1, *[1] * (weight.dim() - 2))
+        delta = merged / norms.reshape(shape) * w["dora_scale"] - weight
+    if delta.dim() == 4 and delta.shape[1] == 4 and weight.shape[1] == 9:
+        padded = torch.zeros_like(weight)
+        padded[:, :4] = delta
+        delta = padded
+    return delta.reshape(weight.shape) * strength, None if bias is None else bias * strength
+
+
+def with_weights(layer, x, delta=None, bias=None):
+    """The layer's forward with changed weights, through a copy that knows nothing of the bank."""
+    parameters = {name: value.clone() for name, value in layer.named_parameters()}
+    if delta is not None:
+        parameters["weight"] += delta
+    if bias is not None:
+        parameters["bias"] += bias
+    changed = copy.deepcopy(layer)
+    changed.load_state_dict(parameters)
+    return changed(x)
+
+
+def run(bank, layer, x, blocks):
+    with bank.attached(), bank.rows(Layout(tuple(Block(*block) for block in blocks))):
+        return layer(x)
+
+
+def assert_close(actual, expected, tolerance=1e-9):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * max(1, expected.abs().max())
+
+
+def state(layer):
+    return {name: value.clone() for name, value in layer.state_dict().items()}
+
+
+def unchanged(layer, before):
+    return not layer._forward_hooks and "forward" not in vars(layer) and all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+# Each kind
+
+
+def contents(kind, layer, generator, rank=RANK):
+    if kind.endswith("_4"):  # a delta for the 4 channels of the model that the inpainting model was made from
+        plain = nn.Conv2d(4, layer.out_channels, 3).to(layer.weight.dtype)
+        return random_weights(kind[:-2], plain, generator)
+    return random_weights(kind, layer, generator, rank=rank)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(("name", "kind"), EVERY_KIND)
+def test_rows_equal_forwards_with_merged_weights(host, generator, name, kind, dtype):
+    layer, shape = make_layer(name, dtype)
+    before = state(layer)
+    dyn = 1 if "dyn" in kind else None
+    strengths = (0.8, -1.3)
+    files = [contents(kind, layer, generator) for _ in strengths]
+    modules = [host.module(kind, layer, w, strength, dyn) for w, strength in zip(files, strengths)]
+    bank = AdapterBank({"x": layer}, [{"x": host.a1111._delta(module, layer)} for module in modules], BUDGET)
+    x = torch.randn((6, *shape), generator=generator, dtype=dtype)
+
+    output = run(bank, layer, x, [(BASE, 2), (0, 2), (1, 2)])
+
+    plain = kind.removesuffix("_4")
+    expected = [layer(x[:2])]
+    for w, strength, rows in zip(files, strengths, (x[2:4], x[4:])):
+        expected.append(with_weights(layer, rows, *merge_by_hand(plain, w, layer.weight, strength, None if kind == "mid_dyn" else dyn)))
+    assert bank.failures == [{}, {}]
+    assert bank.counts == [1, 1]
+    assert_close(output, torch.cat(expected), TOLERANCE[dtype])
+    assert (expected[1] - layer(x[2:4])).abs().max() > 0.01, "an adapter that changes nothing tests nothing"
+    assert unchanged(layer, before)
+
+
+@pytest.mark.parametrize(("name", "kind", "compact"), [
+    ("linear", "lora", True), ("linear", "dyn", True), ("conv1", "lora", True), ("conv3", "lora", True), ("conv3_stride2", "mid", True),
+    ("inpainting", "lora", True), ("linear", "lora_bias", False), ("linear", "dora", False), ("linear", "loha", False), ("group_norm", "norm", False),
+])
+def test_kinds_with_factors_are_kept_as_factors(host, generator, name, kind, compact):
+    layer, _ = make_layer(name)
+    delta = host.a1111._delta(host.module(kind, layer, contents(kind, layer, generator), dyn=1 if kind == "dyn" else None), layer)
+    assert isinstance(delta, LowRank if compact else Dense)
+    if kind == "dyn":
+        assert delta.down.shape[0] == delta.up.shape[1] == 1
+
+
+def test_a_linear_file_for_a_pointwise_convolution(host, generator):
+    layer, shape = make_layer("conv1")
+    w = {name: value.flatten(1) if value.dim() == 4 else value for name, value in random_weights("lora", layer, generator).items()}
+    bank = AdapterBank({"x": layer}, [{"x": host.a1111._delta(host.module("lora", layer, w), layer)}], BUDGET)
+    x = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
+    delta, _ = merge_by_hand("lora", w, layer.weight, 1.0)
+    assert_close(run(bank, layer, x, [(0, 2)]), with_weights(layer, x, delta))
+
+
+def test_half_precision_stays_half_and_close(generator):
+    layer, shape = make_layer("linear", torch.bfloat16)
+    w = random_weights("lora", make_layer("linear", torch.float32)[0], generator)
+    delta = LowRank(w["lora_down.weight"], w["lora_up.weight"])
+    x = torch.randn((2, *shape), generator=generator).bfloat16()
+    output = run(AdapterBank({"x": layer}, [{"x": delta}], BUDGET), layer, x, [(0, 2)])
+    assert output.dtype == torch.bfloat16
+    assert_close(output.float(), with_weights(layer.float(), x.float(), delta.up @ delta.down), 0.05)
+
+
+# Several adapters at a layer
+
+
+def low_rank(layer, generator, rank=RANK):
+    down = torch.randn((rank, *layer.weight.shape[1:]), generator=generator, dtype=torch.float64) * 0.4
+    return LowRank(down, torch.randn((layer.weight.shape[0], rank), generator=generator, dtype=torch.float64))
+
+
+def dense(delta, bias=None):
+    return Dense(lambda: (delta, bias))
+
+
+def full_delta(delta):
+    return (delta.up @ delta.down.flatten(1)).reshape(delta.up.shape[0], *delta.down.shape[1:])
+
+
+def expected_rows(layer, x, blocks, deltas):
+    """`deltas`: by adapter `(weight delta, bias delta)`; adapters without an entry do nothing."""
+    parts, start = [], 0
+    for adapter, rows in blocks:
+        parts.append(with_weights(layer, x[start : start + rows], *deltas.get(adapter, ())))
+        start += rows
+    return torch.cat(parts)
+
+
+LAYOUTS = {
+    "equal": [(BASE, 2), (0, 2), (1, 2), (2, 2), (3, 2)],
+    "base last": [(0, 2), (1, 2), (2, 2), (3, 2), (BASE, 2)],
+    "unequal": [(BASE, 2), (0, 1), (1, 3), (2, 3), (3, 1)],
+    "out of order": [(3, 1), (1, 1), (2, 1), (0, 1)],
+    "one missing in the middle": [(0, 2), (1, 2), (3, 2)],
+    "base in the middle": [(0, 1), (1, 1), (BASE, 1), (2, 1), (3, 1)],
+    "one twice": [(0, 1), (1, 1), (0, 1), (1, 1), (2, 1)],
+    "one alone": [(2, 3)],
+    "base alone": [(BASE, 3)],
+}
+
+
+@pytest.mark.parametrize("blocks", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(("name", "channels_last"), [
+    ("linear", False), ("conv1", False), ("conv3", False), ("conv3_stride2", False), ("circular", False), ("conv1", True), ("conv3_stride2", True),
+])
+def test_every_layout(generator, name, blocks, channels_last):
+    layer, shape = make_layer(name)
+    factors = {0: low_rank(layer, generator, 1), 1: low_rank(layer, generator, 3), 3: low_rank(layer, generator, 2)}
+    changed = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
+    shift = torch.randn(8, generator=generator, dtype=torch.float64)
+    adapters = [{"x": factors[0]}, {"x": factors[1]}, {"x": dense(changed, shift)}, {"x": factors[3]}]
+    bank = AdapterBank({"x": layer}, adapters, BUDGET)
+    x = torch.randn((sum(rows for _, rows in blocks), *shape), generator=generator, dtype=torch.float64)
+    deltas = {number: (full_delta(delta), None) for number, delta in factors.items()} | {2: (changed, shift)}
+    expected = expected_rows(layer, x, blocks, deltas)
+    if channels_last:
+        x, layer.weight.data = x.contiguous(memory_format=torch.channels_last), layer.weight.data.contiguous(memory_format=torch.channels_last)
+        assert len(x) == 1 or not layer(x).is_contiguous()
+    assert_close(run(bank, layer, x, blocks), expected)
+
+
+def test_a_row_does_not_depend_on_the_others(generator):
+    layer, shape = make_layer("conv3")
+    bank = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)} for _ in range(3)], BUDGET)
+    x = torch.randn((1, *shape), generator=generator, dtype=torch.float64)
+    together = run(bank, layer, x.repeat(3, 1, 1, 1), [(0, 1), (1, 1), (2, 1)])
+    for number in range(3):
+        assert_close(together[number : number + 1], run(bank, layer, x, [(number, 1)]), 1e-12)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_adapters_that_touch_different_layers(generator):
+    first, _ = make_layer("linear")
+    second, _ = make_layer("layer_norm")
+    third = nn.Linear(8, 4).double().requires_grad_(False)
+    untouched = nn.Linear(4, 4).double().requires_grad_(False)
+    layers = {"first": first, "second": second, "third": third, "untouched": untouched}
+    model = nn.Sequential(*layers.values())
+    a, c = low_rank(first, generator), low_rank(third, generator)
+    b = torch.randn(8, generator=generator, dtype=torch.float64)
+    bank = AdapterBank(layers, [{"first": a}, {"second": dense(b, b)}, {"first": a, "third": c}, {}], BUDGET)
+    assert bank.counts == [1, 1, 2, 0]
+    x = torch.randn((5, 3, 6), generator=generator, dtype=torch.float64)
+    with bank.attached():
+        assert [bool(layer._forward_hooks) for layer in layers.values()] == [True, True, True, False]
+    blocks = [(BASE, 1), (0, 1), (1, 1), (2, 1), (3, 1)]
+    output = run(bank, model, x, blocks)
+    h = expected_rows(first, x, blocks, {0: (full_delta(a), None), 2: (full_delta(a), None)})
+    h = expected_rows(second, h, blocks, {1: (b, b)})
+    h = expected_rows(third, h, blocks, {2: (full_delta(c), None)})
+    assert_close(output, untouched(h))
+    assert torch.equal(output[0], model(x)[0])
+
+
+@pytest.mark.parametrize("name", ["linear", "conv1", "conv3", "layer_norm"])
+def test_a_batch_that_is_a_multiple_of_the_rows(generator, name):
+    """Some extensions fold tiles of the picture into the batch: `[rows * tiles, ...]`, a row's tiles together."""
+    layer, shape = make_layer(name)
+    tiles, blocks = 3, [(1, 1), (BASE, 2), (0, 2)]
+    if name == "layer_norm":
+        shifts = [torch.randn(8, generator=generator, dtype=torch.float64) for _ in range(2)]
+        adapters, deltas = [{"x": dense(shift, None)} for shift in shifts], {number: (shift, None) for number, shift in enumerate(shifts)}
+    else:
+        factors = [low_rank(layer, generator, 1 + number) for number in range(2)]
+        adapters, deltas = [{"x": factor} for factor in factors], {number: (full_delta(factor), None) for number, factor in enumerate(factors)}
+    x = torch.randn((5 * tiles, *shape), generator=generator, dtype=torch.float64)
+    output = run(AdapterBank({"x": layer}, adapters, BUDGET), layer, x, blocks)
+    assert_close(output, expected_rows(layer, x, [(adapter, rows * tiles) for adapter, rows in blocks], deltas))
+
+
+def test_a_batch_that_is_no_multiple_of_the_rows_is_an_error(generator):
+    layer, shape = make_layer("linear")
+    bank = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET)
+    before = state(layer)
+    with pytest.raises(RuntimeError, match="5 rows"):
+        run(bank, layer, torch.zeros((5, *shape), dtype=torch.float64), [(0, 1), (BASE, 1)])
+    assert unchanged(layer, before)
+
+
+# Memory
+
+
+def test_budget_changes_no_result_and_is_kept(generator):
+    layer, shape = make_layer("linear")
+    calls = [0, 0, 0]
+    deltas = [torch.randn(8, 6, generator=generator, dtype=torch.float64) for _ in calls]
+
+    def counted(number):
+        def compute():
+            calls[number] += 1
+            return deltas[number], None
+
+        return Dense(compute)
+
+    size = 8 * 6 * 8
+    x = torch.randn((3, *shape), generator=generator, dtype=torch.float64)
+    blocks = [(0, 1), (1, 1), (2, 1)]
+    expected = expected_rows(layer, x, blocks, {number: (delta, None) for number, delta in enumerate(deltas)})
+    for budget, cached in [(0, 0), (size - 1, 0), (size, 1), (2 * size + 5, 2), (BUDGET, 3)]:
+        calls[:] = [0, 0, 0]
+        bank = AdapterBank({"x": layer}, [{"x": counted(number)} for number in range(3)], budget)
+        for _ in range(2):
+            assert_close(run(bank, layer, x, blocks), expected)
+        assert sorted(calls) == [1] * cached + [3] * (3 - cached), f"budget {budget}"
+
+
+# Errors
+
+
+def test_a_rule_that_fails_is_reported_and_left_out(generator):
+    layer, shape = make_layer("linear")
+    good, before = low_rank(layer, generator), state(layer)
+
+    def broken():
+        raise RuntimeError("the size of tensor a must match")
+
+    bank = AdapterBank({"x": layer, "y": layer}, [{"x": Dense(broken)}, {"x": good}, {"y": dense(torch.zeros(3, 3))}], BUDGET)
+    assert bank.failures[0] == {"x": "the size of tensor a must match"}
+    assert bank.failures[1] == {}
+    assert list(bank.failures[2]) == ["y"]
+    assert bank.counts == [0, 1, 0]
+    x = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
+    blocks = [(0, 1), (1, 1)]
+    assert_close(run(bank, layer, x, blocks), expected_rows(layer, x, blocks, {1: (full_delta(good), None)}))
+    assert unchanged(layer, before)
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_is_no_broken_rule(error):
+    layer, _ = make_layer("linear")
+
+    def hungry():
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        AdapterBank({"x": layer}, [{"x": Dense(hungry)}], BUDGET)
+    assert raised.value is error
+
+
+def test_other_errors_are_not_hidden():
+    layer, _ = make_layer("linear")
+
+    def wrong():
+        raise AttributeError("no such thing")
+
+    with pytest.raises(AttributeError, match="no such thing"):
+        AdapterBank({"x": layer}, [{"x": Dense(wrong)}], BUDGET)
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [ValueError, Stop])
+def test_nothing_is_left_when_the_forward_raises(generator, error):
+    layer, shape = make_layer("linear")
+    before = state(layer)
+    bank = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET)
+    x = torch.randn((1, *shape), generator=generator, dtype=torch.float64)
+    with pytest.raises(error), bank.attached(), bank.rows(Layout((Block(0, 1),))):
+        layer(x)
+        raise error
+    assert unchanged(layer, before)
+    assert bank.layout is None
+
+
+def test_hooks_act_only_within_rows(generator):
+    layer, shape = make_layer("linear")
+    x = torch.randn((3, *shape), generator=generator, dtype=torch.float64)
+    plain = layer(x)
+    bank = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET)
+    with bank.attached():
+        assert torch.equal(layer(x), plain)
+        with bank.rows(Layout((Block(0, 3),))):
+            assert (layer(x) - plain).abs().max() > 0.1
+        assert torch.equal(layer(x), plain)
+        with bank.rows(Layout((Block(BASE, 2),))):  # whatever is called here, none of it is an adapter's
+            assert torch.equal(layer(x), plain)
+    assert torch.equal(layer(x), plain)
+
+
+def test_factors_of_another_shape_do_not_fit():
+    layer, _ = make_layer("conv3")
+    right = LowRank(torch.zeros(2, 6, 3, 3), torch.zeros(8, 2))
+    assert fits_low_rank(layer, right)
+    for down, up in [((2, 6, 1, 1), (8, 2)), ((2, 5, 3, 3), (8, 2)), ((2, 6, 3, 3), (7, 2)), ((2, 6, 3, 3), (8, 3)), ((2, 54), (8, 2))]:
+        assert not fits_low_rank(layer, LowRank(torch.zeros(down), torch.zeros(up)))
+    assert not fits_low_rank(nn.Conv2d(6, 6, 3, groups=2), LowRank(torch.zeros(2, 3, 3, 3), torch.zeros(6, 2)))
+    assert not fits_low_rank(nn.LayerNorm(8), LowRank(torch.zeros(2), torch.zeros(8, 2)))
+
+
+def test_layouts_count_their_rows():
+    layout = Layout((Block(BASE, 2), Block(0, 3), Block(1, 3)))
+    assert layout.rows == 8
+    assert [tuple(run) for run in layout.runs((0, 1))] == [(2, 3, 0, 2)]
+    assert [tuple(run) for run in layout.runs((1,))] == [(5, 3, 0, 1)]
+    assert layout.runs((4,)) == []

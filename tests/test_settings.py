@@ -1,0 +1,88 @@
+"""Validation, API forms and infotext of Settings."""
+
+import pytest
+
+from lib_loratorio.methods import METHODS as IMPLEMENTED
+from lib_loratorio.settings import METHODS, Settings, SettingsError
+
+
+def test_every_method_is_implemented():
+    assert tuple(IMPLEMENTED) == METHODS
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), [
+    ("temperature", 0, "a number above 0"),
+    ("temperature", float("nan"), "a number above 0"),
+    ("temperature", float("inf"), "a number above 0"),
+    ("temperature", "warm", "a number above 0"),
+    ("temperature", None, "a number above 0"),
+    ("temperature", True, "a number above 0"),
+    ("patch_size", 0, "a whole number from 1 to 256"),
+    ("patch_size", 1.5, "a whole number from 1 to 256"),
+    ("patch_size", float("inf"), "a whole number from 1 to 256"),
+    ("lam", 1.01, "a number from 0 to 1"),
+    ("lam", -0.01, "a number from 0 to 1"),
+    ("top_k", -1, "a whole number from 0 up"),
+    ("adapters_per_pass", -1, "a whole number from 0 up"),
+    ("start", -0.1, "a number from 0 to 1"),
+    ("end", 2, "a number from 0 to 1"),
+    ("method", "blend", "one of loratorio, composite, switch, merge"),
+    ("text_encoder", 3, "one of own, merged"),
+    ("enabled", 1, "true or false"),
+    ("verify", "yes", "true or false"),
+])
+def test_refusals_name_field_value_and_range(name, value, allowed):
+    with pytest.raises(SettingsError) as error:
+        Settings.from_api({name: value})
+    assert str(error.value) == f"LoRAtorio: {name} is {value!r}; it must be {allowed}."
+
+
+def test_start_must_be_below_end():
+    with pytest.raises(SettingsError, match=r"start is 0\.5; it must be below end, which is 0\.5"):
+        Settings(start=0.5, end=0.5)
+
+
+def test_unknown_key_lists_the_known_ones():
+    with pytest.raises(SettingsError, match=r"unknown setting tau; the settings are enabled, method, .*verify\."):
+        Settings.from_api({"tau": 1})
+
+
+def test_numbers_may_come_as_text_or_whole_floats():
+    settings = Settings.from_api({"temperature": "0.25", "patch_size": 4.0, "enabled": "True"})
+    assert (settings.temperature, settings.patch_size, settings.enabled) == (0.25, 4, True)
+    assert isinstance(settings.patch_size, int)
+
+
+def test_dict_and_positional_arguments_agree():
+    settings = Settings(True, "composite", 3, 0.1, 0.25, 2, 0.1, 0.9, "merged", 1, True)
+    assert Settings.from_args(list(settings.to_api().values())) == settings
+    assert Settings.from_args([settings.to_api(), "default", 2]) == settings
+    assert Settings.from_args([True, "switch"]) == Settings(enabled=True, method="switch")
+    assert Settings.from_args([]) == Settings()
+
+
+@pytest.mark.parametrize("settings", [
+    Settings(enabled=True),
+    Settings(True, "composite", 3, 1e-05, 1 / 3, 2, 0.1, 0.9, "merged", 1, True),
+    Settings(True, temperature=1e300),
+])
+def test_infotext_round_trip(settings):
+    text = settings.to_infotext()
+    assert Settings.from_infotext(text) == settings
+    assert not set(text) & set(',:"\n'), "the host would have to quote it"
+
+
+def test_infotext_is_compact():
+    assert Settings(enabled=True, temperature=0.1).to_infotext() == "method=loratorio patch_size=2 temperature=0.1 lam=0.5"
+
+
+@pytest.mark.parametrize("text", ["temperature", "temperature=hot", "colour=blue"])
+def test_bad_infotext(text):
+    with pytest.raises(SettingsError, match=r"LoRAtorio: "):
+        Settings.from_infotext(text)
+
+
+def test_step_range_is_half_open_but_for_its_last_end():
+    settings = Settings(start=0.25, end=0.75)
+    assert [settings.active(fraction) for fraction in (0.0, 0.25, 0.5, 0.75, 1.0)] == [False, True, True, False, False]
+    assert Settings().active(1.2), "some samplers call the model more often than they announce"
