@@ -120,11 +120,15 @@ def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps
         composed = s.start <= fraction and (fraction < s.end or s.end == 1) and host.shared.sd_model is checkpoint
         used = range(n + 1) if composed else [merged]
         by_model = {model: texts(model, call) for model in used}
+        every = {  # a model's rows one after the other, so that it is merged once
+            (m, picture, j): predict(m, x[picture], picture, sigma[picture], by_model[m][1] if j is None else by_model[m][0][picture][j])
+            for m in used for picture, subprompts in enumerate(prompts) for j in (*range(len(subprompts)), None)
+        }
         result = []
         for picture, subprompts in enumerate(prompts):
-            row, now = x[picture], sigma[picture]
-            conditional = [{m: predict(m, row, picture, now, by_model[m][0][picture][j]) for m in used} for j in range(len(subprompts))]
-            negatives = {m: predict(m, row, picture, now, by_model[m][1]) for m in used}
+            row = x[picture]
+            conditional = [{m: every[m, picture, j] for m in used} for j in range(len(subprompts))]
+            negatives = {m: every[m, picture, None] for m in used}
             if composed:
                 weights = [omega(row, e, int(fraction * steps)) for e in conditional]
                 conditional = [sum(w[i] * e[i + 1] for i in range(n)) for w, e in zip(weights, conditional)]
@@ -175,13 +179,13 @@ def assert_clean(host, p, names=("a", "b")):
     model = host.shared.sd_model
     assert [net.name for net in host.networks.loaded_networks] == list(names)
     assert host.networks.networks_in_memory == {}
-    assert host.a1111._current is None
+    assert host.a1111.sampling._current is None
     assert not any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
     sampler = p.sampler
     assert "launch_sampling" not in vars(sampler)
     assert "forward" not in vars(sampler.model_wrap_cfg.inner_model)
+    host.processing.Processing.cached_c[:] = [None, None]  # so that the text encoder is used, too
     host.generate("a plain picture")
-    host.a1111._restore_base()  # layers that a plain picture does not use keep the host's own merge
     fresh = host.model.SdModel(channels=model.model.diffusion_model.conv_in.in_channels, dict_conditions=model.dict_conditions, dtype=model.dtype)
     assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -323,9 +327,10 @@ def test_prompt_editing_is_followed_by_every_adapter(host):
 
 @pytest.mark.parametrize("model", [{"dict_conditions": True}, {"channels": 9}], ids=["dicts", "inpainting"])
 @pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
-def test_other_models(host, model, tags):
+@pytest.mark.parametrize("together", [True, False])
+def test_other_models(host, model, tags, together):
     host.use(**model)
-    host.shared.opts.batch_cond_uncond = "dict_conditions" in model
+    host.shared.opts.batch_cond_uncond = together
     p, latents = host.generate([f"a cat {tags}", "a dog"], ON, batch_size=2, negative_prompt="bad")
     adapters = [A, B] if tags == TAGS else [A, TEXT, B]
     assert_close(latents, by_equations(host, adapters, [*one("a cat"), *one("a dog")], "bad"))
@@ -376,7 +381,7 @@ def test_merging_in_the_forward_itself(host):
     host.shared.opts.lora_functional = True
     settings = {"end": 0.5}
     p, latents = host.generate(f"a cat {TAGS}", {**ON, **settings, "verify": True})
-    assert_close(latents, by_equations(host, [A, B], one("a cat"), settings=settings), 1e-2)  # norms are only nearly linear there
+    assert_close(latents, by_equations(host, [A, B], one("a cat"), settings=settings))
     host.shared.opts.lora_functional = False
     assert_close(host.generate(f"a cat {TAGS}", {**ON, **settings})[1], by_equations(host, [A, B], one("a cat"), settings=settings))
     assert_clean(host, p)
@@ -425,8 +430,8 @@ def test_verify_reports_the_error(host):
 
 
 def test_verify_finds_a_wrong_delta(host, monkeypatch):
-    low_rank = host.a1111._low_rank
-    monkeypatch.setattr(host.a1111, "_low_rank", lambda *args: low_rank(*args).__class__(low_rank(*args).down, low_rank(*args).up * 1.5))
+    low_rank = host.a1111.deltas._low_rank
+    monkeypatch.setattr(host.a1111.deltas, "_low_rank", lambda *args: low_rank(*args).__class__(low_rank(*args).down, low_rank(*args).up * 1.5))
     p, _ = host.generate(f"a cat {TAGS}", {**ON, "verify": True})
     assert float(next(iter(p.comments)).split()[5]) > 1e-3
 
@@ -474,6 +479,15 @@ def test_a_changed_file_is_read_anew(host):
     assert_close(latents, by_equations(host, [A, TEXT, B], one("a cat")))
 
 
+def test_another_checkpoint_has_its_own_conditions_and_deltas(host):
+    host.generate(f"a cat {TEXT_TAGS}", ON)
+    host.use(seed=5)
+    host.networks.loaded_networks.clear()
+    p, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, "verify": True})
+    assert_close(latents, by_equations(host, [A, TEXT, B], one("a cat")))
+    assert float(next(iter(p.comments)).split()[5]) < 1e-12
+
+
 class OddError(Exception):
     """Raised by these tests only."""
 
@@ -518,14 +532,14 @@ def test_interruption_leaves_nothing(host, monkeypatch):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("where", ["plan", "combine"])
 def test_an_error_of_ours_in_a_callback_ends_the_generation(host, monkeypatch, steps, where):
-    class Broken(host.a1111.METHODS["loratorio"]):
+    class Broken(host.a1111.sampling.METHODS["loratorio"]):
         pass
 
     def fail(*args):
         raise OddError("a mistake")
 
     setattr(Broken, where, fail)
-    monkeypatch.setitem(host.a1111.METHODS, "loratorio", Broken)
+    monkeypatch.setitem(host.a1111.sampling.METHODS, "loratorio", Broken)
     p = host.request(f"a cat {TEXT_TAGS}", ON, steps=steps)
     with pytest.raises(LoratorioError, match="OddError: a mistake"):
         host.processing.process_images(p)
@@ -535,7 +549,7 @@ def test_an_error_of_ours_in_a_callback_ends_the_generation(host, monkeypatch, s
 
 
 def test_an_error_at_the_start_ends_the_generation(host, monkeypatch):
-    monkeypatch.setattr(host.a1111, "_deltas", lambda adapter: 1 / 0)
+    monkeypatch.setattr(host.a1111.deltas, "_deltas", lambda adapter: 1 / 0)
     p = host.request(f"a cat {TEXT_TAGS}", ON)
     with pytest.raises(LoratorioError, match="could not start: ZeroDivisionError"):
         host.processing.process_images(p)
@@ -596,6 +610,16 @@ def test_layers_that_cannot_be_applied_are_left_out_as_the_host_leaves_them_out(
     assert_close(latents, by_equations(host, [A, B], one("a cat")))
 
 
+@pytest.mark.xfail(strict=True, reason="the host leaves this layer out; the extension applies it, so verify reports an error")
+def test_a_network_made_for_an_inpainting_model(host):
+    """The host pads every delta of a 9-channel layer by 5 channels, also one that has 9, which then does not fit."""
+    conv_in = host.use(channels=9).model.diffusion_model.conv_in
+    host.networks.available_networks["b"].layers["diffusion_model_conv_in"] = {
+        "lora_up.weight": torch.full((8, 1, 1, 1), 0.3).double(), "lora_down.weight": torch.full((1, *conv_in.weight.shape[1:]), 0.3).double()}
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "verify": True})
+    assert float(p.extra_generation_params["LoRAtorio verify"].split()[3]) < 1e-9
+
+
 @pytest.mark.parametrize("prompt", ["a cat", "a cat <lora:a:0>"])
 def test_no_network_is_an_ordinary_picture_and_a_note(host, prompt):
     p, latents = host.generate(prompt, ON)
@@ -633,7 +657,7 @@ def test_notes_of_an_earlier_request_do_not_stay(host):
 @pytest.mark.parametrize("settings", [{}, {"enabled": False}, [], [False, "loratorio", 2]], ids=str)
 def test_disabled_does_nothing(host, settings, monkeypatch):
     plain, expected = host.generate(f"a cat {TEXT_TAGS}")
-    for name in ("prepare", "stop", "note", "_instead_of_sampling"):
+    for name in ("prepare", "stop", "note"):
         monkeypatch.setattr(host.a1111, name, lambda *args: pytest.fail("not when disabled"))
     p, latents = host.generate(f"a cat {TEXT_TAGS}", settings)
     assert torch.equal(latents, expected)

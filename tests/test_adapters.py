@@ -146,7 +146,7 @@ def test_rows_equal_forwards_with_merged_weights(host, generator, name, kind, dt
     strengths = (0.8, -1.3)
     files = [contents(kind, layer, generator) for _ in strengths]
     modules = [host.module(kind, layer, w, strength, dyn) for w, strength in zip(files, strengths)]
-    bank = AdapterBank({"x": layer}, [{"x": host.a1111._delta(module, layer)} for module in modules], BUDGET)
+    bank = AdapterBank({"x": layer}, [{"x": host.a1111.deltas._delta(module, layer)} for module in modules], BUDGET)
     x = torch.randn((6, *shape), generator=generator, dtype=dtype)
 
     output = run(bank, layer, x, [(BASE, 2), (0, 2), (1, 2)])
@@ -168,7 +168,7 @@ def test_rows_equal_forwards_with_merged_weights(host, generator, name, kind, dt
 ])
 def test_kinds_with_factors_are_kept_as_factors(host, generator, name, kind, compact):
     layer, _ = make_layer(name)
-    delta = host.a1111._delta(host.module(kind, layer, contents(kind, layer, generator), dyn=1 if kind == "dyn" else None), layer)
+    delta = host.a1111.deltas._delta(host.module(kind, layer, contents(kind, layer, generator), dyn=1 if kind == "dyn" else None), layer)
     assert isinstance(delta, LowRank if compact else Dense)
     if kind == "dyn":
         assert delta.down.shape[0] == delta.up.shape[1] == 1
@@ -177,7 +177,7 @@ def test_kinds_with_factors_are_kept_as_factors(host, generator, name, kind, com
 def test_a_linear_file_for_a_pointwise_convolution(host, generator):
     layer, shape = make_layer("conv1")
     w = {name: value.flatten(1) if value.dim() == 4 else value for name, value in random_weights("lora", layer, generator).items()}
-    bank = AdapterBank({"x": layer}, [{"x": host.a1111._delta(host.module("lora", layer, w), layer)}], BUDGET)
+    bank = AdapterBank({"x": layer}, [{"x": host.a1111.deltas._delta(host.module("lora", layer, w), layer)}], BUDGET)
     x = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
     delta, _ = merge_by_hand("lora", w, layer.weight, 1.0)
     assert_close(run(bank, layer, x, [(0, 2)]), with_weights(layer, x, delta))

@@ -26,10 +26,10 @@ def test_v_prediction(webui, checkpoint, sampler):
 
 @pytest.mark.parametrize("checkpoint", ["tiny-inpainting"], indirect=True)
 @pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
-@pytest.mark.parametrize("kind", ["locon", "loha"])
+@pytest.mark.parametrize("kind", ["locon", "full"])
 def test_inpainting_model(webui, checkpoint, sampler, kind):
     check_composed(
-        webui, f"a cat {lora('lora', 0.8)} {lora(kind, 0.6)}", calls={"Euler a": 3, "DDIM": 2}[sampler],
+        webui, f"a cat {lora('lora', 0.8)} {lora(kind, 0.6)}", calls={"Euler a": 3, "DDIM": 1}[sampler], repeatable=False,
         init_images=[gradient()], mask=square_mask(), mask_blur=0, inpainting_fill=1, inpaint_full_res=False,
         denoising_strength=0.6, sampler_name=sampler,
     )

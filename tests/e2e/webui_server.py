@@ -149,12 +149,13 @@ def lora(kind: str, strength: float | str = 1.0) -> str:
 
 
 def check_composed(
-    webui: WebUI, prompt: str, settings: dict | None = None, *, calls: int | None = None, **fields
+    webui: WebUI, prompt: str, settings: dict | None = None, *, calls: int | None = None, repeatable: bool = True, **fields
 ) -> Pictures:
     """Generates with the extension and checks the result against the host's own pictures.
 
     The self-check must hold over `calls` sampler calls (by default at least one less than the steps), the picture
-    must be neither the merged nor the no-LoRA one, and both of those must come out after it as they did before.
+    must be neither the merged nor the no-LoRA one, and both of those must come out after it as they did before
+    (unless not `repeatable`: with an inpainting model the host draws the masked image's latent anew each time).
     """
     plain = {**fields, **({"hr_prompt": without_loras(fields["hr_prompt"])} if "hr_prompt" in fields else {})}
     without = webui.generate(without_loras(prompt), **plain)
@@ -171,8 +172,9 @@ def check_composed(
     assert difference(composed, merged) > VISIBLE
     assert difference(composed, without) > VISIBLE
 
-    assert_identical(webui.generate(prompt, **fields), merged)
-    assert_identical(webui.generate(without_loras(prompt), **plain), without)
+    if repeatable:
+        assert_identical(webui.generate(prompt, **fields), merged)
+        assert_identical(webui.generate(without_loras(prompt), **plain), without)
     return composed
 
 

@@ -41,11 +41,11 @@ def installed() -> Iterator[Host]:
 
 def _taken_out() -> dict[str, Any]:
     """Takes the host's modules, and the extension's that import them, out of what is imported."""
-    taken = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in _HOST_MODULES or name in _IMPORTING_THEM}
+    taken = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in _HOST_MODULES or name.startswith(_IMPORTING_THEM)}
     for name in taken:
         del sys.modules[name]
         package, _, attribute = name.rpartition(".")
-        if name in _IMPORTING_THEM and package in sys.modules:
+        if name.startswith(_IMPORTING_THEM) and package in sys.modules:
             sys.modules[package].__dict__.pop(attribute, None)
     return taken
 

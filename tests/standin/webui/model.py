@@ -1,7 +1,6 @@
 """A model of a few hundred weights with every kind of layer that networks change."""
 
 import zlib
-from types import SimpleNamespace
 
 import networks
 import torch
@@ -73,6 +72,11 @@ class TextEncoder(nn.Module):
         return (torch.randn(WIDTH, generator=generator, dtype=torch.float64) if vector is None else vector).to(self.transformer_fc1.weight)
 
 
+class CheckpointInfo:
+    def __init__(self, title):
+        self.title = title
+
+
 class SdModel(nn.Module):
     cond_stage_key = "txt"
 
@@ -85,7 +89,7 @@ class SdModel(nn.Module):
             self.cond_stage_model = TextEncoder()
         self.model.conditioning_key = "hybrid" if channels == 9 else "crossattn"
         self.dict_conditions = dict_conditions
-        self.sd_checkpoint_info = SimpleNamespace(title=f"tiny {seed}")
+        self.sd_checkpoint_info = CheckpointInfo(f"tiny {seed}")
         self.alphas_cumprod = torch.linspace(0.999, 0.01, 1000, dtype=dtype)
         self.to(dtype).requires_grad_(False)
         self.network_layer_mapping = {}

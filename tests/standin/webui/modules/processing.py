@@ -42,7 +42,7 @@ class Processing:
 
     def get_conds_with_caching(self, function, required_prompts, steps, caches, extra_network_data, hires_steps=None):
         loras = str({kind: [params.items for params in found] for kind, found in (extra_network_data or {}).items()})
-        key = (tuple(required_prompts), required_prompts.width, required_prompts.height, steps, hires_steps, loras, id(shared.sd_model))
+        key = (tuple(required_prompts), required_prompts.width, required_prompts.height, steps, hires_steps, loras, shared.sd_model.sd_checkpoint_info)
         for cache in caches:
             if cache[0] == key:
                 return cache[1]

@@ -1,0 +1,116 @@
+"""The networks as the host's loader has them, all of a prompt or some alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import networks
+from modules import shared
+
+from lib_loratorio.hosts.base import LoratorioError
+
+UNET = "diffusion_model"
+"""How the names begin that the host gives the UNet's layers; all others are the text encoders'."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A network as the prompt asks for it. The host's Network object holds the strengths."""
+
+    network: Any
+    name: str
+    te: float
+    unet: float
+    dyn: int | None
+
+    @classmethod
+    def of(cls, network) -> Adapter:
+        return cls(network, network.name, network.te_multiplier, network.unet_multiplier, network.dyn_dim)
+
+    @property
+    def key(self) -> tuple:
+        return self.name, self.network.network_on_disk.filename, self.network.mtime, self.te, self.unet, self.dyn
+
+    @property
+    def changes_text(self) -> bool:
+        layers = any(not name.startswith(UNET) for name in self.network.modules)
+        return bool(self.network.bundle_embeddings) or (layers and self.te != 0)
+
+    @property
+    def changes_unet(self) -> bool:
+        return self.unet != 0 and any(name.startswith(UNET) for name in self.network.modules)
+
+
+def requested_adapters(p) -> list[Adapter]:
+    """The adapters of this pass, without those of strength 0. Raises LoratorioError for a missing one."""
+    data = (p.hr_extra_network_data if p.is_hr_pass else p.extra_network_data) or {}
+    loaded = {network.name for network in networks.loaded_networks}
+    _require(_names(data), lambda name: name in loaded)
+    if not p.is_hr_pass:
+        _require(_names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
+    adapters = [Adapter.of(network) for network in networks.loaded_networks]
+    for adapter in adapters:
+        if not adapter.network.modules and not adapter.network.bundle_embeddings:
+            raise LoratorioError(
+                f"LoRAtorio: the LoRA '{adapter.name}' matches nothing in this model; "
+                "it was made for another kind of model. Take it out of the prompt or change the checkpoint."
+            )
+    return [adapter for adapter in adapters if adapter.changes_unet or adapter.changes_text]
+
+
+def _names(extra_network_data) -> list[str]:
+    return [params.positional[0] for kind in ("lora", "lyco") for params in extra_network_data.get(kind, []) if params.positional]
+
+
+def _is_available(name: str) -> bool:
+    return name in networks.available_network_aliases or name in networks.available_networks
+
+
+def _require(names: Sequence[str], present) -> None:
+    missing = [name for name in names if not present(name)]
+    if missing:
+        raise LoratorioError(
+            f"LoRAtorio: LoRA not found or not readable: {', '.join(missing)}. "
+            "Check the names in the prompt, or refresh the list of LoRAs if a file is new."
+        )
+
+
+@contextmanager
+def loaded(adapters: Sequence[Adapter]) -> Iterator[None]:
+    """The given networks loaded by the host's own loader for the time of the block, then the former ones."""
+    former = [Adapter.of(network) for network in networks.loaded_networks]
+    try:
+        _load(adapters)
+        yield
+    finally:
+        _load(former)
+
+
+def _load(adapters: Sequence[Adapter]) -> None:
+    # The loader reads a file anew unless the network is in its memory, whose default size is 0.
+    memory = dict(networks.networks_in_memory)
+    networks.networks_in_memory.update({adapter.name: adapter.network for adapter in adapters})
+    try:
+        networks.load_networks(
+            [adapter.name for adapter in adapters],
+            [adapter.te for adapter in adapters],
+            [adapter.unet for adapter in adapters],
+            [adapter.dyn for adapter in adapters],
+        )
+    finally:
+        networks.networks_in_memory.clear()
+        networks.networks_in_memory.update(memory)
+
+
+def restore_base() -> None:
+    """Takes a former request's merge out of the weights, by the host's own rule, for every layer."""
+    loaded = list(networks.loaded_networks)
+    networks.loaded_networks.clear()
+    try:
+        for layer in shared.sd_model.network_layer_mapping.values():
+            networks.network_apply_weights(layer)
+    finally:
+        networks.loaded_networks[:] = loaded

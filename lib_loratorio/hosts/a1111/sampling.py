@@ -1,0 +1,293 @@
+"""One pass of sampling, composed: from the request to the single sampler call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import networks
+import torch
+from modules import prompt_parser, sd_samplers_timesteps, sd_unet, shared
+
+from lib_loratorio.adapters import AdapterBank
+from lib_loratorio.evaluation import Evaluator, Request, take_rows
+from lib_loratorio.hosts.a1111.deltas import bank_of
+from lib_loratorio.hosts.a1111.loader import Adapter, requested_adapters
+from lib_loratorio.hosts.a1111.messages import NOTE, instead_of_sampling, note
+from lib_loratorio.hosts.a1111.text import forget_conditions, text_conditions
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.methods import BASE, METHODS
+from lib_loratorio.settings import Settings
+from lib_loratorio.step import SamplerCall
+
+VERIFY = "LoRAtorio verify"
+
+_current: Session | None = None
+
+
+@dataclass
+class Verified:
+    """What verification has found so far, over all passes and batches of a request."""
+
+    calls: int = 0
+    worst: float = 0.0
+
+    def report(self, p) -> None:
+        text = f"max relative error {self.worst:.1e} over {self.calls} calls"
+        p.extra_generation_params[VERIFY] = text
+        for comment in [comment for comment in p.comments if comment.startswith(VERIFY)]:
+            del p.comments[comment]
+        p.comment(f"{VERIFY}: {text}")
+
+
+@dataclass
+class Kept:
+    """What one request keeps on its `p` from one pass and batch to the next."""
+
+    verified: Verified = field(default_factory=Verified)
+    bank: AdapterBank | None = None
+    bank_key: tuple = ()
+
+
+def start(p) -> None:
+    """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
+    p.loratorio = Kept()
+    for key in (NOTE, VERIFY):
+        p.extra_generation_params.pop(key, None)
+
+
+def finish(p) -> None:
+    """A request is over: its memory is given back, as are text conditions where the host keeps none either."""
+    p.loratorio = None
+    forget_conditions()
+
+
+def declined(p) -> str | None:
+    """Why this model cannot be composed, or None."""
+    if shared.sd_model.cond_stage_key == "edit":
+        return "LoRAtorio does not support InstructPix2Pix models; this is the WebUI's ordinary picture."
+    if getattr(shared.sd_model, "is_sd3", False):
+        return "LoRAtorio does not support SD3 models in this WebUI; this is the WebUI's ordinary picture."
+    if sd_unet.current_unet is not None:
+        return "LoRAtorio needs the built-in UNet; set 'SD Unet' to None. This is the WebUI's ordinary picture."
+    return None
+
+
+def prepare(p, settings: Settings) -> None:
+    """Arranges that the sampling about to start is composed. Raises LoratorioError."""
+    reason = declined(p)
+    if reason:
+        return note(p, reason)
+    adapters = requested_adapters(p)
+    if not adapters:
+        return note(p, "LoRAtorio: the prompt has no LoRA of a strength other than 0; this is the WebUI's ordinary picture.")
+    if settings.method == "merge":
+        return None
+    session = Session(p, settings, adapters)
+    instead_of_sampling(p.sampler, session.sample)
+
+
+class Session:
+    """One pass of sampling, composed."""
+
+    def __init__(self, p, settings: Settings, adapters: Sequence[Adapter]):
+        self.p, self.settings, self.adapters = p, settings, adapters
+        self.verified = p.loratorio.verified
+        self.bank = bank_of(p, adapters)
+        self.texts = text_conditions(p, adapters) if settings.text_encoder == "own" else {}
+        self.method = METHODS[settings.method](settings)
+        self.denoiser = p.sampler.model_wrap_cfg
+        self.model = self.denoiser.inner_model
+        self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass)
+        self.call: SamplerCall | None = None
+        self.error: Exception | None = None
+
+    def sample(self, launch_sampling, steps, func):
+        with self.running():
+            return launch_sampling(steps, func)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hooks and callbacks in place for the time of the sampling; everything back afterwards."""
+        global _current
+        self.loaded = list(networks.loaded_networks)
+        forward_was_set = "forward" in self.model.__dict__
+        self.forward = self.model.forward
+        try:
+            with self.bank.attached():
+                self.model.forward = self._evaluate
+                _current = self
+                yield
+            self._raise_error()
+            self._report()
+        finally:
+            _current = None
+            self.call = None
+            networks.loaded_networks[:] = self.loaded
+            if forward_was_set:
+                self.model.forward = self.forward
+            else:
+                del self.model.forward
+
+    def _raise_error(self) -> None:
+        if self.error:
+            raise LoratorioError(f"LoRAtorio: {type(self.error).__name__}: {self.error}") from self.error
+
+    def _report(self) -> None:
+        if self.settings.verify:
+            self.verified.report(self.p)
+
+    # One sampler call, in the order the host calls these three
+
+    def begin(self, params) -> None:
+        """on_cfg_denoiser: from here to `finish` the model is the base."""
+        self.call = None
+        if self.denoiser.inner_model is not self.model:
+            return self._leave_to_refiner()
+        fraction = self.denoiser.step / max(self.denoiser.total_steps, 1)
+        if not self.settings.active(fraction):
+            return None
+        plan = self.method.plan(len(self.adapters), int(fraction * self.denoiser.steps))
+        if plan is None:
+            return None
+        if self.texts:
+            params.text_cond, params.text_uncond = self._text_at_this_step(BASE)
+        self.params, self.offset = params, 0
+        self.pictures = params.text_uncond.shape[0]
+        self.conditionals = params.x.shape[0] - self.pictures
+        subprompts = torch.tensor([len(prompts) for prompts in self._conditions_in_use().batch], device=params.x.device)
+        picture_of = torch.arange(self.pictures, device=params.x.device).repeat_interleave(subprompts)
+        self.own_text = {number: self._padded(*self._text_at_this_step(number)) for number in self.texts if number != BASE}
+        networks.loaded_networks.clear()
+        verify = self._verify if self.settings.verify else None
+        self.call = SamplerCall(self.method, plan, self.evaluator, picture_of, self._same_length, verify)
+
+    def _evaluate(self, x: torch.Tensor, sigma: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """The model's forward: the host may ask for a call's rows at once or in several chunks."""
+        self._raise_error()
+        if self.call is None:
+            return self.forward(x, sigma, *args, **kwargs)
+        start, rows = self.offset, x.shape[0]
+        self.offset += rows
+        conditional = max(0, min(start + rows, self.conditionals) - start)
+        host_inputs = (x, sigma, args, _of_these_rows(kwargs, rows))
+
+        def inputs(model: int, span: slice):
+            taken = take_rows(host_inputs, span)
+            return self._with_own_text(model, taken, start + span.start, start + span.stop)
+
+        return self.call.evaluate(conditional, rows - conditional, inputs)
+
+    def finish(self, params) -> None:
+        """on_cfg_denoised: the guidance goes on with what is written into `params.x`."""
+        call, self.call = self.call, None
+        networks.loaded_networks[:] = self.loaded
+        if call is None:
+            return
+        timesteps = isinstance(self.denoiser, sd_samplers_timesteps.CFGDenoiserTimesteps)
+        composed = call.combine(None if timesteps else self.params.x[: self.conditionals])
+        params.x[: self.conditionals] = composed.conditional
+        if composed.unconditional is not None:
+            params.x[self.conditionals :] = composed.unconditional
+        else:  # a step without guidance: the host has put each picture's first conditional row here
+            first = torch.searchsorted(call.picture_of, torch.arange(self.pictures, device=call.picture_of.device))
+            params.x[self.conditionals :] = composed.conditional[first]
+        self.verified.calls += 1
+
+    def _leave_to_refiner(self) -> None:
+        note(self.p, "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.")
+        self.denoiser = None
+
+    def _model_rows(self, inputs) -> torch.Tensor:
+        x, sigma, args, kwargs = inputs
+        return self.forward(x, sigma, *args, **kwargs)
+
+    # Text
+
+    def _conditions_in_use(self):
+        return self.denoiser.sampler.sampler_extra_args["cond"]
+
+    def _text_at_this_step(self, model: int) -> tuple:
+        """The condition `[C, tokens, width]` and the unconditional one `[B, tokens, width]`, or dicts of such."""
+        cond, uncond = self.texts[model]
+        _, tensor = prompt_parser.reconstruct_multicond_batch(cond, self.denoiser.step)
+        return tensor, prompt_parser.reconstruct_cond_batch(uncond, self.denoiser.step)
+
+    def _padded(self, cond, uncond) -> tuple:
+        """As the host pads its own, where its options say so."""
+        if cond.shape[1] != uncond.shape[1]:
+            if shared.opts.pad_cond_uncond_v0:
+                return self.denoiser.pad_cond_uncond_v0(cond, uncond)
+            if shared.opts.pad_cond_uncond:
+                return self.denoiser.pad_cond_uncond(cond, uncond)
+        return cond, uncond
+
+    def _same_length(self, model: int) -> bool:
+        if model not in self.own_text:
+            return True
+        cond, uncond = self.own_text[model]
+        return cond.shape[1] == uncond.shape[1]
+
+    def _with_own_text(self, model: int, inputs: tuple, start: int, stop: int) -> tuple:
+        """A model's inputs with its own text conditions for rows `start:stop` of the whole call."""
+        if model not in self.own_text:
+            return inputs
+        c = self.conditionals
+        cond, uncond = (dict(text) if isinstance(text, dict) else text for text in self.own_text[model])
+        parts = []
+        if start < c:
+            parts.append(take_rows(cond, slice(start, min(stop, c))))
+        if stop > c:
+            parts.append(take_rows(uncond, slice(max(start, c) - c, stop - c)))
+        x, sigma, args, kwargs = inputs
+        return x, sigma, args, {**kwargs, "cond": _with_text(kwargs["cond"], parts)}
+
+    # Verification
+
+    def _verify(self, requests: Sequence[Request], predictions: Sequence[torch.Tensor]) -> None:
+        """Compares predictions with the host's own merge of each adapter alone."""
+        try:
+            for request, prediction in zip(requests, predictions):
+                if request.adapter != BASE:
+                    networks.loaded_networks[:] = [self.adapters[request.adapter].network]
+                    reference = self._model_rows(request.inputs)
+                    error = (prediction - reference).abs().max() / reference.abs().max()
+                    self.verified.worst = max(self.verified.worst, error.item())
+        finally:
+            networks.loaded_networks.clear()
+
+
+def _of_these_rows(tree, rows: int):
+    """On steps without guidance the host leaves image conditions with more rows than it evaluates."""
+    return take_rows(tree, slice(rows))
+
+
+def _with_text(condition: dict, parts: list) -> dict:
+    if isinstance(parts[0], dict):
+        return {**condition, **{key: torch.cat([part[key] for part in parts]) for key in parts[0]}}
+    return {**condition, "c_crossattn": [torch.cat(parts)]}
+
+
+# The host's callbacks. It prints and ignores what they raise, so the next model call raises it again.
+
+
+def on_cfg_denoiser(params) -> None:
+    if _current and params.denoiser is _current.denoiser:
+        with _kept(_current):
+            _current.begin(params)
+
+
+def on_cfg_denoised(params) -> None:
+    if _current and _current.denoiser is not None:
+        with _kept(_current):
+            _current.finish(params)
+
+
+@contextmanager
+def _kept(session: Session) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        session.error = error
+        raise
