@@ -51,8 +51,12 @@ def _updown(module, layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor 
 
 
 def _for_inpainting(delta: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
-    """Zeros for the mask and image channels that an inpainting model's first layer has more."""
-    if layer.weight.dim() == 4 and layer.weight.shape[1] == 9 and delta.dim() == 4 and delta.shape[1] == 4:
+    """Zeros for the mask and image channels that an inpainting model's first layer has more.
+
+    The host adds them to every delta of such a layer: one that has all 9 channels already then fits no
+    more, and the host leaves it out.
+    """
+    if layer.weight.dim() == 4 and layer.weight.shape[1] == 9:
         return F.pad(delta, (0, 0, 0, 0, 0, 5))
     return delta
 
