@@ -62,6 +62,12 @@ class Settings:
             return cls.from_api(args[0])
         return cls.from_api(dict(zip((field.name for field in fields(cls)), args)))
 
+    @staticmethod
+    def is_off(args: Sequence[Any]) -> bool:
+        """Whether a script's arguments leave the extension off, in which case the other values do not matter."""
+        enabled = (args[0].get("enabled", False) if isinstance(args[0], Mapping) else args[0]) if args else False
+        return enabled is False
+
     def to_api(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -25,18 +25,18 @@ class LoratorioScript(scripts.Script):
 
     def before_process(self, p, *args):
         host.start(p)
+        if Settings.is_off(args):
+            return
         try:
-            settings = Settings.from_args(args)
+            p.extra_generation_params[ui.INFOTEXT] = Settings.from_args(args).to_infotext()
         except SettingsError:
             return  # told where the sampling starts, which is where it can be stopped
-        if settings.enabled:
-            p.extra_generation_params[ui.INFOTEXT] = settings.to_infotext()
 
     def process_before_every_sampling(self, p, *args, **kwargs):
+        if Settings.is_off(args):
+            return
         try:
-            settings = Settings.from_args(args)
-            if settings.enabled:
-                host.prepare(p, settings)
+            host.prepare(p, Settings.from_args(args))
         except (SettingsError, LoratorioError) as error:
             _refuse(p, str(error))
         except Exception as error:

@@ -628,6 +628,31 @@ def test_no_network_is_an_ordinary_picture_and_a_note(host, prompt):
     assert list(p.comments) == [p.extra_generation_params[NOTE]] == host.gradio.warnings
 
 
+def test_a_network_of_strength_zero_need_not_match_the_model(host):
+    p, latents = host.generate(f"a cat {TAGS} <lora:foreign:0>", ON)
+    assert NOTE not in p.extra_generation_params
+    assert_close(latents, by_equations(host, [A, B], one("a cat")))
+
+
+def test_another_extensions_launch_sampling_is_called_and_kept(host):
+    """Also when an arranged sampling never started and is arranged anew."""
+
+    class Sampler:
+        def launch_sampling(self, steps, func):
+            return "the host's"
+
+    sampler = Sampler()
+    sampler.launch_sampling = another = lambda steps, func: "another's"
+    for word in ("first", "second"):
+        host.a1111.messages.instead_of_sampling(sampler, lambda launch_sampling, steps, func, word=word: (word, launch_sampling(steps, func)))
+    assert sampler.launch_sampling(1, None) == ("second", "another's")
+    assert sampler.launch_sampling is another
+    del sampler.launch_sampling
+    host.a1111.messages.instead_of_sampling(sampler, lambda launch_sampling, steps, func: launch_sampling(steps, func))
+    assert sampler.launch_sampling(1, None) == "the host's"
+    assert vars(sampler) == {}
+
+
 @pytest.mark.parametrize(("field", "value", "word"), [("cond_stage_key", "edit", "InstructPix2Pix"), ("is_sd3", True, "SD3"), (None, None, "SD Unet")])
 def test_declined_models_are_ordinary_pictures_and_a_note(host, field, value, word):
     if field:
@@ -654,7 +679,7 @@ def test_notes_of_an_earlier_request_do_not_stay(host):
 # Off
 
 
-@pytest.mark.parametrize("settings", [{}, {"enabled": False}, [], [False, "loratorio", 2]], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"enabled": False}, {"enabled": False, "temperature": -1}, [], [False, "loratorio", 2]], ids=str)
 def test_disabled_does_nothing(host, settings, monkeypatch):
     plain, expected = host.generate(f"a cat {TEXT_TAGS}")
     for name in ("prepare", "stop", "note"):

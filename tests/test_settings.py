@@ -86,3 +86,11 @@ def test_step_range_is_half_open_but_for_its_last_end():
     settings = Settings(start=0.25, end=0.75)
     assert [settings.active(fraction) for fraction in (0.0, 0.25, 0.5, 0.75, 1.0)] == [False, True, True, False, False]
     assert Settings().active(1.2), "some samplers call the model more often than they announce"
+
+
+@pytest.mark.parametrize(("args", "off"), [
+    ([], True), ([False, "nonsense"], True), ([{}], True), ([{"enabled": False, "temperature": -1}], True),
+    ([True], False), ([{"enabled": True}], False), (["yes"], False), ([{"enabled": "no"}], False),
+])
+def test_is_off(args, off):
+    assert Settings.is_off(args) is off

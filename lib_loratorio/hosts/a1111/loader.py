@@ -51,7 +51,7 @@ def requested_adapters(p) -> list[Adapter]:
     _require(_names(data), lambda name: name in loaded)
     if not p.is_hr_pass:
         _require(_names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
-    adapters = [Adapter.of(network) for network in networks.loaded_networks]
+    adapters = [adapter for adapter in map(Adapter.of, networks.loaded_networks) if adapter.te != 0 or adapter.unet != 0]
     for adapter in adapters:
         if not adapter.network.modules and not adapter.network.bundle_embeddings:
             raise LoratorioError(

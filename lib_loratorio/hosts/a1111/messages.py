@@ -31,13 +31,22 @@ def stop(p, message: str) -> None:
 
 def instead_of_sampling(sampler, replacement) -> None:
     """Has the sampler's next sampling done by `replacement(launch_sampling, steps, func)`, that one only."""
-    sampler.__dict__.pop("launch_sampling", None)
+    put_back = getattr(sampler.__dict__.get("launch_sampling"), "put_back", None)
+    if put_back:  # of a sampling that was arranged and never started
+        put_back()
     launch_sampling = sampler.launch_sampling
+    others = sampler.__dict__.get("launch_sampling")
 
     def launch(steps, func):
-        del sampler.launch_sampling
+        launch.put_back()
         return replacement(launch_sampling, steps, func)
 
+    def back():
+        del sampler.launch_sampling
+        if others:
+            sampler.launch_sampling = others
+
+    launch.put_back = back
     sampler.launch_sampling = launch
 
 

@@ -53,6 +53,7 @@ class Kept:
 def start(p) -> None:
     """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
     p.loratorio = Kept()
+    forget_conditions()  # a request that failed never came to `finish`
     for key in (NOTE, VERIFY):
         p.extra_generation_params.pop(key, None)
 
