@@ -2,6 +2,6 @@
 
 from importlib.util import find_spec
 
-missing = [name for name in ("torch", "gradio", "safetensors", "numpy", "einops", "PIL") if find_spec(name) is None]
+missing = [name for name in ("torch", "gradio") if find_spec(name) is None]
 if missing:
     print(f"LoRAtorio needs {', '.join(missing)}, which the WebUI normally brings: reinstall the WebUI's requirements.")

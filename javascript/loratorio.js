@@ -11,7 +11,7 @@
             return "No LoRA in the prompt: the picture will be the ordinary one.";
         }
         const evaluations = 2 * (loras.length + 1);
-        return `${loras.length} LoRA${loras.length > 1 ? "s" : ""} (${loras.join(", ")}): ${evaluations} model evaluations a step instead of 2.`;
+        return `${loras.length} LoRA${loras.length > 1 ? "s" : ""} (${loras.join(", ")}): up to ${evaluations} model evaluations a step instead of 2.`;
     }
 
     function update(tab) {

@@ -203,7 +203,6 @@ class _DenseDelta:
     def prepare(self) -> None:
         """Computes the delta once, so that a rule that fails does so before the sampling."""
         weight, bias = self.compute()
-        weight = weight.to(self.layer.weight.device)
         if self.budget.take(weight.numel() * weight.element_size()):
             self.cached = weight, bias
 

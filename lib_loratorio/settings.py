@@ -11,6 +11,10 @@ METHODS = ("loratorio", "composite", "switch", "merge")
 TEXT_ENCODER_MODES = ("own", "merged")
 
 
+INFOTEXT = "LoRAtorio"
+"""The infotext field that holds all settings."""
+
+
 class SettingsError(ValueError):
     """A setting has a value that cannot be used; the message names field, value and allowed range."""
 
@@ -121,10 +125,10 @@ def _choice(*choices: str):
     return convert
 
 
-def _number(low: float, high: float, whole: bool = False, above: bool = False):
-    """Numbers from `low` (excluded when `above`) to `high`, given as a number or as its text."""
+def _number(low: float, high: float, whole: bool = False):
+    """Numbers from `low` to `high`, given as a number or as its text."""
     kind = "a whole number" if whole else "a number"
-    allowed = f"{kind} {'above' if above else 'from'} {low:g}" + (f" to {high:g}" if math.isfinite(high) else "" if above else " up")
+    allowed = f"{kind} from {low:g} " + (f"to {high:g}" if math.isfinite(high) else "up")
 
     def convert(name: str, value: Any) -> float | int:
         if isinstance(value, bool):
@@ -133,8 +137,7 @@ def _number(low: float, high: float, whole: bool = False, above: bool = False):
             number = float(value)
         except (TypeError, ValueError):
             raise _refuse(name, value, allowed) from None
-        in_range = math.isfinite(number) and low <= number <= high and not (above and number == low)
-        if not in_range or (whole and number != int(number)):
+        if not (math.isfinite(number) and low <= number <= high) or (whole and number != int(number)):
             raise _refuse(name, value, allowed)
         return int(number) if whole else number
 
@@ -145,7 +148,7 @@ _CONVERSIONS = {
     "enabled": _boolean,
     "method": _choice(*METHODS),
     "patch_size": _number(1, 256, whole=True),
-    "temperature": _number(0, math.inf, above=True),
+    "temperature": _number(1e-6, math.inf),
     "lam": _number(0, 1),
     "top_k": _number(0, math.inf, whole=True),
     "start": _number(0, 1),

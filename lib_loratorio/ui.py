@@ -8,12 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from lib_loratorio.settings import METHODS, TEXT_ENCODER_MODES, Settings, SettingsError
+from lib_loratorio.settings import INFOTEXT, METHODS, TEXT_ENCODER_MODES, Settings, SettingsError
 
 TITLE = "LoRAtorio"
-INFOTEXT = "LoRAtorio"
-"""The infotext field that holds all settings."""
-
 HELP = (
     "Evaluates each LoRA of the prompt alone in every step, and lets the LoRA decide that has most to say in each "
     "part of the picture. Slower by about the number of LoRAs. "

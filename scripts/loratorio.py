@@ -5,9 +5,10 @@ from modules import errors, script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
 from lib_loratorio import ui
+from lib_loratorio.adapters import is_out_of_memory
 from lib_loratorio.hosts import a1111 as host
 from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.settings import Settings, SettingsError
+from lib_loratorio.settings import INFOTEXT, Settings, SettingsError
 
 
 class LoratorioScript(scripts.Script):
@@ -20,7 +21,7 @@ class LoratorioScript(scripts.Script):
     def ui(self, is_img2img):
         controls = ui.build(InputAccordion, self.elem_id)
         self.infotext_fields = ui.infotext_fields(controls)
-        self.paste_field_names = [ui.INFOTEXT]
+        self.paste_field_names = [INFOTEXT]
         return controls
 
     def before_process(self, p, *args):
@@ -28,7 +29,7 @@ class LoratorioScript(scripts.Script):
         if Settings.is_off(args):
             return
         try:
-            p.extra_generation_params[ui.INFOTEXT] = Settings.from_args(args).to_infotext()
+            p.extra_generation_params[INFOTEXT] = Settings.from_args(args).to_infotext()
         except SettingsError:
             return  # told where the sampling starts, which is where it can be stopped
 
@@ -40,6 +41,8 @@ class LoratorioScript(scripts.Script):
         except (SettingsError, LoratorioError) as error:
             _refuse(p, str(error))
         except Exception as error:
+            if is_out_of_memory(error):
+                return _refuse(p, "LoRAtorio: memory ran out while the LoRAs were prepared. Use fewer LoRAs, or a smaller memory budget in the settings.")
             errors.report("LoRAtorio could not start", exc_info=True)
             host.stop(p, f"LoRAtorio could not start: {type(error).__name__}: {error}. Please report this with the console's output.")
 
@@ -48,11 +51,10 @@ class LoratorioScript(scripts.Script):
 
 
 def _refuse(p, message):
-    if shared.opts.loratorio_stop_on_error:
+    if getattr(shared.opts, "loratorio_stop_on_error", True):  # without a page, options have no defaults
         host.stop(p, message)
     else:
-        p.extra_generation_params.pop(ui.INFOTEXT, None)
-        host.note(p, f"{message} Went on without LoRAtorio.")
+        host.leave_alone(p, message)
 
 
 def _add_options():

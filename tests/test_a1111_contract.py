@@ -560,7 +560,7 @@ def test_an_error_at_the_start_ends_the_generation(host, monkeypatch):
 # What the user is told
 
 BAD = {
-    "value": (f"a cat {TAGS}", {**ON, "temperature": -1}, ["temperature", "-1", "above 0"]),
+    "value": (f"a cat {TAGS}", {**ON, "temperature": -1}, ["temperature", "-1", "1e-06"]),
     "name": (f"a cat {TAGS}", {**ON, "temprature": 1}, ["temprature", "temperature"]),
     "unknown": (f"a cat {TAGS} <lora:nowhere:1>", ON, ["nowhere"]),
     "unreadable": (f"a cat {TAGS} <lora:broken:1>", ON, ["broken"]),
@@ -587,7 +587,7 @@ def test_bad_input(host, prompt, settings, words, stops):
         assert torch.equal(host.processing.process_images(p), ordinary)
         (message,) = p.comments
         assert p.extra_generation_params == {NOTE: message}
-        assert message.endswith("Went on without LoRAtorio.")
+        assert message.endswith("This makes the picture the WebUI's ordinary one.")
     assert all(word in message for word in words), message
     assert message in host.gradio.warnings
     assert host.errors.reported == []
@@ -632,6 +632,52 @@ def test_a_network_of_strength_zero_need_not_match_the_model(host):
     p, latents = host.generate(f"a cat {TAGS} <lora:foreign:0>", ON)
     assert NOTE not in p.extra_generation_params
     assert_close(latents, by_equations(host, [A, B], one("a cat")))
+
+
+def test_without_a_page_there_are_no_options_and_errors_still_stop(host):
+    for name in [name for name in vars(host.shared.opts) if name.startswith("loratorio")]:
+        delattr(host.shared.opts, name)
+    with pytest.raises(LoratorioError, match="patch_size is 0"):
+        host.generate(f"a cat {TAGS}", {**ON, "patch_size": 0})
+    assert_close(host.generate(f"a cat {TAGS}", ON)[1], by_equations(host, [A, B], one("a cat")))
+
+
+def test_networks_switched_off_are_an_ordinary_picture_and_a_note(host):
+    p, _ = host.generate(f"a cat {TAGS}", ON, disable_extra_networks=True)
+    assert p.extra_generation_params == {
+        NOTE: "LoRAtorio did nothing: LoRAs are switched off for this generation. This makes the picture the WebUI's ordinary one."}
+
+
+@pytest.mark.parametrize(("prompts", "ordinary", "composed"), [
+    (("a cat", f"a cat {TAGS}"), "the first pass", True),
+    ((f"a cat {TAGS}", "a cat"), "the hires pass", True),
+    (("a cat", "a dog"), "the first pass", False),
+])
+def test_notes_name_the_pass_and_infotext_tells_whether_anything_was_composed(host, prompts, ordinary, composed):
+    p, _ = host.generate(prompts[0], ON, enable_hr=True, hr_prompt=prompts[1])
+    assert f"This makes {ordinary} the WebUI's ordinary one." in p.extra_generation_params[NOTE]
+    assert ("LoRAtorio" in p.extra_generation_params) == composed
+
+
+def test_verify_shows_predictions_that_are_no_numbers(host, monkeypatch):
+    low_rank = host.a1111.deltas._low_rank
+    monkeypatch.setattr(host.a1111.deltas, "_low_rank", lambda *args: low_rank(*args).__class__(low_rank(*args).down, low_rank(*args).up * math.nan))
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "verify": True})
+    assert p.extra_generation_params["LoRAtorio verify"] == "max relative error nan over 3 calls"
+
+
+def test_verify_says_when_there_was_nothing_to_verify(host):
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "verify": True, "start": 0.9})
+    assert p.extra_generation_params["LoRAtorio verify"] == "nothing was composed, so nothing was verified"
+
+
+def test_switch_changes_on_time(host, monkeypatch):
+    """15 / 22 * 22 is a little less than 15 in floating point."""
+    turns = []
+    plan = host.a1111.sampling.METHODS["switch"].plan
+    monkeypatch.setattr(host.a1111.sampling.METHODS["switch"], "plan", lambda self, n, step: turns.append(step) or plan(self, n, step))
+    host.generate(f"a cat {TAGS}", {**ON, "method": "switch"}, steps=22)
+    assert turns == list(range(22))
 
 
 def test_another_extensions_launch_sampling_is_called_and_kept(host):

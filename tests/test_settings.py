@@ -11,12 +11,12 @@ def test_every_method_is_implemented():
 
 
 @pytest.mark.parametrize(("name", "value", "allowed"), [
-    ("temperature", 0, "a number above 0"),
-    ("temperature", float("nan"), "a number above 0"),
-    ("temperature", float("inf"), "a number above 0"),
-    ("temperature", "warm", "a number above 0"),
-    ("temperature", None, "a number above 0"),
-    ("temperature", True, "a number above 0"),
+    ("temperature", 0, "a number from 1e-06 up"),
+    ("temperature", float("nan"), "a number from 1e-06 up"),
+    ("temperature", float("inf"), "a number from 1e-06 up"),
+    ("temperature", "warm", "a number from 1e-06 up"),
+    ("temperature", None, "a number from 1e-06 up"),
+    ("temperature", True, "a number from 1e-06 up"),
     ("patch_size", 0, "a whole number from 1 to 256"),
     ("patch_size", 1.5, "a whole number from 1 to 256"),
     ("patch_size", float("inf"), "a whole number from 1 to 256"),

@@ -1,4 +1,4 @@
-"""What every host offers the engine, and the errors that reach its user."""
+"""What every host offers the script, and the error that reaches its user."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from lib_loratorio.settings import Settings
 
 
 class LoratorioError(RuntimeError):
-    """Something only the user can put right; the message says what to do."""
+    """A composition that cannot begin or go on; the message is for the user and says what to do."""
 
 
 class Host(Protocol):
-    """The host side of a composition. An implementation puts everything back, whatever ends the sampling."""
+    """A host's module. It puts everything back, whatever ends the sampling. `p` is the host's request."""
+
+    def start(self, p: Any) -> None:
+        """A request begins."""
 
     def prepare(self, p: Any, settings: Settings) -> None:
         """Arranges that the sampling about to start is composed. Raises LoratorioError."""
@@ -20,5 +23,8 @@ class Host(Protocol):
     def stop(self, p: Any, message: str) -> None:
         """Arranges that the sampling about to start fails with this message, on the page and in the API."""
 
-    def note(self, p: Any, message: str) -> None:
-        """Tells the user something, on the page and in the API's answer; the generation goes on."""
+    def leave_alone(self, p: Any, message: str) -> None:
+        """Says, on the page and in the API's answer, why the sampling about to start is the host's ordinary one."""
+
+    def finish(self, p: Any) -> None:
+        """A request is over."""

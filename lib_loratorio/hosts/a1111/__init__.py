@@ -11,6 +11,6 @@ forward restores the base's weights first. That is why the list is emptied, and 
 """
 
 from lib_loratorio.hosts.a1111.messages import note, stop
-from lib_loratorio.hosts.a1111.sampling import finish, on_cfg_denoised, on_cfg_denoiser, prepare, start
+from lib_loratorio.hosts.a1111.sampling import finish, leave_alone, on_cfg_denoised, on_cfg_denoiser, prepare, start
 
-__all__ = ["finish", "note", "on_cfg_denoised", "on_cfg_denoiser", "prepare", "start", "stop"]
+__all__ = ["finish", "leave_alone", "note", "on_cfg_denoised", "on_cfg_denoiser", "prepare", "start", "stop"]

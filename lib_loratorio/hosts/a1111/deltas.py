@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from modules import shared
+from modules import devices, shared
 
 from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank
 from lib_loratorio.hosts.a1111.loader import UNET, Adapter, restore_base
@@ -42,12 +43,14 @@ def _low_rank(module, layer: torch.nn.Module) -> LowRank:
 
 def _updown(module, layer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What the host's merge would change, its rounding to the file's and the model's precision included."""
-    weight = getattr(layer, "fp16_weight", None)  # fp8 models keep a copy of better precision for this
-    weight = layer.weight if weight is None else weight.to(layer.weight.device)
+    # The host merges on the device that computes, where a model kept in CPU memory is only during its forward.
+    base = layer.weight.to(devices.device)
+    precise = getattr(layer, "fp16_weight", None)  # fp8 models keep a copy of better precision for this
+    weight = base if precise is None else precise.to(devices.device)
     delta, bias = module.calc_updown(weight)
-    merged = (weight.to(delta.dtype) + _for_inpainting(delta, layer)).to(layer.weight.dtype)
+    merged = (weight.to(delta.dtype) + _for_inpainting(delta, layer)).to(base.dtype)
     dtype = torch.float64 if merged.dtype == torch.float64 else torch.float32
-    return merged.to(dtype) - layer.weight.to(dtype), bias
+    return merged.to(dtype) - base.to(dtype), bias
 
 
 def _for_inpainting(delta: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
@@ -80,10 +83,10 @@ def bank_of(p, adapters: Sequence[Adapter]) -> AdapterBank:
 def _report_failures(p, adapter: Adapter, failures: dict[str, str], applied: int) -> None:
     if not failures:
         return
-    reason = next(iter(failures.values()))
+    for layer, reason in failures.items():
+        logging.info(f"LoRAtorio: LoRA {adapter.name}, layer {layer}: {reason}")
+    half = any("not implemented for 'Half'" in reason for reason in failures.values())
+    why = "a half-precision file of this kind cannot be computed on a CPU; use a float32 file" if half else "they are for another kind of model"
     if not applied and not adapter.changes_text:
-        raise LoratorioError(
-            f"LoRAtorio: none of the {len(failures)} layers of the LoRA '{adapter.name}' could be applied to this model "
-            f"({reason}). It is for another model, or of a kind or precision this WebUI cannot compute here."
-        )
-    note(p, f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{adapter.name}' could not be applied and are left out ({reason}).")
+        raise LoratorioError(f"LoRAtorio: none of the {len(failures)} layers of the LoRA '{adapter.name}' could be applied to this model: {why}.")
+    note(p, f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{adapter.name}' could not be applied and are left out: {why}.")

@@ -18,7 +18,7 @@ from lib_loratorio.hosts.a1111.messages import NOTE, instead_of_sampling, note
 from lib_loratorio.hosts.a1111.text import forget_conditions, text_conditions
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.methods import BASE, METHODS
-from lib_loratorio.settings import Settings
+from lib_loratorio.settings import INFOTEXT, Settings
 from lib_loratorio.step import SamplerCall
 
 VERIFY = "LoRAtorio verify"
@@ -34,7 +34,7 @@ class Verified:
     worst: float = 0.0
 
     def report(self, p) -> None:
-        text = f"max relative error {self.worst:.1e} over {self.calls} calls"
+        text = f"max relative error {self.worst:.1e} over {self.calls} calls" if self.calls else "nothing was composed, so nothing was verified"
         p.extra_generation_params[VERIFY] = text
         for comment in [comment for comment in p.comments if comment.startswith(VERIFY)]:
             del p.comments[comment]
@@ -45,6 +45,7 @@ class Verified:
 class Kept:
     """What one request keeps on its `p` from one pass and batch to the next."""
 
+    composed: bool = False
     verified: Verified = field(default_factory=Verified)
     bank: AdapterBank | None = None
     bank_key: tuple = ()
@@ -65,28 +66,37 @@ def finish(p) -> None:
 
 
 def declined(p) -> str | None:
-    """Why this model cannot be composed, or None."""
+    """Why this pass cannot be composed, or None."""
+    if p.disable_extra_networks:
+        return "LoRAs are switched off for this generation"
     if shared.sd_model.cond_stage_key == "edit":
-        return "LoRAtorio does not support InstructPix2Pix models; this is the WebUI's ordinary picture."
+        return "InstructPix2Pix models are not supported"
     if getattr(shared.sd_model, "is_sd3", False):
-        return "LoRAtorio does not support SD3 models in this WebUI; this is the WebUI's ordinary picture."
+        return "SD3 models are not supported"
     if sd_unet.current_unet is not None:
-        return "LoRAtorio needs the built-in UNet; set 'SD Unet' to None. This is the WebUI's ordinary picture."
+        return "it needs the built-in UNet; set 'SD Unet' to None"
     return None
 
 
 def prepare(p, settings: Settings) -> None:
     """Arranges that the sampling about to start is composed. Raises LoratorioError."""
     reason = declined(p)
-    if reason:
-        return note(p, reason)
-    adapters = requested_adapters(p)
+    adapters = [] if reason else requested_adapters(p)
     if not adapters:
-        return note(p, "LoRAtorio: the prompt has no LoRA of a strength other than 0; this is the WebUI's ordinary picture.")
-    if settings.method == "merge":
-        return None
-    session = Session(p, settings, adapters)
-    instead_of_sampling(p.sampler, session.sample)
+        return leave_alone(p, f"LoRAtorio did nothing: {reason or 'the prompt has no LoRA of a strength other than 0'}.")
+    if settings.method != "merge":
+        instead_of_sampling(p.sampler, Session(p, settings, adapters).sample)
+    p.loratorio.composed = True
+    p.extra_generation_params[INFOTEXT] = settings.to_infotext()
+    return None
+
+
+def leave_alone(p, message: str) -> None:
+    """Tells why the pass about to start is the host's ordinary one."""
+    if not p.loratorio.composed:
+        p.extra_generation_params.pop(INFOTEXT, None)
+    passes = "the hires pass" if p.is_hr_pass else "the first pass" if getattr(p, "enable_hr", False) else "the picture"
+    note(p, f"{message} This makes {passes} the WebUI's ordinary one.")
 
 
 class Session:
@@ -113,7 +123,7 @@ class Session:
         """Hooks and callbacks in place for the time of the sampling; everything back afterwards."""
         global _current
         self.loaded = list(networks.loaded_networks)
-        forward_was_set = "forward" in self.model.__dict__
+        forward_before = self.model.__dict__.get("forward")
         self.forward = self.model.forward
         try:
             with self.bank.attached():
@@ -126,10 +136,9 @@ class Session:
             _current = None
             self.call = None
             networks.loaded_networks[:] = self.loaded
-            if forward_was_set:
-                self.model.forward = self.forward
-            else:
-                del self.model.forward
+            self.model.__dict__.pop("forward", None)
+            if forward_before is not None:
+                self.model.forward = forward_before
 
     def _raise_error(self) -> None:
         if self.error:
@@ -149,7 +158,8 @@ class Session:
         fraction = self.denoiser.step / max(self.denoiser.total_steps, 1)
         if not self.settings.active(fraction):
             return None
-        plan = self.method.plan(len(self.adapters), int(fraction * self.denoiser.steps))
+        step = self.denoiser.step * self.denoiser.steps // max(self.denoiser.total_steps, 1)
+        plan = self.method.plan(len(self.adapters), step)
         if plan is None:
             return None
         if self.texts:
@@ -172,7 +182,8 @@ class Session:
         start, rows = self.offset, x.shape[0]
         self.offset += rows
         conditional = max(0, min(start + rows, self.conditionals) - start)
-        host_inputs = (x, sigma, args, _of_these_rows(kwargs, rows))
+        # On steps without guidance the host leaves image conditions with more rows than it evaluates.
+        host_inputs = (x, sigma, args, take_rows(kwargs, slice(rows)))
 
         def inputs(model: int, span: slice):
             taken = take_rows(host_inputs, span)
@@ -235,7 +246,7 @@ class Session:
         if model not in self.own_text:
             return inputs
         c = self.conditionals
-        cond, uncond = (dict(text) if isinstance(text, dict) else text for text in self.own_text[model])
+        cond, uncond = self.own_text[model]
         parts = []
         if start < c:
             parts.append(take_rows(cond, slice(start, min(stop, c))))
@@ -247,21 +258,16 @@ class Session:
     # Verification
 
     def _verify(self, requests: Sequence[Request], predictions: Sequence[torch.Tensor]) -> None:
-        """Compares predictions with the host's own merge of each adapter alone."""
+        """Compares predictions with the host's own merge of each adapter alone, and with the bare model."""
         try:
             for request, prediction in zip(requests, predictions):
-                if request.adapter != BASE:
-                    networks.loaded_networks[:] = [self.adapters[request.adapter].network]
-                    reference = self._model_rows(request.inputs)
-                    error = (prediction - reference).abs().max() / reference.abs().max()
-                    self.verified.worst = max(self.verified.worst, error.item())
+                networks.loaded_networks[:] = [] if request.adapter == BASE else [self.adapters[request.adapter].network]
+                reference = self._model_rows(request.inputs)
+                error = ((prediction - reference).abs().max() / reference.abs().max()).item()
+                if not error <= self.verified.worst:  # so that a prediction that is no number shows
+                    self.verified.worst = error
         finally:
             networks.loaded_networks.clear()
-
-
-def _of_these_rows(tree, rows: int):
-    """On steps without guidance the host leaves image conditions with more rows than it evaluates."""
-    return take_rows(tree, slice(rows))
 
 
 def _with_text(condition: dict, parts: list) -> dict:

@@ -29,6 +29,7 @@ class Processing:
     refiner_switch_at: float = 0.5
     scripts: Any = None
     is_hr_pass: bool = False
+    disable_extra_networks: bool = False
     extra_generation_params: dict = field(default_factory=dict)
     comments: dict = field(default_factory=dict)
 

@@ -1,0 +1,5 @@
+"""Where the host computes."""
+
+import torch
+
+device = torch.device("cpu")
