@@ -68,7 +68,7 @@ def random_scene(rng):
 def load(path, device="cpu"):
     with safe_open(path, "pt") as file:
         detector = Detector(int(file.metadata()["width"]))
-        detector.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})  # noqa: SIM118
+        detector.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})
     return detector.to(device).eval()
 
 
