@@ -219,7 +219,10 @@ def train_lora(name, scratch):
 def export(scratch):
     """fp16 copies of everything a user needs into lab/weights/."""
     pipe = model.load(scratch / "model", torch.float16)
+    pipe.register_modules(tokenizer=None)           # stays as it lies there: vocab.json and merges.txt, which every host reads
     pipe.save_pretrained(WEIGHTS / "model", safe_serialization=True)
+    index = WEIGHTS / "model" / "model_index.json"
+    index.write_text(index.read_text().replace('"tokenizer": [\n    null,\n    null\n  ]', '"tokenizer": [\n    "transformers",\n    "CLIPTokenizer"\n  ]'))
     (WEIGHTS / "loras").mkdir(exist_ok=True)
     for file in (scratch / "loras").glob("*.safetensors"):
         (WEIGHTS / "loras" / file.name).write_bytes(file.read_bytes())
