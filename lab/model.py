@@ -45,10 +45,13 @@ def unet():
 
 def autoencoder(levels, width=64):
     """AutoencoderKL with a factor of 2 ** (levels - 1): no residual block per encoder level, one per decoder level."""
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=(width,) * levels, layers_per_block=0, latent_channels=4, norm_num_groups=32,
         sample_size=world.CANVAS * 2 ** (levels - 3))
+    # A posterior that starts at unit variance drowns the latents in noise for hundreds of steps; start it narrow.
+    torch.nn.init.constant_(vae.quant_conv.bias[4:], -8.0)
+    return vae
 
 
 def keep_centre(conv):
