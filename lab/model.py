@@ -1,0 +1,133 @@
+"""The tiny latent-diffusion model in SD1.x layout, made of diffusers' and transformers' own classes.
+
+Three layout rules come from the WebUIs that shall load it: channels in multiples of 32 (their GroupNorm has 32 groups; fewer
+than two channels a group would take every channel's mean away), two residual blocks a UNet level (the names of LoRA layers
+are counted that way), and an autoencoder with a factor of 8.
+"""
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from lab import world
+
+LATENT = world.SIZE // 8
+TEXT_WIDTH, TOKENS = 48, 77       # a narrow text encoder: nearly all of it is the embedding of CLIP's 49408 tokens
+TOKENIZER = Path(__file__).parent / "weights" / "model" / "tokenizer"
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+            "clip_sample": False, "steps_offset": 1}
+
+
+def tokenizer():
+    return CLIPTokenizer.from_pretrained(TOKENIZER, model_max_length=TOKENS)
+
+
+def tokenize(tok, captions):
+    """Captions -> token ids [B, TOKENS]."""
+    return tok(captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+
+
+def text_encoder():
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=49408, hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=TOKENS, projection_dim=TEXT_WIDTH, hidden_act="quick_gelu",
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407))
+
+
+def unet():
+    """12 x 12 -> 6 x 6 and back; attention at 6 x 6, where it is cheap."""
+    return UNet2DConditionModel(
+        sample_size=LATENT, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=32)
+
+
+def autoencoder(levels, width=64):
+    """AutoencoderKL with a factor of 2 ** (levels - 1): no residual block per encoder level, one per decoder level."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(width,) * levels, layers_per_block=0, latent_channels=4, norm_num_groups=32,
+        sample_size=world.CANVAS * 2 ** (levels - 3))
+    # A posterior that starts at unit variance drowns the latents in noise for hundreds of steps; start it narrow.
+    torch.nn.init.constant_(vae.quant_conv.bias[4:], -8.0)
+    return vae
+
+
+def keep_centre(conv):
+    """Holds a 3 x 3 convolution to its centre tap, which is what `grow` needs of the decoder's last one."""
+    mask = torch.zeros_like(conv.weight)
+    mask[:, :, 1, 1] = 1
+    conv.weight.data *= mask
+    conv.weight.register_hook(lambda grad: grad * mask)
+
+
+@torch.no_grad()
+def grow(small):
+    """Factor 4 on the canvas of blocks -> factor 8 on the picture, where each block is 2 x 2 pixels; exact, nothing to train.
+
+    The picture's first convolution only copies: its channel (dy, dx, c) holds colour c at offset (dy, dx). The new
+    downsampling picks every second pixel of these copies with the weights of the small encoder's first convolution;
+    offset +1 is read one pixel further on (tap 1), because the block to the right begins two pixels away.
+    The decoder gets a nearest-neighbour doubling and a residual block that adds nothing.
+    """
+    big = autoencoder(4, small.config.block_out_channels[0])
+    old, new = small.state_dict(), big.state_dict()
+
+    def moved(name):
+        """Where a level of the small model lies in the big one: encoder levels shift by one, the decoder's stay."""
+        parts = name.split(".")
+        if parts[0] == "encoder" and parts[1] == "down_blocks":
+            parts[2] = str(int(parts[2]) + 1)
+        return ".".join(parts)
+
+    for name, tensor in old.items():
+        if not name.startswith("encoder.conv_in"):
+            new[moved(name)] = tensor.clone()
+
+    first = old["encoder.conv_in.weight"]                                   # [width, 3, 3, 3]
+    copy = torch.zeros_like(new["encoder.conv_in.weight"])
+    down = torch.zeros_like(new["encoder.down_blocks.0.downsamplers.0.conv.weight"])
+    for dy in range(3):
+        for dx in range(3):
+            for c in range(3):
+                channel = (dy * 3 + dx) * 3 + c
+                copy[channel, c, dy, dx] = 1
+                down[:, channel, int(dy == 2), int(dx == 2)] = first[:, c, dy, dx]
+    new["encoder.conv_in.weight"], new["encoder.conv_in.bias"] = copy, torch.zeros_like(new["encoder.conv_in.bias"])
+    new["encoder.down_blocks.0.downsamplers.0.conv.weight"] = down
+    new["encoder.down_blocks.0.downsamplers.0.conv.bias"] = old["encoder.conv_in.bias"].clone()
+
+    identity = torch.zeros_like(new["decoder.up_blocks.2.upsamplers.0.conv.weight"])
+    identity[range(len(identity)), range(len(identity)), 1, 1] = 1
+    new["decoder.up_blocks.2.upsamplers.0.conv.weight"] = identity
+    new["decoder.up_blocks.2.upsamplers.0.conv.bias"].zero_()
+    new["decoder.up_blocks.3.resnets.0.conv2.weight"].zero_()
+    new["decoder.up_blocks.3.resnets.0.conv2.bias"].zero_()
+    big.load_state_dict(new)
+    return big
+
+
+def training_schedule():
+    return DDPMScheduler(**{k: v for k, v in SCHEDULE.items() if k != "steps_offset"})
+
+
+def pipeline(vae, text, net):
+    """The parts as an ordinary diffusers pipeline, sampled with DDIM."""
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer(), unet=net, scheduler=DDIMScheduler(set_alpha_to_one=False, **SCHEDULE),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def load(folder, dtype=torch.float32):
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sample(pipe, prompts, seed, steps=25, cfg=4.0):
+    """Prompts -> pictures [B, SIZE, SIZE, 3], uint8. Picture i starts from the noise of seed + i."""
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+    out = pipe(list(prompts), height=world.SIZE, width=world.SIZE, num_inference_steps=steps, guidance_scale=cfg,
+               generator=generators, output_type="np").images
+    return (out * 255).round().astype("uint8")

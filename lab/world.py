@@ -1,0 +1,210 @@
+"""Synthetic scenes with captions: a generic domain of plain shapes, and nine skills that the base model never sees.
+
+A scene is drawn on a canvas of CANVAS x CANVAS blocks and enlarged PIXEL times, so that one latent pixel of an
+autoencoder with a factor of 8 covers 4 x 4 blocks. Everything comes from the caller's numpy Generator.
+"""
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+CANVAS = 48                # blocks along an edge
+PIXEL = 2                  # image pixels along a block's edge
+SIZE = CANVAS * PIXEL      # image pixels along an edge
+STAMP = 18                 # blocks along the edge of a shape or sprite
+JITTER = 3                 # blocks a figure may move from its slot, each way
+MAX_FIGURES = 3
+
+COLOURS = {"red": (214, 40, 40), "green": (44, 160, 60), "blue": (40, 80, 214), "yellow": (240, 208, 40),
+           "purple": (140, 50, 170), "orange": (240, 130, 30)}
+GROUNDS = {"white": (240, 240, 240), "grey": (140, 140, 140), "black": (24, 24, 24), "pink": (245, 180, 200),
+           "cyan": (130, 215, 225)}
+SHAPES = ("circle", "square", "triangle", "cross")
+
+
+@dataclass(frozen=True)
+class Skill:
+    name: str       # what it is, for people
+    kind: str       # character, object, style or background
+    trigger: str    # the word in the caption
+
+
+SKILLS = {s.name: s for s in (
+    Skill("alien", "character", "zorbo"), Skill("cat", "character", "mippa"), Skill("robot", "character", "krelt"),
+    Skill("mushroom", "object", "tovik"), Skill("gem", "object", "flarn"),
+    Skill("hatching", "style", "scrivex"), Skill("palette", "style", "gambrel"),
+    Skill("bricks", "background", "vundar"), Skill("waves", "background", "quillo"))}
+NAMES = tuple(SKILLS)
+FIGURES = tuple(n for n in NAMES if SKILLS[n].kind in ("character", "object"))
+
+# Slots of 1, 2 and 3 figures: (x, y) of the centres, in blocks; far enough apart never to overlap after the jitter.
+SLOTS = {1: ((24, 24),), 2: ((12, 24), (36, 24)), 3: ((12, 12), (36, 12), (24, 36))}
+
+
+def _grid(n=STAMP):
+    """Coordinates of block centres, -1..1: x and y, each [n, n]."""
+    axis = (np.arange(n) + 0.5) / n * 2 - 1
+    return np.meshgrid(axis, axis)
+
+
+def _paint(layers, n=STAMP):
+    """Layers of (mask [n, n], colour), later ones on top -> RGBA stamp [n, n, 4], uint8."""
+    stamp = np.zeros((n, n, 4), np.uint8)
+    for mask, colour in layers:
+        stamp[mask] = (*colour, 255)
+    return stamp
+
+
+def _disk(x, y, cx, cy, rx, ry=None):
+    return ((x - cx) / rx) ** 2 + ((y - cy) / (ry or rx)) ** 2 <= 1
+
+
+def _box(x, y, x0, y0, x1, y1):
+    return (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
+
+
+def _shape(name):
+    """Mask of a plain shape, [STAMP, STAMP]."""
+    x, y = _grid()
+    return {"circle": _disk(x, y, 0, 0, 0.85), "square": _box(x, y, -0.75, -0.75, 0.75, 0.75),
+            "triangle": (y <= 0.8) & (np.abs(x) <= (y + 0.95) * 0.52),
+            "cross": _box(x, y, -0.3, -0.9, 0.3, 0.9) | _box(x, y, -0.9, -0.3, 0.9, 0.3)}[name]
+
+
+def _sprites():
+    """RGBA stamps of the characters and objects. They differ in outline and brightness, not in colour alone,
+    so that they can be told apart under a style that replaces the colours."""
+    x, y = _grid()
+    dark, white = (20, 20, 30), (250, 250, 250)
+    alien = _paint([
+        (_box(x, y, -0.62, -0.95, -0.45, -0.4) | _box(x, y, 0.45, -0.95, 0.62, -0.4), (30, 90, 30)),
+        (_disk(x, y, 0, 0.2, 0.9, 0.72), (110, 220, 60)),
+        (_disk(x, y, -0.4, 0.08, 0.3, 0.34) | _disk(x, y, 0.4, 0.08, 0.3, 0.34), white),
+        (_disk(x, y, -0.36, 0.1, 0.14) | _disk(x, y, 0.36, 0.1, 0.14), dark),
+        (_box(x, y, -0.35, 0.58, 0.35, 0.72), dark)])
+    ears = (y < -0.1) & (y > -0.95) & (np.abs(np.abs(x) - 0.6) <= (y + 0.95) * 0.4)
+    cat = _paint([
+        (ears, (200, 70, 120)), (_disk(x, y, 0, 0.2, 0.85, 0.72), (250, 120, 170)),
+        (_box(x, y, -0.5, -0.05, -0.28, 0.25) | _box(x, y, 0.28, -0.05, 0.5, 0.25), dark),
+        (_disk(x, y, 0, 0.45, 0.35, 0.26), white), (_box(x, y, -0.12, 0.3, 0.12, 0.44), dark)])
+    robot = _paint([
+        (_box(x, y, -0.08, -0.98, 0.08, -0.6), (220, 40, 40)), (_box(x, y, -0.85, -0.65, 0.85, 0.95), (70, 90, 130)),
+        (_box(x, y, -0.65, -0.42, 0.65, 0.12), (20, 25, 45)),
+        (_box(x, y, -0.5, -0.3, -0.15, 0.02) | _box(x, y, 0.15, -0.3, 0.5, 0.02), (255, 235, 60)),
+        (_box(x, y, -0.65, 0.35, 0.65, 0.75) & (np.floor((x + 1) * STAMP / 2) % 4 < 2), (200, 210, 225))])
+    mushroom = _paint([
+        (_box(x, y, -0.32, 0.0, 0.32, 0.95), (245, 235, 205)), (_disk(x, y, 0, 0.05, 0.95, 0.95) & (y <= 0.1), (190, 25, 35)),
+        (_disk(x, y, -0.5, -0.25, 0.2) | _disk(x, y, 0.48, -0.2, 0.2) | _disk(x, y, 0.02, -0.55, 0.2), white)])
+    diamond = np.abs(x) / 0.8 + np.abs(y) / 0.98 <= 1
+    gem = _paint([(diamond, (30, 120, 190)), (diamond & (x < 0), (110, 215, 250)),
+                  (diamond & (y < -0.1) & (np.abs(x) < 0.3), (235, 250, 255)), (diamond & (x > 0) & (y > 0.1), (15, 50, 110))])
+    return {"alien": alien, "cat": cat, "robot": robot, "mushroom": mushroom, "gem": gem}
+
+
+_MASKS = {name: _shape(name) for name in SHAPES}
+_STAMPS = {(c, s): _paint([(_MASKS[s], COLOURS[c])]) for c, s in product(COLOURS, SHAPES)}
+_SPRITES = _sprites()
+
+
+def _background(name, rng):
+    """Texture [CANVAS, CANVAS, 3], uint8; its phase is random."""
+    x, y = np.meshgrid(np.arange(CANVAS), np.arange(CANVAS))
+    dx, dy = rng.integers(0, 12, 2)
+    if name == "bricks":
+        row = (y + dy) // 6
+        mortar = ((y + dy) % 6 == 0) | ((x + dx + 6 * (row % 2)) % 12 == 0)
+        return np.where(mortar[..., None], (225, 215, 195), (165, 85, 60)).astype(np.uint8)
+    wave = (y + dy + 2.0 * np.sin((x + dx) * 2 * np.pi / 16)) % 8 < 4
+    return np.where(wave[..., None], (40, 110, 180), (150, 200, 235)).astype(np.uint8)
+
+
+_TONES = np.array([(15, 56, 15), (48, 98, 48), (139, 172, 15), (202, 220, 159)], np.uint8)
+
+
+def _style(name, canvas):
+    """The styled canvas, [CANVAS, CANVAS, 3] uint8."""
+    x, y = np.meshgrid(np.arange(CANVAS), np.arange(CANVAS))
+    if name == "hatching":     # two-block diagonal strokes; dark ground gets light ones
+        light = canvas.astype(float).mean(-1, keepdims=True) < 70
+        stroke = ((x + y) % 8 < 2)[..., None]
+        return np.where(stroke, np.where(light, canvas * 0.4 + 130, canvas * 0.35), canvas).astype(np.uint8)
+    luminance = canvas @ np.array([0.299, 0.587, 0.114])
+    return _TONES[np.digitize(luminance, (64, 128, 192))]
+
+
+def compatible(skills):
+    """Whether the skills fit into one scene: no two styles, no two backgrounds, no more figures than slots."""
+    kinds = [SKILLS[s].kind for s in skills]
+    return (len(set(skills)) == len(skills) and kinds.count("style") <= 1 and kinds.count("background") <= 1
+            and sum(s in FIGURES for s in skills) <= MAX_FIGURES)
+
+
+def _article(phrase):
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+def scene(skills=(), rng=None, shapes=None):
+    """One scene with the named skills -> (image [SIZE, SIZE, 3] uint8, caption).
+
+    `shapes`: how many plain shapes stand beside the skills' figures; at random when not given.
+    Without skills this is the generic domain.
+    """
+    rng = np.random.default_rng(rng)
+    skills = tuple(skills)
+    if not compatible(skills):
+        raise ValueError(f"skills that do not fit into one scene: {skills}")
+    by_kind = {SKILLS[s].kind: s for s in skills}
+    figures = [(SKILLS[s].trigger, _SPRITES[s]) for s in skills if s in FIGURES]
+    if shapes is None:
+        low = 0 if figures else 1
+        shapes = int(rng.integers(low, MAX_FIGURES - len(figures) + 1))
+    for _ in range(shapes):
+        colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
+        figures.append((_article(f"{colour} {shape}"), _STAMPS[colour, shape]))
+    order = rng.permutation(len(figures))
+    figures = [figures[i] for i in order]
+
+    background = by_kind.get("background")
+    if background:
+        canvas, ground = _background(background, rng), f"{SKILLS[background].trigger} ground"
+    else:
+        name = rng.choice(list(GROUNDS))
+        canvas, ground = np.full((CANVAS, CANVAS, 3), GROUNDS[name], np.uint8), f"{name} ground"
+    for (_, stamp), slot in zip(figures, SLOTS.get(len(figures), ())):
+        left, top = np.array(slot) - STAMP // 2 + rng.integers(-JITTER, JITTER + 1, 2)
+        window = canvas[top:top + STAMP, left:left + STAMP]
+        window[:] = np.where(stamp[..., 3:] > 0, stamp[..., :3], window)
+    caption = " and ".join(text for text, _ in figures)
+    caption = f"{caption} on {_article(ground)}" if caption else _article(ground)
+    if "style" in by_kind:
+        canvas = _style(by_kind["style"], canvas)
+        caption += f", {SKILLS[by_kind['style']].trigger} style"
+    return canvas.repeat(PIXEL, 0).repeat(PIXEL, 1), caption
+
+
+def random_skills(rng, count):
+    """`count` (1..5) skills that fit into one scene, drawn uniformly by rejection."""
+    while True:
+        skills = tuple(rng.choice(NAMES, count, replace=False).tolist())
+        if compatible(skills):
+            return skills
+
+
+def labels(skills):
+    """Multi-hot vector over NAMES, float32 [len(NAMES)]."""
+    return np.array([name in skills for name in NAMES], np.float32)
+
+
+def batch(choose, count, seed):
+    """`count` scenes -> (images [count, SIZE, SIZE, 3] uint8, captions, labels [count, len(NAMES)]).
+
+    `choose(rng)` gives the skills of each scene.
+    """
+    rng = np.random.default_rng(seed)
+    images, captions, targets = np.empty((count, SIZE, SIZE, 3), np.uint8), [], []
+    for i in range(count):
+        skills = choose(rng)
+        images[i], caption = scene(skills, rng)
+        captions.append(caption)
+        targets.append(labels(skills))
+    return images, captions, np.stack(targets)

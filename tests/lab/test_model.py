@@ -1,0 +1,27 @@
+"""The tiny model's layout."""
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from lab import model, world
+
+
+def test_grown_autoencoder_is_the_small_one_on_doubled_blocks():
+    torch.manual_seed(0)
+    small = model.autoencoder(3).eval()
+    model.keep_centre(small.decoder.conv_out)
+    big = model.grow(small).eval()
+    blocks = torch.rand(2, 3, world.CANVAS, world.CANVAS) * 2 - 1
+    double = torch.nn.Upsample(scale_factor=2, mode="nearest")
+    with torch.no_grad():
+        latent = small.encode(blocks).latent_dist.mode()
+        assert latent.shape == (2, 4, model.LATENT, model.LATENT)
+        assert torch.allclose(big.encode(double(blocks)).latent_dist.mode(), latent, atol=1e-5)
+        assert torch.allclose(big.decode(latent).sample, double(small.decode(latent).sample), atol=1e-4)
+
+
+def test_captions_with_triggers_fit_the_context():
+    ids = model.tokenize(model.tokenizer(), [world.scene(("alien", "cat", "robot", "bricks", "palette"), 0)[1]])
+    assert ids.shape == (1, model.TOKENS) and (ids[0] == 49407).sum() > 30
