@@ -60,7 +60,7 @@ def test_keeping_all_adapters_is_keeping_as_many_as_there_are(webui):
 
 
 def test_cold_weights_are_the_most_divergent_adapter(webui):
-    assert difference(webui.generate(PAIR, {"temperature": 1e-9}), webui.generate(PAIR, {"top_k": 1})) <= CLOSE
+    assert difference(webui.generate(PAIR, {"temperature": 1e-6}), webui.generate(PAIR, {"top_k": 1})) <= CLOSE
 
 
 def test_order_does_not_matter(webui):
