@@ -3,14 +3,24 @@
 import lora_files
 import pytest
 from PIL import Image, ImageDraw
-from webui_server import VISIBLE, check_composed, difference, lora
+from webui_server import CLOSE, VISIBLE, assert_identical, check_composed, difference, lora
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 
 PAIR = f"a cat {lora('lora', 0.8)} {lora('locon', 0.6)}"
 
-CALLS = {"Euler a": 4, "DPM++ 2M": 4, "DPM++ SDE": 7, "Heun": 7, "DDIM": 3, "PLMS": 4, "LCM": 4}
-"""How often a sampler calls the model in 4 steps."""
+CALLS = {
+    "Heun": 7,
+    "DPM2": 7,
+    "DPM2 a": 7,
+    "DPM++ 2S a": 7,
+    "DPM++ SDE": 7,
+    "Restart": 7,
+    "DDIM": 3,
+    "DDIM CFG++": 3,
+    "DPM adaptive": None,
+}
+"""How often a sampler calls the model in 4 steps, where that is not 4 times."""
 
 
 def gradient(width=64, height=64):
@@ -75,7 +85,7 @@ def test_strengths(webui, strength):
     ],
 )
 def test_samplers(webui, sampler, scheduler, steps):
-    calls = CALLS.get(sampler) if steps == 4 else None
+    calls = CALLS.get(sampler, 4) if steps == 4 else None
     check_composed(webui, PAIR, calls=calls, sampler_name=sampler, scheduler=scheduler, steps=steps)
 
 
@@ -173,17 +183,17 @@ def test_hires_fix_without_networks(webui):
     assert calls == 4
 
 
-@pytest.mark.parametrize("sampler, calls", [("Euler a", 3), ("DDIM", 2), ("DPM++ SDE", 5)])
+@pytest.mark.parametrize("sampler, calls", [("Euler a", 4), ("DDIM", 2), ("DPM++ SDE", 7)])
 def test_img2img(webui, sampler, calls):
-    check_composed(webui, PAIR, calls=calls, init_images=[gradient()], denoising_strength=0.6, sampler_name=sampler)
+    check_composed(webui, PAIR, calls=calls, init_images=[gradient()], denoising_strength=0.8, sampler_name=sampler)
 
 
 @pytest.mark.parametrize("only_masked", [False, True])
 @pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
 def test_inpainting(webui, sampler, only_masked):
     check_composed(
-        webui, PAIR, calls={"Euler a": 3, "DDIM": 2}[sampler], init_images=[gradient()], mask=square_mask(), mask_blur=0,
-        inpainting_fill=1, inpaint_full_res=only_masked, denoising_strength=0.6, sampler_name=sampler,
+        webui, PAIR, calls={"Euler a": 4, "DDIM": 2}[sampler], init_images=[gradient()], mask=square_mask(), mask_blur=0,
+        inpainting_fill=1, inpaint_full_res=only_masked, denoising_strength=0.8, sampler_name=sampler,
     )
 
 
@@ -194,11 +204,14 @@ def test_text_encoder_adapters(webui, kind, text_encoder):
 
 
 def test_named_strengths(webui):
-    named = f"a cat {lora('te', 'te=0.5:unet=0.7:dyn=2')} {lora('locon', '0.6:0.9')}"
-    composed = check_composed(webui, named, calls=4)
+    strengths = "te=0.5:unet=0.7:dyn=2"
+    average = {"method": "composite", "lam": 0.0}
+    composed = check_composed(webui, f"a cat {lora('te', strengths)} {lora('locon', '0.6:0.9')}", average, calls=4)
     for other in ("te=0.5:unet=0.7", "te=0.5:unet=0.2:dyn=2", "te=1.5:unet=0.7:dyn=2"):
-        changed = webui.generate(named.replace("te=0.5:unet=0.7:dyn=2", other), {})
+        changed = webui.generate(f"a cat {lora('te', other)} {lora('locon', '0.6:0.9')}", average)
         assert difference(composed, changed) > VISIBLE, other
+    alone = f"a cat {lora('te', strengths)}"
+    assert difference(webui.generate(alone, average), webui.generate(alone)) <= CLOSE
 
 
 def test_networks_applied_in_each_forward(webui):
@@ -224,9 +237,14 @@ def test_recentring_weights(webui, lam):
 
 
 def test_step_range(webui):
-    whole = check_composed(webui, PAIR, calls=4)
-    half = check_composed(webui, PAIR, {"start": 0.5}, calls=2)
-    other_half = check_composed(webui, PAIR, {"end": 0.5}, calls=2)
-    assert difference(whole, half) > VISIBLE
-    assert difference(whole, other_half) > VISIBLE
-    assert difference(half, other_half) > VISIBLE
+    sampling = {"sampler_name": "DDIM", "steps": 8}
+    merged = webui.generate(PAIR, **sampling)
+    whole = webui.generate(PAIR, {}, **sampling)
+    for settings, calls in (({"start": 0.5}, 3), ({"end": 0.5}, 4), ({"start": 0.25, "end": 0.75}, 4)):
+        part = webui.generate(PAIR, {**settings, "verify": True}, **sampling)
+        error, composed_calls = part.verification
+        assert 0 < error < 1e-4
+        assert composed_calls == calls, settings
+        assert difference(part, whole) > CLOSE, settings
+        assert difference(part, merged) > CLOSE, settings
+    assert_identical(webui.generate(PAIR, **sampling), merged)

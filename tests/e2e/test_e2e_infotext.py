@@ -23,7 +23,7 @@ def test_settings_are_in_the_infotext(webui):
         {},
         {"temperature": 0.125, "lam": 0.25, "patch_size": 4},
         {"method": "switch"},
-        {"method": "composite", "text_encoder": "merged", "start": 0.25, "end": 0.75},
+        {"method": "composite", "text_encoder": "merged", "end": 0.75},
         {"top_k": 1, "adapters_per_pass": 1},
     ],
     ids=str,
