@@ -4,6 +4,7 @@ Three layout rules come from the WebUIs that shall load it: channels in multiple
 than two channels a group would take every channel's mean away), two residual blocks a UNet level (the names of LoRA layers
 are counted that way), and an autoencoder with a factor of 8.
 """
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def text_encoder():
 
 
 def unet():
-    """12 x 12 -> 6 x 6 and back; attention at 6 x 6, where it is cheap."""
+    """16 x 16 -> 8 x 8 and back; attention at 8 x 8, where it is cheap."""
     return UNet2DConditionModel(
         sample_size=LATENT, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -48,7 +49,7 @@ def autoencoder(levels, width=64):
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=(width,) * levels, layers_per_block=0, latent_channels=4, norm_num_groups=32,
-        sample_size=world.CANVAS * 2 ** (levels - 3))
+        sample_size=world.CANVAS * 2 ** (levels - 2))
     # A posterior that starts at unit variance drowns the latents in noise for hundreds of steps; start it narrow.
     torch.nn.init.constant_(vae.quant_conv.bias[4:], -8.0)
     return vae
@@ -64,46 +65,44 @@ def keep_centre(conv):
 
 @torch.no_grad()
 def grow(small):
-    """Factor 4 on the canvas of blocks -> factor 8 on the picture, where each block is 2 x 2 pixels; exact, nothing to train.
+    """Factor 2 on the canvas of blocks -> factor 8 on the picture, where each block is 4 x 4 pixels; exact, nothing to train.
 
-    The picture's first convolution only copies: its channel (dy, dx, c) holds colour c at offset (dy, dx). The new
-    downsampling picks every second pixel of these copies with the weights of the small encoder's first convolution;
-    offset +1 is read one pixel further on (tap 1), because the block to the right begins two pixels away.
-    The decoder gets a nearest-neighbour doubling and a residual block that adds nothing.
+    The picture's first convolution only copies: channel (dy, dx, c) holds colour c of the pixel at offset (dy - 1, dx - 1), dy
+    and dx in 0..1. Read at a block's first pixel, dy = 0 is the block above, dy = 1 the block itself. The first downsampling
+    picks every second of these copies; the second does the small encoder's first convolution on them, and finds the block below
+    two steps further on (tap 2).
+    The decoder gets two nearest-neighbour doublings and residual blocks that add nothing.
     """
     big = autoencoder(4, small.config.block_out_channels[0])
     old, new = small.state_dict(), big.state_dict()
-
-    def moved(name):
-        """Where a level of the small model lies in the big one: encoder levels shift by one, the decoder's stay."""
-        parts = name.split(".")
-        if parts[0] == "encoder" and parts[1] == "down_blocks":
-            parts[2] = str(int(parts[2]) + 1)
-        return ".".join(parts)
-
     for name, tensor in old.items():
-        if not name.startswith("encoder.conv_in"):
-            new[moved(name)] = tensor.clone()
+        if name.startswith("encoder.down_blocks."):        # the encoder's levels come last, the decoder's first
+            new[name.replace("down_blocks.0", "down_blocks.2")] = tensor.clone()
+        elif not name.startswith("encoder.conv_in"):
+            new[name] = tensor.clone()
 
     first = old["encoder.conv_in.weight"]                                   # [width, 3, 3, 3]
-    copy = torch.zeros_like(new["encoder.conv_in.weight"])
-    down = torch.zeros_like(new["encoder.down_blocks.0.downsamplers.0.conv.weight"])
-    for dy in range(3):
-        for dx in range(3):
-            for c in range(3):
-                channel = (dy * 3 + dx) * 3 + c
-                copy[channel, c, dy, dx] = 1
-                down[:, channel, int(dy == 2), int(dx == 2)] = first[:, c, dy, dx]
-    new["encoder.conv_in.weight"], new["encoder.conv_in.bias"] = copy, torch.zeros_like(new["encoder.conv_in.bias"])
-    new["encoder.down_blocks.0.downsamplers.0.conv.weight"] = down
-    new["encoder.down_blocks.0.downsamplers.0.conv.bias"] = old["encoder.conv_in.bias"].clone()
+    taps = "encoder.down_blocks.{}.downsamplers.0.conv"
+    for name in ("encoder.conv_in", taps.format(0), taps.format(1)):
+        new[f"{name}.weight"].zero_()
+        new[f"{name}.bias"].zero_()
+    copy, pick, read = new["encoder.conv_in.weight"], new[f"{taps.format(0)}.weight"], new[f"{taps.format(1)}.weight"]
+    for dy, dx, c in product(range(2), range(2), range(3)):
+        channel = (dy * 2 + dx) * 3 + c
+        copy[channel, c, dy, dx] = 1
+        pick[channel, channel, 0, 0] = 1
+    for ky, kx, c in product(range(3), range(3), range(3)):
+        channel = (min(ky, 1) * 2 + min(kx, 1)) * 3 + c
+        read[:, channel, 2 * (ky == 2), 2 * (kx == 2)] = first[:, c, ky, kx]
+    new[f"{taps.format(1)}.bias"] = old["encoder.conv_in.bias"].clone()
 
-    identity = torch.zeros_like(new["decoder.up_blocks.2.upsamplers.0.conv.weight"])
-    identity[range(len(identity)), range(len(identity)), 1, 1] = 1
-    new["decoder.up_blocks.2.upsamplers.0.conv.weight"] = identity
-    new["decoder.up_blocks.2.upsamplers.0.conv.bias"].zero_()
-    new["decoder.up_blocks.3.resnets.0.conv2.weight"].zero_()
-    new["decoder.up_blocks.3.resnets.0.conv2.bias"].zero_()
+    for level in (1, 2):
+        double = f"decoder.up_blocks.{level}.upsamplers.0.conv"
+        new[f"{double}.weight"].zero_()
+        new[f"{double}.weight"][range(len(first)), range(len(first)), 1, 1] = 1
+        new[f"{double}.bias"].zero_()
+        new[f"decoder.up_blocks.{level + 1}.resnets.0.conv2.weight"].zero_()
+        new[f"decoder.up_blocks.{level + 1}.resnets.0.conv2.bias"].zero_()
     big.load_state_dict(new)
     return big
 

@@ -37,7 +37,7 @@ class Stage:
     seed: int
 
 
-STAGES = {"ae": Stage(steps=500, batch=16, rate=2e-3, scenes=0, seed=1),
+STAGES = {"ae": Stage(steps=1000, batch=32, rate=2e-3, scenes=0, seed=1),
           "base": Stage(steps=2200, batch=32, rate=1e-3, scenes=6000, seed=2),
           "lora": Stage(steps=150, batch=24, rate=2e-3, scenes=600, seed=3)}
 EMA = 0.995                    # of the base's weights, per step
@@ -125,7 +125,7 @@ def _any_scene(rng):
 def train_autoencoder(scratch):
     stage = STAGES["ae"]
     torch.manual_seed(stage.seed)
-    small = model.autoencoder(3).to(memory_format=torch.channels_last)
+    small = model.autoencoder(2).to(memory_format=torch.channels_last)
     model.keep_centre(small.decoder.conv_out)
     run = Run("ae", stage, {"ae": small}, scratch)
 
@@ -155,7 +155,7 @@ def encoded(name, choose, stage, scratch):
     path = scratch / f"data-{name}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
-    small = model.autoencoder(3)
+    small = model.autoencoder(2)
     small.load_state_dict(torch.load(scratch / "ae.pt", weights_only=True)["modules"]["ae"])
     factor = AutoencoderKL.from_pretrained(scratch / "vae").config.scaling_factor
     images, captions, _ = world.batch(choose, stage.scenes, stage.seed * 10**6)

@@ -1,18 +1,18 @@
 """Synthetic scenes with captions: a generic domain of plain shapes, and nine skills that the base model never sees.
 
 A scene is drawn on a canvas of CANVAS x CANVAS blocks and enlarged PIXEL times, so that one latent pixel of an
-autoencoder with a factor of 8 covers 4 x 4 blocks. Everything comes from the caller's numpy Generator.
+autoencoder with a factor of 8 covers 2 x 2 blocks. Everything comes from the caller's numpy Generator.
 """
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-CANVAS = 48                # blocks along an edge
-PIXEL = 2                  # image pixels along a block's edge
+CANVAS = 32                # blocks along an edge
+PIXEL = 4                  # image pixels along a block's edge
 SIZE = CANVAS * PIXEL      # image pixels along an edge
-STAMP = 18                 # blocks along the edge of a shape or sprite
-JITTER = 3                 # blocks a figure may move from its slot, each way
+STAMP = 12                 # blocks along the edge of a shape or sprite
+JITTER = 2                 # blocks a figure may move from its slot, each way
 MAX_FIGURES = 3
 
 COLOURS = {"red": (214, 40, 40), "green": (44, 160, 60), "blue": (40, 80, 214), "yellow": (240, 208, 40),
@@ -38,7 +38,7 @@ NAMES = tuple(SKILLS)
 FIGURES = tuple(n for n in NAMES if SKILLS[n].kind in ("character", "object"))
 
 # Slots of 1, 2 and 3 figures: (x, y) of the centres, in blocks; far enough apart never to overlap after the jitter.
-SLOTS = {1: ((24, 24),), 2: ((12, 24), (36, 24)), 3: ((12, 12), (36, 12), (24, 36))}
+SLOTS = {1: ((16, 16),), 2: ((8, 16), (24, 16)), 3: ((8, 8), (24, 8), (16, 24))}
 
 
 def _grid(n=STAMP):
@@ -109,12 +109,12 @@ _SPRITES = _sprites()
 def _background(name, rng):
     """Texture [CANVAS, CANVAS, 3], uint8; its phase is random."""
     x, y = np.meshgrid(np.arange(CANVAS), np.arange(CANVAS))
-    dx, dy = rng.integers(0, 12, 2)
+    dx, dy = rng.integers(0, 8, 2)
     if name == "bricks":
-        row = (y + dy) // 6
-        mortar = ((y + dy) % 6 == 0) | ((x + dx + 6 * (row % 2)) % 12 == 0)
+        row = (y + dy) // 4
+        mortar = ((y + dy) % 4 == 0) | ((x + dx + 4 * (row % 2)) % 8 == 0)
         return np.where(mortar[..., None], (225, 215, 195), (165, 85, 60)).astype(np.uint8)
-    wave = (y + dy + 2.0 * np.sin((x + dx) * 2 * np.pi / 16)) % 8 < 4
+    wave = np.floor(y + dy + 1.5 * np.sin((x + dx) * 2 * np.pi / 16)) % 8 < 4
     return np.where(wave[..., None], (40, 110, 180), (150, 200, 235)).astype(np.uint8)
 
 
@@ -124,9 +124,9 @@ _TONES = np.array([(15, 56, 15), (48, 98, 48), (139, 172, 15), (202, 220, 159)],
 def _style(name, canvas):
     """The styled canvas, [CANVAS, CANVAS, 3] uint8."""
     x, y = np.meshgrid(np.arange(CANVAS), np.arange(CANVAS))
-    if name == "hatching":     # two-block diagonal strokes; dark ground gets light ones
+    if name == "hatching":     # diagonal strokes; dark ground gets light ones
         light = canvas.astype(float).mean(-1, keepdims=True) < 70
-        stroke = ((x + y) % 8 < 2)[..., None]
+        stroke = ((x + y) % 4 == 0)[..., None]
         return np.where(stroke, np.where(light, canvas * 0.4 + 130, canvas * 0.35), canvas).astype(np.uint8)
     luminance = canvas @ np.array([0.299, 0.587, 0.114])
     return _TONES[np.digitize(luminance, (64, 128, 192))]

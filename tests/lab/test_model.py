@@ -8,18 +8,18 @@ pytest.importorskip("transformers")
 from lab import model, world
 
 
-def test_grown_autoencoder_is_the_small_one_on_doubled_blocks():
+def test_grown_autoencoder_is_the_small_one_on_enlarged_blocks():
     torch.manual_seed(0)
-    small = model.autoencoder(3).eval()
+    small = model.autoencoder(2).eval()
     model.keep_centre(small.decoder.conv_out)
     big = model.grow(small).eval()
     blocks = torch.rand(2, 3, world.CANVAS, world.CANVAS) * 2 - 1
-    double = torch.nn.Upsample(scale_factor=2, mode="nearest")
+    enlarge = torch.nn.Upsample(scale_factor=world.PIXEL, mode="nearest")
     with torch.no_grad():
         latent = small.encode(blocks).latent_dist.mode()
         assert latent.shape == (2, 4, model.LATENT, model.LATENT)
-        assert torch.allclose(big.encode(double(blocks)).latent_dist.mode(), latent, atol=1e-5)
-        assert torch.allclose(big.decode(latent).sample, double(small.decode(latent).sample), atol=1e-4)
+        assert torch.allclose(big.encode(enlarge(blocks)).latent_dist.mode(), latent, atol=1e-5)
+        assert torch.allclose(big.decode(latent).sample, enlarge(small.decode(latent).sample), atol=1e-4)
 
 
 def test_captions_with_triggers_fit_the_context():
