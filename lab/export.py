@@ -45,7 +45,7 @@ def unet_names(config):
              "conv_norm_out": "out.0", "conv_out": "out.2", "mid_block.resnets.0": "middle_block.0",
              "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}
     blocks = config["layers_per_block"]
-    for level, kind in enumerate(config["down_block_types"]):
+    for level in range(len(config["down_block_types"])):
         for i in range(blocks):
             place = level * (blocks + 1) + i + 1
             names[f"down_blocks.{level}.resnets.{i}"] = f"input_blocks.{place}.0"
