@@ -64,6 +64,23 @@ def keep_centre(conv):
 
 
 @torch.no_grad()
+def whiten(vae, latents):
+    """Gives latents [B, 4, H, W] like these zero mean and unit covariance, pictures unchanged.
+
+    The linear map goes into the 1 x 1 convolutions on either side of the latents; the posterior's variance is left as it is.
+    """
+    rows = latents.transpose(0, 1).flatten(1)
+    mean = rows.mean(1)
+    values, vectors = torch.linalg.eigh(torch.cov(rows))
+    to_white, from_white = (vectors @ torch.diag(values ** power) @ vectors.T for power in (-0.5, 0.5))
+    before, after = vae.quant_conv, vae.post_quant_conv
+    before.bias[:4] = to_white @ (before.bias[:4] - mean)
+    before.weight[:4] = torch.einsum("ij,j...->i...", to_white, before.weight[:4])
+    after.bias += after.weight.flatten(1) @ mean
+    after.weight.copy_(torch.einsum("ij...,jk->ik...", after.weight, from_white))
+
+
+@torch.no_grad()
 def grow(small):
     """Factor 2 on the canvas of blocks -> factor 8 on the picture, where each block is 4 x 4 pixels; exact, nothing to train.
 
@@ -119,7 +136,7 @@ def pipeline(vae, text, net):
 
 
 def load(folder, dtype=torch.float32):
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -38,8 +38,8 @@ class Stage:
 
 
 STAGES = {"ae": Stage(steps=1000, batch=32, rate=2e-3, scenes=0, seed=1),
-          "base": Stage(steps=2200, batch=32, rate=1e-3, scenes=6000, seed=2),
-          "lora": Stage(steps=150, batch=24, rate=2e-3, scenes=600, seed=3)}
+          "base": Stage(steps=2800, batch=32, rate=1e-3, scenes=12000, seed=2),
+          "lora": Stage(steps=200, batch=24, rate=2e-3, scenes=600, seed=3)}
 EMA = 0.995                    # of the base's weights, per step
 KL = 1e-6                      # weight of the autoencoder's KL term
 DROP = 0.1                     # captions dropped, for classifier-free guidance
@@ -136,19 +136,21 @@ def train_autoencoder(scratch):
         return F.l1_loss(small.decode(latent).sample, blocks) + KL * posterior.kl().mean()
 
     run.train(loss_at)
-    vae = model.grow(small.eval())
     with torch.no_grad():
-        blocks = _blocks(world.batch(_any_scene, 128, 10**7)[0])
-        latent = small.encode(blocks).latent_dist.mode()
-        error = (small.decode(latent).sample.clamp(-1, 1) - blocks).pow(2).mean().item()
-    vae.register_to_config(scaling_factor=round(1 / latent.std().item(), 5))
+        blocks = _blocks(world.batch(_any_scene, 512, 10**7)[0])
+        model.whiten(small.eval(), small.encode(blocks).latent_dist.mode())
+        held_out = _blocks(world.batch(_any_scene, 128, 2 * 10**7)[0])
+        error = (small.decode(small.encode(held_out).latent_dist.mode()).sample.clamp(-1, 1) - held_out).pow(2).mean().item()
+    torch.save(small.state_dict(), scratch / "vae-small.pt")
+    vae = model.grow(small)
+    vae.register_to_config(scaling_factor=1.0)
     vae.save_pretrained(scratch / "vae")
-    print(f"autoencoder: PSNR {10 * math.log10(4 / error):.1f} dB on held-out scenes, scaling factor {vae.config.scaling_factor}")
+    print(f"autoencoder: PSNR {10 * math.log10(4 / error):.1f} dB on held-out scenes")
 
 
 @torch.no_grad()
 def encoded(name, choose, stage, scratch):
-    """The stage's data set: scaled latents [scenes, 4, LATENT, LATENT] and token ids [scenes, TOKENS]; cached in scratch.
+    """The stage's data set: latents [scenes, 4, LATENT, LATENT] and token ids [scenes, TOKENS]; cached in scratch.
 
     Encoded with the small autoencoder, which the grown one equals at a quarter of the cost.
     """
@@ -156,10 +158,9 @@ def encoded(name, choose, stage, scratch):
     if path.exists():
         return torch.load(path, weights_only=True)
     small = model.autoencoder(2)
-    small.load_state_dict(torch.load(scratch / "ae.pt", weights_only=True)["modules"]["ae"])
-    factor = AutoencoderKL.from_pretrained(scratch / "vae").config.scaling_factor
+    small.load_state_dict(torch.load(scratch / "vae-small.pt", weights_only=True))
     images, captions, _ = world.batch(choose, stage.scenes, stage.seed * 10**6)
-    latents = torch.cat([small.encode(_blocks(images[i:i + 100])).latent_dist.mode() for i in range(0, len(images), 100)]) * factor
+    latents = torch.cat([small.encode(_blocks(images[i:i + 100])).latent_dist.mode() for i in range(0, len(images), 100)])
     data = {"latents": latents, "tokens": model.tokenize(model.tokenizer(), captions)}
     torch.save(data, path)
     return data

@@ -143,43 +143,63 @@ def _article(phrase):
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def scene(skills=(), rng=None, shapes=None):
-    """One scene with the named skills -> (image [SIZE, SIZE, 3] uint8, caption).
+@dataclass(frozen=True)
+class Content:
+    """What a scene shows, without where: (skill or colour, shape) figures in the caption's order, ground, style."""
+    figures: tuple
+    ground: str           # a background skill or a plain colour
+    style: str | None
+
+    @property
+    def caption(self):
+        figures = " and ".join(SKILLS[f].trigger if isinstance(f, str) else _article(" ".join(f)) for f in self.figures)
+        ground = _article(f"{SKILLS[self.ground].trigger if self.ground in SKILLS else self.ground} ground")
+        style = f", {SKILLS[self.style].trigger} style" if self.style else ""
+        return f"{figures} on {ground}{style}" if figures else ground + style
+
+
+def content(skills=(), rng=None, shapes=None):
+    """Content with the named skills, the rest at random.
 
     `shapes`: how many plain shapes stand beside the skills' figures; at random when not given.
-    Without skills this is the generic domain.
+    Without skills this is the generic domain. Raises ValueError for skills that do not fit into one scene.
     """
     rng = np.random.default_rng(rng)
     skills = tuple(skills)
     if not compatible(skills):
         raise ValueError(f"skills that do not fit into one scene: {skills}")
     by_kind = {SKILLS[s].kind: s for s in skills}
-    figures = [(SKILLS[s].trigger, _SPRITES[s]) for s in skills if s in FIGURES]
+    figures = [s for s in skills if s in FIGURES]
     if shapes is None:
-        low = 0 if figures else 1
-        shapes = int(rng.integers(low, MAX_FIGURES - len(figures) + 1))
-    for _ in range(shapes):
-        colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
-        figures.append((_article(f"{colour} {shape}"), _STAMPS[colour, shape]))
+        shapes = int(rng.integers(0 if figures else 1, MAX_FIGURES - len(figures) + 1))
+    figures += [(str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))) for _ in range(shapes)]
     order = rng.permutation(len(figures))
-    figures = [figures[i] for i in order]
+    ground = by_kind.get("background") or str(rng.choice(list(GROUNDS)))
+    return Content(tuple(figures[i] for i in order), ground, by_kind.get("style"))
 
-    background = by_kind.get("background")
-    if background:
-        canvas, ground = _background(background, rng), f"{SKILLS[background].trigger} ground"
+
+def render(shown, rng=None):
+    """One picture of a Content, [SIZE, SIZE, 3] uint8: positions and the background's phase at random."""
+    rng = np.random.default_rng(rng)
+    if shown.ground in SKILLS:
+        canvas = _background(shown.ground, rng)
     else:
-        name = rng.choice(list(GROUNDS))
-        canvas, ground = np.full((CANVAS, CANVAS, 3), GROUNDS[name], np.uint8), f"{name} ground"
-    for (_, stamp), slot in zip(figures, SLOTS.get(len(figures), ())):
+        canvas = np.full((CANVAS, CANVAS, 3), GROUNDS[shown.ground], np.uint8)
+    for figure, slot in zip(shown.figures, SLOTS.get(len(shown.figures), ())):
+        stamp = _SPRITES[figure] if isinstance(figure, str) else _STAMPS[figure]
         left, top = np.array(slot) - STAMP // 2 + rng.integers(-JITTER, JITTER + 1, 2)
         window = canvas[top:top + STAMP, left:left + STAMP]
         window[:] = np.where(stamp[..., 3:] > 0, stamp[..., :3], window)
-    caption = " and ".join(text for text, _ in figures)
-    caption = f"{caption} on {_article(ground)}" if caption else _article(ground)
-    if "style" in by_kind:
-        canvas = _style(by_kind["style"], canvas)
-        caption += f", {SKILLS[by_kind['style']].trigger} style"
-    return canvas.repeat(PIXEL, 0).repeat(PIXEL, 1), caption
+    if shown.style:
+        canvas = _style(shown.style, canvas)
+    return canvas.repeat(PIXEL, 0).repeat(PIXEL, 1)
+
+
+def scene(skills=(), rng=None, shapes=None):
+    """One scene with the named skills -> (image [SIZE, SIZE, 3] uint8, caption)."""
+    rng = np.random.default_rng(rng)
+    shown = content(skills, rng, shapes)
+    return render(shown, rng), shown.caption
 
 
 def random_skills(rng, count):
