@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -10,10 +11,12 @@ pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 import tiny_pipelines as tiny
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from lib_loratorio import cli
+from lib_loratorio.hosts.diffusers.models import load_pipeline
 from lib_loratorio.settings import Settings
 
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -137,3 +140,91 @@ def test_missing_packages(folder, capsys, monkeypatch):
 def test_lora_arguments(text, path, strength):
     found = cli.parse_lora(text)
     assert (str(found[0]), found[1]) == (path, strength)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder):
+    """The tiny SD model as a single file, and a folder with everything of it but the weights."""
+    export = pytest.importorskip("lab.export")
+    save_file({key: value.contiguous() for key, value in export.original_layout(tiny.sd()).items()}, folder / "single.safetensors")
+    shutil.copytree(folder / "tiny-sd", folder / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder / "single.safetensors"
+
+
+def same_picture(folder, tmp_path, single, whole, loras):
+    assert cli.main(arguments(folder, "--config", str(folder / "config"), "--out", str(tmp_path / "single.png"), model=single, loras=loras)) == 0
+    assert cli.main(arguments(folder, "--out", str(tmp_path / "folder.png"), model=whole, loras=loras)) == 0
+    one, two = (Image.open(tmp_path / name) for name in ("single.png", "folder.png"))
+    assert max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())) <= 1
+
+
+def test_single_file_with_its_configuration(folder, checkpoint, tmp_path):
+    same_picture(folder, tmp_path, checkpoint, "tiny-sd", ("a/style.safetensors:0.8",))
+    assert fields(tmp_path / "single.png")[1]["Model"] == "single"
+
+
+def test_yaml_beside_a_single_file_describes_it(folder, checkpoint, tmp_path):
+    from lab import export
+
+    text = export.yaml.safe_dump(export.webui_config(tiny.sd(), "unused"))
+    checkpoint.with_suffix(".yaml").write_text(text)
+    try:
+        same_picture(folder, tmp_path, checkpoint, "tiny-sd", ("a/style.safetensors:0.8",))
+        checkpoint.with_suffix(".yaml").write_text(text.replace("timesteps: 1000", "timesteps: 1000\n    parameterization: v"))
+        pipe = load_pipeline(checkpoint, folder / "config", torch.float32)
+        assert pipe.scheduler.config.prediction_type == "v_prediction"
+    finally:
+        checkpoint.with_suffix(".yaml").unlink()
+
+
+def test_single_file_needs_its_configuration_offline(folder, checkpoint, capsys, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("diffusers.loaders.single_file._download_diffusers_model_config_from_hub", offline)
+    assert cli.main(arguments(folder, model=checkpoint)) == 2
+    error = capsys.readouterr().err
+    assert "no network" in error and "give its configuration and tokenizer with --config" in error
+
+
+OPEN_CLIP = {
+    "text_model.embeddings.token_embedding": "token_embedding", "text_model.final_layer_norm": "ln_final", ".layer_norm": ".ln_", ".mlp.fc1": ".mlp.c_fc",
+    ".mlp.fc2": ".mlp.c_proj", ".self_attn.out_proj": ".attn.out_proj", "text_model.encoder.layers": "transformer.resblocks",
+}
+
+
+def sdxl_layout(export, pipe):
+    """The names of the original SDXL checkpoints, whose second text encoder is OpenCLIP's."""
+    names = export.unet_names(pipe.unet.config) | {f"add_embedding.linear_{n + 1}": f"label_emb.0.{2 * n}" for n in range(2)}
+    unet = export._renamed(pipe.unet.state_dict(), names, lambda p: export.RESIDUAL if "resnets" in p else {})
+    vae = {key: value for key, value in export.original_layout(tiny.sd()).items() if key.startswith("first_stage_model.")}
+    open_clip, text = {}, pipe.text_encoder_2.state_dict()
+    for key, value in text.items():
+        if "q_proj" in key:
+            three = torch.cat([text[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            key, value = key.replace("self_attn.q_proj.", "attn.in_proj_"), three
+        elif "k_proj" in key or "v_proj" in key:
+            continue
+        for ours, theirs in OPEN_CLIP.items():
+            key = key.replace(ours, theirs)
+        open_clip[key] = value
+    open_clip["positional_embedding"] = open_clip.pop("text_model.embeddings.position_embedding.weight")
+    open_clip["text_projection"] = open_clip.pop("text_projection.weight").T
+    clip = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in pipe.text_encoder.state_dict().items()}
+    parts = {"model.diffusion_model": unet, "conditioner.embedders.0.transformer": clip, "conditioner.embedders.1.model": open_clip}
+    state = vae | {f"{prefix}.{key}": value for prefix, part in parts.items() for key, value in part.items()}
+    return {key: value.contiguous() for key, value in state.items()}
+
+
+def test_sdxl_single_file(folder, tmp_path):
+    export = pytest.importorskip("lab.export")
+    pipe = tiny.sdxl()
+    pipe.vae = tiny.sd().vae
+    pipe.save_pretrained(folder / "xl-whole")
+    config = folder / "xl-config" / "config"
+    shutil.copytree(folder / "xl-whole", config, ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(sdxl_layout(export, pipe), folder / "xl-single.safetensors")
+    for name, model, more in (("single", "xl-single.safetensors", ("--config", str(config))), ("whole", "xl-whole", ())):
+        assert cli.main(arguments(folder, *more, "--out", str(tmp_path / f"{name}.png"), model=model, loras=("xl.safetensors",))) == 0
+    one, two = (Image.open(tmp_path / f"{name}.png") for name in ("single", "whole"))
+    assert max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())) <= 1
