@@ -36,25 +36,31 @@ class Predictions:
 
     conditional: per evaluated model `[C,c,H,W]`, one row for every sub-prompt of every picture.
     unconditional: per evaluated model `[B,c,H,W]`, one row a picture; None where the host skipped them.
-    denoised_from: the noisy latents `[C,c,H,W]` where the host predicts denoised latents, None where it
-        predicts the noise. `z - denoised` is the noise up to a factor, which no cosine sees.
+    noise_offset: `[C,c,H,W]`, None where the host predicts the noise. Elsewhere the noise is, up to a factor that no
+        cosine sees, `noise_offset + noise_scale * prediction`: with the noisy latents and -1 for denoised latents,
+        with `sigma * z` and `alpha` for a variance-preserving velocity.
     picture_of: `[C]`, the picture that a conditional row belongs to.
     """
 
     conditional: Mapping[int, torch.Tensor]
     unconditional: Mapping[int, torch.Tensor] | None
-    denoised_from: torch.Tensor | None
+    noise_offset: torch.Tensor | None
     picture_of: torch.Tensor
+    noise_scale: float = -1.0
 
     def noise(self, prediction: torch.Tensor) -> torch.Tensor:
-        return prediction if self.denoised_from is None else self.denoised_from - prediction
+        return prediction if self.noise_offset is None else self.noise_offset + self.noise_scale * prediction
 
 
 class Composed(NamedTuple):
-    """What the guidance goes on with; `unconditional` is None where there is none to hand over."""
+    """What the guidance goes on with; `unconditional` is None where there is none to hand over.
+
+    `weights` are the patch weights `[N,C,h,w]` of the conditional rows, from methods that weigh by place.
+    """
 
     conditional: torch.Tensor
     unconditional: torch.Tensor | None
+    weights: torch.Tensor | None = None
 
 
 class Method(Protocol):
@@ -83,8 +89,8 @@ class LoRAtorio:
         weights = expand_weights(patch_weights, self.settings.patch_size, base.shape[-2:])
         conditional = compose(adapted, weights)
         if predictions.unconditional is None:
-            return Composed(conditional, None)
-        return Composed(conditional, self._recentred(predictions.unconditional, weights, predictions.picture_of))
+            return Composed(conditional, None, patch_weights)
+        return Composed(conditional, self._recentred(predictions.unconditional, weights, predictions.picture_of), patch_weights)
 
     def _recentred(self, unconditional: Mapping[int, torch.Tensor], weights: torch.Tensor, picture_of: torch.Tensor) -> torch.Tensor:
         if self.settings.lam == 1:

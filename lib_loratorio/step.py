@@ -70,12 +70,15 @@ class SamplerCall:
                     requests.append((Request(model, end - start, inputs(model, slice(start, end))), of_condition))
         return requests
 
-    def combine(self, denoised_from: torch.Tensor | None) -> Composed:
-        """The composed predictions; `unconditional` is None where the host asked for no such rows."""
+    def combine(self, noise_offset: torch.Tensor | None, noise_scale: float = -1.0) -> Composed:
+        """The composed predictions; `unconditional` is None where the host asked for no such rows.
+
+        `noise_offset` and `noise_scale` say how predictions become noise, see `Predictions`.
+        """
         conditional = {model: torch.cat(chunks) for model, chunks in self._conditional.items()}
         skipped = not any(self._unconditional.values())
         unconditional = None if skipped else {model: torch.cat(chunks) for model, chunks in self._unconditional.items()}
-        return self.method.combine(Predictions(conditional, unconditional, denoised_from, self.picture_of))
+        return self.method.combine(Predictions(conditional, unconditional, noise_offset, self.picture_of, noise_scale))
 
 
 def _stand_in(chunks: dict[int, list[torch.Tensor]]) -> torch.Tensor:

@@ -14,8 +14,8 @@ def pixels(*values):
     return [torch.tensor(value, dtype=torch.float64).view(1, 2, 1, 1) for value in values]
 
 
-def predictions(conditional, unconditional, denoised_from=None, picture_of=(0,)):
-    return Predictions(conditional, unconditional, denoised_from, torch.tensor(picture_of))
+def predictions(conditional, unconditional, noise_offset=None, picture_of=(0,)):
+    return Predictions(conditional, unconditional, noise_offset, torch.tensor(picture_of))
 
 
 def test_plans():

@@ -1,0 +1,7 @@
+"""`python -m lib_loratorio`."""
+
+import sys
+
+from lib_loratorio.cli import main
+
+sys.exit(main())

@@ -1,0 +1,251 @@
+"""The command line: pictures without a WebUI, made by diffusers."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import os
+import random
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib_loratorio import __version__
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.settings import INFOTEXT, METHODS, TEXT_ENCODER_MODES, Settings, SettingsError
+
+NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
+INSTALL = "pip install torch diffusers transformers peft accelerate safetensors pillow"
+
+SETTINGS = ("method", "patch_size", "temperature", "lam", "top_k", "start", "end", "text_encoder", "adapters_per_pass", "verify")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 2 after an error of the user's, told in one line."""
+    try:
+        options = _parser().parse_args(argv)
+        return options.command(options)
+    except (LoratorioError, SettingsError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("LoRAtorio: interrupted.", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise LoratorioError(f"LoRAtorio: {message}; {self.prog} --help lists the options.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m lib_loratorio", description="Composes several LoRAs in one picture without merging their weights.")
+    parser.add_argument("--version", action="version", version=__version__)
+    generate = parser.add_subparsers(required=True, metavar="command").add_parser("generate", help="make pictures from a prompt")
+    generate.set_defaults(command=_generate)
+    add = generate.add_argument
+    add("--model", type=Path, required=True, help="diffusers folder or .safetensors checkpoint of SD 1.x, SD 2.x or SDXL")
+    add("--config", type=Path, help="for a checkpoint, offline: folder with the pipeline's json and tokenizer files")
+    add("--lora", type=parse_lora, action="append", required=True, metavar="FILE[:STRENGTH]", help="once for each LoRA; strength 1 if not given")
+    add("--prompt", required=True)
+    add("--negative", default="", help="negative prompt")
+    add("--steps", type=_whole(1), default=25)
+    add("--cfg", type=_number, default=7.0, help="guidance scale")
+    add("--seed", type=int, default=-1, help="of the first picture, the next has the next; -1: a random one")
+    add("--size", type=parse_size, help="WxH or N, in pixels; default: the model's")
+    add("--batch", type=_whole(1), default=1, help="pictures")
+    add("--scheduler", help="default: the model's own; an unknown name lists all")
+    add("--out", type=Path, default=Path("outputs"), help="folder, or a .png file")
+    add("--maps", action="store_true", help="also draw where each LoRA weighed most")
+    add("--device", help="default: cuda where there is one, else cpu")
+    add("--dtype", choices=("float16", "bfloat16", "float32"), help="default: float16 on cuda, else float32")
+    default = Settings()
+    settings = generate.add_argument_group("composition")
+    add = settings.add_argument
+    add("--method", choices=METHODS, default=default.method)
+    add("--patch-size", default=default.patch_size, help="edge of the places that are weighed, in latent pixels")
+    add("--temperature", default=default.temperature, help="low: one LoRA wins each place; high: all share it")
+    add("--lam", default=default.lam, help="share of the bare model in the re-centred unconditional prediction")
+    add("--top-k", default=default.top_k, help="keeps only the k most divergent LoRAs in each place; 0: all")
+    add("--start", default=default.start, help="fraction of the sampling; before it the LoRAs are merged")
+    add("--end", default=default.end, help="fraction of the sampling; after it the LoRAs are merged")
+    add("--text-encoder", choices=TEXT_ENCODER_MODES, default=default.text_encoder)
+    add("--adapters-per-pass", default=default.adapters_per_pass, help="models that share one UNet call; 0: as many as fit into memory")
+    add("--verify", action="store_true", help="compare every prediction with diffusers' own, one LoRA at a time")
+    return parser
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """`file`, or `file:strength`; the colon of a Windows drive is part of the file."""
+    path, colon, strength = text.rpartition(":")
+    if colon and path:
+        try:
+            value = float(strength)
+        except ValueError:
+            pass
+        else:
+            if not math.isfinite(value):
+                raise argparse.ArgumentTypeError(f"the strength in {text!r} must be a finite number")
+            return Path(path), value
+        drive = len(path) == 1 and path.isalpha() and strength[:1] in ("/", "\\")
+        if not drive and not Path(text).exists():
+            raise argparse.ArgumentTypeError(f"the strength {strength!r} in {text!r} is no number")
+    return Path(text), 1.0
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`WxH` or `N` to (width, height)."""
+    sides = text.lower().split("x")
+    try:
+        width, height = (int(side) for side in (sides * 2 if len(sides) == 1 else sides))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give WxH or N, such as 768x512") from None
+    if min(width, height) < 8 or width % 8 or height % 8:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; width and height must be multiples of 8")
+    return width, height
+
+
+def _whole(least: int):
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        return value
+
+    return convert
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return value
+
+
+def _generate(options: argparse.Namespace) -> int:
+    settings = Settings.from_api({name: getattr(options, name) for name in SETTINGS})
+    if options.maps and settings.method != "loratorio":
+        raise LoratorioError(f"LoRAtorio: --maps needs the method loratorio; {settings.method} has no weights.")
+    if "<lora:" in options.prompt:
+        raise LoratorioError("LoRAtorio: the prompt has a <lora:...> tag; give each LoRA with --lora FILE:STRENGTH.")
+    for path in (options.model, *(path for path, _ in options.lora)):
+        if not path.exists():
+            raise LoratorioError(f"LoRAtorio: there is no file {path}.")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise LoratorioError(f"LoRAtorio: the command line needs {', '.join(missing)}: {INSTALL}")
+    return _generate_with(options, settings)
+
+
+def _quiet() -> None:
+    """What the libraries say about each file they load would bury the progress bar; errors come back as exceptions."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity(50)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="peft|diffusers|numpy")
+
+
+def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
+    _quiet()  # before the imports below, which warn of packages that play no part here
+    import torch
+
+    from lib_loratorio.adapters import is_out_of_memory
+    from lib_loratorio.hosts.diffusers import composed
+    from lib_loratorio.hosts.diffusers.models import SCHEDULERS, load_pipeline, use_scheduler
+
+    if options.scheduler not in (None, *SCHEDULERS):
+        raise LoratorioError(f"LoRAtorio: there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
+    device = _device(options.device)
+    dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
+    pipe = load_pipeline(options.model, options.config, dtype).to(device)
+    sampler, schedule_type = use_scheduler(pipe, options.scheduler)
+    native = pipe.unet.config.sample_size
+    native = native if isinstance(native, (list, tuple)) else (native, native)
+    width, height = options.size or (native[1] * pipe.vae_scale_factor, native[0] * pipe.vae_scale_factor)
+    seed = random.randrange(2**32) if options.seed < 0 else options.seed
+    seeds = [seed + number for number in range(options.batch)]
+    try:
+        with composed(pipe, options.lora, settings) as composition:
+            began = time.perf_counter()
+            pictures = pipe(
+                prompt=[options.prompt] * options.batch, negative_prompt=[options.negative] * options.batch, width=width, height=height,
+                num_inference_steps=options.steps, guidance_scale=options.cfg, generator=[torch.Generator().manual_seed(value) for value in seeds],
+            ).images
+            seconds = time.perf_counter() - began
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LoratorioError("LoRAtorio: memory ran out even with one evaluation at a time; use a smaller size or batch.") from error
+    fields = {
+        "Steps": options.steps, "Sampler": sampler, "Schedule type": schedule_type, "CFG scale": options.cfg, "Seed": None,
+        "Size": f"{width}x{height}", "Model": options.model.stem if options.model.is_file() else options.model.resolve().name,
+        INFOTEXT: settings.to_infotext(), "Version": f"loratorio-{__version__}",
+    }
+    for file in _save(options, pictures, seeds, fields, composition):
+        print(file)
+    run = composition.run
+    print(f"{seconds:.1f} s, {run.rows / (options.steps * options.batch):.3g} UNet evaluations a step and picture")
+    if settings.verify:
+        print(f"verify: max relative error {run.worst:.1e} over {run.composed} calls" if run.composed else "verify: nothing was composed")
+    return 0
+
+
+def _device(name: str | None):
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LoratorioError(f"LoRAtorio: the device {name!r} cannot be used ({reason}).") from error
+    return device
+
+
+def _save(options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int], fields: dict, composition) -> list[Path]:
+    """Writes the pictures and, if asked for, their maps; returns the files."""
+    from lib_loratorio.infotext import infotext, png_info
+    from lib_loratorio.weight_maps import weight_panel
+
+    tags = " ".join(f"<lora:{path.stem}:{strength:g}>" for path, strength in options.lora if strength)
+    written = []
+    for number, (picture, seed) in enumerate(zip(pictures, seeds)):
+        file = _file(options.out, seed, number, len(pictures))
+        text = infotext(f"{options.prompt} {tags}", options.negative, {**fields, "Seed": seed})
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(file, pnginfo=png_info(text))
+            written.append(file)
+            if options.maps:
+                maps = composition.run.maps
+                patch = composition.settings.patch_size * composition.pipe.vae_scale_factor
+                file = file.with_name(f"{file.stem}-maps.png")
+                weight_panel(picture, maps.mean[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
+                written.append(file)
+        except OSError as error:
+            raise LoratorioError(f"LoRAtorio: {file} cannot be written ({os.strerror(error.errno) if error.errno else error}).") from error
+    return written
+
+
+def _file(out: Path, seed: int, number: int, count: int) -> Path:
+    """A .png file as given, numbered where there are several; in a folder a new file named for the seed."""
+    if out.suffix.lower() == ".png":
+        return out if count == 1 else out.with_name(f"{out.stem}-{number + 1}.png")
+    file, again = out / f"{seed}.png", 1
+    while file.exists():
+        again += 1
+        file = out / f"{seed}-{again}.png"
+    return file

@@ -1,0 +1,203 @@
+"""LoRA files read by diffusers into a pipeline for a while, and what they change in the engine's terms."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers.utils.peft_utils import delete_adapter_layers, recurse_remove_peft_layers, set_adapter_layers, set_weights_and_activate_adapters
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+
+from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank
+from lib_loratorio.hosts.base import LoratorioError
+
+PREFIX = "loratorio_"
+"""The adapters' names in diffusers: file names can hold dots, which peft forbids, and can repeat."""
+
+FOREIGN = {"dora_scale": "DoRA", "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "b1.weight": "GLoRA", "on_input": "IA3"}
+"""Parts of tensor names that tell kinds which diffusers cannot read, or reads as another kind."""
+
+LAYER_ENDS = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight", ".lora_linear_layer.down.weight")
+
+
+class Lora(NamedTuple):
+    """A LoRA file in kohya's or diffusers' layout, and its strength; of strength 0 it is left out."""
+
+    path: str | os.PathLike
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA within a pipeline. `label` is the file's stem; `name` is what diffusers calls it."""
+
+    name: str
+    label: str
+    strength: float
+    changes_unet: bool
+    changes_text: bool
+
+
+def text_encoders(pipe) -> list[torch.nn.Module]:
+    found = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
+    return [model for model in found if model is not None]
+
+
+def activate(model: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
+    """What `pipe.set_adapters` does, for one model; without adapters, the model is the base."""
+    if adapters:
+        set_weights_and_activate_adapters(model, [adapter.name for adapter in adapters], [adapter.strength for adapter in adapters])
+    set_adapter_layers(model, enabled=bool(adapters))
+
+
+@contextmanager
+def loaded(pipe, loras: Sequence[Lora]) -> Iterator[list[Adapter]]:
+    """For the time of the block the LoRAs are in the pipeline, merged as diffusers merges them.
+
+    LoRAs that the pipeline had are inactive meanwhile. Afterwards it is what it was. Raises LoratorioError.
+    """
+    models = [pipe.unet, *text_encoders(pipe)]
+    _check_loras_in(models)
+    wanted = [_checked(lora) for lora in loras]
+    wanted = [lora for lora in wanted if lora.strength]
+    if not wanted:
+        raise LoratorioError("LoRAtorio: there is no LoRA of a strength other than 0.")
+    before = [_LoraState(model) for model in models]
+    try:
+        adapters = [_load(pipe, f"{PREFIX}{number}", lora) for number, lora in enumerate(wanted)]
+        for model in models:
+            activate(model, adapters)
+        yield adapters
+    finally:
+        for state in before:
+            state.restore()
+
+
+def _tuner_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _check_loras_in(models: Sequence[torch.nn.Module]) -> None:
+    for layer in (layer for model in models for layer in _tuner_layers(model)):
+        if any(name.startswith(PREFIX) for name in getattr(layer, "lora_A", ())):
+            raise LoratorioError("LoRAtorio: this pipeline is being composed already.")
+        if layer.merged:
+            raise LoratorioError("LoRAtorio: the pipeline's LoRAs are fused into its weights; call pipe.unfuse_lora() first.")
+
+
+class _LoraState:
+    """What diffusers and peft keep in one model about LoRAs, to be put back."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+        self.attributes = {name: model.__dict__[name] for name in ("peft_config", "_hf_peft_config_loaded") if name in model.__dict__}
+        if "peft_config" in self.attributes:
+            self.attributes["peft_config"] = dict(self.attributes["peft_config"])
+        self.layers = [(layer, list(layer.active_adapters), layer.disable_adapters, dict(layer.scaling)) for layer in _tuner_layers(model)]
+        self.gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def restore(self) -> None:
+        if self.layers:
+            ours = {name for layer in _tuner_layers(self.model) for name in getattr(layer, "lora_A", ()) if name.startswith(PREFIX)}
+            for name in ours:
+                delete_adapter_layers(self.model, name)
+            for layer, active, disabled, scaling in self.layers:
+                layer.scaling = scaling
+                layer.set_adapter(active)
+                layer.enable_adapters(not disabled)
+        else:
+            recurse_remove_peft_layers(self.model)
+        for name in ("peft_config", "_hf_peft_config_loaded"):
+            self.model.__dict__.pop(name, None)
+        self.model.__dict__.update(self.attributes)
+        for parameter, required in self.gradients:
+            parameter.requires_grad_(required)
+
+
+def _checked(lora: Lora) -> Lora:
+    path, strength = Lora(*lora)
+    if not isinstance(strength, (int, float)) or not math.isfinite(strength):
+        raise LoratorioError(f"LoRAtorio: the strength of {path} is {strength!r}; it must be a number.")
+    if not Path(path).is_file():
+        raise LoratorioError(f"LoRAtorio: there is no LoRA file {path}.")
+    return Lora(Path(path), float(strength))
+
+
+def _load(pipe, name: str, lora: Lora) -> Adapter:
+    in_file = _layers_in(lora.path)
+    mismatch = f"LoRAtorio: the LoRA {lora.path} matches no layer of this model: it is for another kind of model"
+    try:
+        pipe.load_lora_weights(str(lora.path.resolve().parent), weight_name=lora.path.name, adapter_name=name, local_files_only=True)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LoratorioError(f"{mismatch}, or not a LoRA that diffusers can read ({reason[:200]}).") from error
+    unet, *texts = ([layer for layer in _tuner_layers(model) if name in layer.lora_A] for model in (pipe.unet, *text_encoders(pipe)))
+    found = len(unet) + sum(map(len, texts))
+    if not found:
+        raise LoratorioError(f"{mismatch}.")
+    if found < in_file:
+        logging.warning(f"LoRAtorio: {in_file - found} of {in_file} layers of the LoRA {lora.path} match nothing in this model and are left out.")
+    return Adapter(name, lora.path.stem, lora.strength, bool(unet), any(texts))
+
+
+def _layers_in(path: Path) -> int:
+    """How many layers a safetensors file has factors for; raises LoratorioError for kinds that diffusers cannot read."""
+    if path.suffix.lower() != ".safetensors":
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            keys = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise LoratorioError(f"LoRAtorio: {path} cannot be read as a safetensors file ({error}).") from error
+    for part, kind in FOREIGN.items():
+        if any(part in key for key in keys):
+            raise LoratorioError(f"LoRAtorio: {path} is a {kind} file, which diffusers cannot read; use a plain LoRA.")
+    return sum(key.endswith(LAYER_ENDS) for key in keys)
+
+
+# Deltas
+
+
+def bank_of(unet: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> AdapterBank:
+    """The adapters' deltas of the UNet, at the strengths that are set in its layers; `budget` in bytes."""
+    layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+    deltas = [{name: _delta(layer, adapter.name) for name, layer in layers.items() if adapter.name in layer.lora_A} for adapter in adapters]
+    bank = AdapterBank({name: layer.get_base_layer() for name, layer in layers.items()}, deltas, budget)
+    for adapter, failures in zip(adapters, bank.failures):
+        if failures:
+            layer, reason = next(iter(failures.items()))
+            raise LoratorioError(f"LoRAtorio: {len(failures)} layers of the LoRA {adapter.label} cannot be applied, such as {layer}: {reason}")
+    return bank
+
+
+def _delta(layer: LoraLayer, name: str) -> LowRank | Dense:
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    plain = name not in getattr(layer, "lora_variant", {}) and up.bias is None and not getattr(layer, "fan_in_fan_out", False)
+    if plain:
+        dtype = torch.promote_types(down.weight.dtype, torch.float32)
+        low_rank = LowRank(down.weight.detach().to(dtype), up.weight.detach().to(dtype).flatten(1) * layer.scaling[name])
+        if fits_low_rank(layer.get_base_layer(), low_rank):
+            return low_rank
+    return Dense(lambda: _dense(layer, name))
+
+
+@torch.no_grad()
+def _dense(layer: LoraLayer, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What peft's own merge changes: DoRA and other variants know only the changed weight."""
+    variant = getattr(layer, "lora_variant", {}).get(name)
+    if variant is None:
+        weight = layer.get_delta_weight(name)
+    else:
+        base = layer.get_base_layer().weight.detach()
+        weight = variant.merge_safe(layer, name, base.clone()) - base
+    bias = layer.lora_B[name].bias
+    return weight, None if bias is None else bias.detach() * layer.scaling[name]

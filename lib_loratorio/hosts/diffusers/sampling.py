@@ -1,0 +1,232 @@
+"""Pictures of a diffusers pipeline, composed: from the text encoder to the single UNet call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
+
+from lib_loratorio.evaluation import Evaluator, Request, map_tensors, take_rows
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.diffusers.loader import Adapter, Lora, activate, bank_of, loaded, text_encoders
+from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_terms
+from lib_loratorio.methods import BASE, METHODS
+from lib_loratorio.settings import Settings
+from lib_loratorio.step import SamplerCall
+from lib_loratorio.weight_maps import WeightMaps
+
+MERGED = -2
+"""The model with all adapters, next to `BASE` and the adapters' numbers."""
+
+DENSE_BUDGET = 2**30
+"""Bytes that cached dense deltas may take."""
+
+UNET_SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
+
+
+@dataclass
+class Run:
+    """What one call of the pipeline has done so far.
+
+    calls: of the UNet, as the pipeline counts them. rows: evaluated, one row being one model on one picture, conditional or not.
+    composed: calls that were composed. worst: verification's largest relative error. maps: the weights of LoRAtorio.
+    """
+
+    calls: int = 0
+    rows: int = 0
+    composed: int = 0
+    worst: float = 0.0
+    maps: WeightMaps = field(default_factory=WeightMaps)
+
+
+@contextmanager
+def composed(pipe, loras: Sequence[Lora], settings: Settings | None = None, dense_budget: int = DENSE_BUDGET) -> Iterator[Composition]:
+    """Within the block, ordinary calls of `pipe` make pictures composed of these LoRAs.
+
+    Afterwards the pipeline is what it was, whatever ended the block.
+
+    Args:
+        pipe: a StableDiffusionPipeline or StableDiffusionXLPipeline.
+        loras: `(path, strength)` pairs; what `Lora` says.
+        settings: defaults without; `enabled` plays no part here.
+        dense_budget: bytes that deltas without low-rank factors may take as a cache.
+
+    Raises LoratorioError for pipelines, schedulers and LoRA files that cannot be composed.
+    """
+    settings = settings or Settings()
+    check_pipeline(pipe)
+    if settings.method != "merge":
+        check_scheduler(pipe.scheduler)
+    with loaded(pipe, loras) as adapters:
+        composition = Composition(pipe, adapters, settings, dense_budget)
+        with composition.running():
+            yield composition
+
+
+def check_pipeline(pipe) -> None:
+    """Raises LoratorioError for pipelines that are not supported."""
+    if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
+        raise LoratorioError(
+            f"LoRAtorio: {type(pipe).__name__} is not supported; use a StableDiffusionPipeline or a StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)."
+        )
+    if not isinstance(pipe.unet, UNet2DConditionModel):
+        raise LoratorioError("LoRAtorio: a compiled UNet is not supported; load LoRAs first and compile without LoRAtorio, or leave it uncompiled.")
+
+
+class Composition:
+    """The pictures of one `composed` block. `run` is about the pipeline's latest call."""
+
+    def __init__(self, pipe, adapters: Sequence[Adapter], settings: Settings, dense_budget: int = DENSE_BUDGET):
+        self.pipe, self.adapters, self.settings = pipe, adapters, settings
+        self.method = METHODS[settings.method](settings)
+        self.run = Run()
+        self.texts: dict[int, tuple] = {}
+        self.bank = None if settings.method == "merge" else bank_of(pipe.unet, adapters, dense_budget)
+        self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass)
+
+    @property
+    def labels(self) -> list[str]:
+        """The adapters' names; a repeated one is numbered."""
+        labels = [adapter.label for adapter in self.adapters]
+        return [label if labels.count(label) == 1 else f"{label} ({labels[: n + 1].count(label)})" for n, label in enumerate(labels)]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Wrappers and hooks in place; on leaving, the pipeline's own calls are back."""
+        pipe, unet = self.pipe, self.pipe.unet
+        self.encode_prompt, self.forward = pipe.encode_prompt, unet.forward
+        before = [(owner, name, owner.__dict__.get(name)) for owner, name in ((pipe, "encode_prompt"), (unet, "forward"))]
+        try:
+            pipe.encode_prompt = self._encode_prompt
+            if self.bank is None:
+                unet.forward = self._counted
+                yield
+            else:
+                activate(unet, ())
+                unet.forward = self._forward
+                with self.bank.attached():
+                    yield
+        finally:
+            for owner, name, value in before:
+                owner.__dict__.pop(name, None)
+                if value is not None:
+                    owner.__dict__[name] = value
+
+    # Text
+
+    def _encode_prompt(self, *args, **kwargs) -> tuple:
+        """The pipeline asks for its text conditions: once in each of its calls, before the sampling."""
+        self.run = Run()
+        self.texts = {}
+        if self.settings.method != "merge":
+            check_scheduler(self.pipe.scheduler)
+        readers = {number: [adapter] for number, adapter in enumerate(self.adapters) if adapter.changes_text}
+        if self.settings.method == "merge" or self.settings.text_encoder == "merged" or not readers:
+            return self._encoded_with(self.adapters, args, kwargs)
+        readers[BASE] = []
+        if self.settings.start > 0 or self.settings.end < 1:
+            readers[MERGED] = list(self.adapters)
+        self.texts = {model: self._encoded_with(adapters, args, kwargs) for model, adapters in readers.items()}
+        return self.texts.pop(BASE)
+
+    def _encoded_with(self, adapters: Sequence[Adapter], args: tuple, kwargs: dict) -> tuple:
+        for encoder in text_encoders(self.pipe):
+            activate(encoder, adapters)
+        return self.encode_prompt(*args, **kwargs)
+
+    def _with_own_text(self, model: int, inputs: dict, rows: slice) -> dict:
+        """A model's inputs with its own text for `rows` of a batch whose conditional rows come first."""
+        if model not in self.texts:
+            return inputs
+        guided = self.pipe.do_classifier_free_guidance
+
+        def rows_of(cond: torch.Tensor, uncond: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+            return (torch.cat([cond, uncond]) if guided else cond)[rows].to(like)
+
+        cond, uncond, *pooled = self.texts[model]
+        inputs = {**inputs, "encoder_hidden_states": rows_of(cond, uncond, inputs["encoder_hidden_states"])}
+        if pooled:
+            added = inputs["added_cond_kwargs"]
+            inputs["added_cond_kwargs"] = {**added, "text_embeds": rows_of(*pooled, added["text_embeds"])}
+        return inputs
+
+    # One UNet call
+
+    def _counted(self, sample: torch.Tensor, *args, **kwargs) -> Any:
+        self.run.calls += 1
+        self.run.rows += sample.shape[0]
+        return self.forward(sample, *args, **kwargs)
+
+    def _forward(self, *args, **kwargs) -> Any:
+        """The UNet's forward, as the pipeline calls it: rows `[unconditional of each picture, conditional of each]`, or conditional ones only."""
+        inputs = dict(UNET_SIGNATURE.bind(self.pipe.unet, *args, **kwargs).arguments)
+        inputs.pop("self")
+        return_dict = inputs.pop("return_dict", True)
+        _refuse_attention_kwargs(inputs.pop("cross_attention_kwargs", None))
+        prediction = self._prediction(inputs)
+        return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _prediction(self, inputs: dict) -> torch.Tensor:
+        sample, timestep = inputs["sample"], torch.as_tensor(inputs["timestep"], device=inputs["sample"].device)
+        call, self.run.calls = self.run.calls, self.run.calls + 1
+        plan = None
+        if self.settings.active(call / self.pipe.num_timesteps):
+            # A scheduler of second order makes two calls a step, but for the last.
+            plan = self.method.plan(len(self.adapters), call // self.pipe.scheduler.order)
+        rows = sample.shape[0]
+        unconditional = rows // 2 if self.pipe.do_classifier_free_guidance else 0
+        pictures = rows - unconditional
+        # The engine has conditional rows first. The timestep becomes rows too, so that it follows them.
+        inputs = _swapped({**inputs, "timestep": timestep.expand(rows)}, unconditional)
+        if plan is None:
+            return _swapped(self._merged(inputs, rows), pictures)
+        sampler_call = SamplerCall(
+            self.method, plan, self.evaluator, torch.arange(pictures, device=sample.device), verify=self._verify if self.settings.verify else None
+        )
+        sampler_call.evaluate(pictures, unconditional, lambda model, span: self._with_own_text(model, take_rows(inputs, span), span))
+        latents = inputs["sample"][:pictures, : self.pipe.unet.config.out_channels]
+        result = sampler_call.combine(*noise_terms(self.pipe.scheduler, latents, timestep.flatten()[0]))
+        if result.weights is not None:
+            self.run.maps.add(result.weights)
+        self.run.composed += 1
+        return result.conditional if result.unconditional is None else torch.cat([result.unconditional, result.conditional])
+
+    def _merged(self, inputs: dict, rows: int) -> torch.Tensor:
+        """diffusers' ordinary merge, for the steps outside of start and end."""
+        activate(self.pipe.unet, self.adapters)
+        try:
+            return self._model_rows(self._with_own_text(MERGED, inputs, slice(rows)))
+        finally:
+            activate(self.pipe.unet, ())
+
+    def _model_rows(self, inputs: dict) -> torch.Tensor:
+        self.run.rows += inputs["sample"].shape[0]
+        return self.forward(**inputs, return_dict=False)[0]
+
+    def _verify(self, requests: Sequence[Request], predictions: Sequence[torch.Tensor]) -> None:
+        """Compares predictions with diffusers' own, each adapter alone, and with the bare model's."""
+        try:
+            for request, prediction in zip(requests, predictions):
+                activate(self.pipe.unet, () if request.adapter == BASE else (self.adapters[request.adapter],))
+                reference = self.forward(**request.inputs, return_dict=False)[0]
+                error = ((prediction - reference).abs().max() / reference.abs().max()).item()
+                if not error <= self.run.worst:  # so that a prediction that is no number shows
+                    self.run.worst = error
+        finally:
+            activate(self.pipe.unet, ())
+
+
+def _swapped(tree: Any, rows: int) -> Any:
+    """The first `rows` of each tensor moved behind the others."""
+    return map_tensors(lambda tensor: torch.cat([tensor[rows:], tensor[:rows]]), tree)
+
+
+def _refuse_attention_kwargs(kwargs: dict | None) -> None:
+    if kwargs and (set(kwargs) != {"scale"} or kwargs["scale"] != 1):
+        raise LoratorioError("LoRAtorio: cross_attention_kwargs are not supported; give each LoRA its strength instead.")

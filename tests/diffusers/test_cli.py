@@ -1,0 +1,230 @@
+"""The command line, from arguments to the written picture."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+pytest.importorskip("peft")
+pytest.importorskip("transformers")
+pytest.importorskip("diffusers")
+
+import tiny_pipelines as tiny
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from lib_loratorio import cli
+from lib_loratorio.hosts.diffusers.models import load_pipeline
+from lib_loratorio.settings import Settings
+
+FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+"""How AUTOMATIC1111 reads the last line of an infotext."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    pipe = tiny.sd()
+    pipe.save_pretrained(folder / "tiny-sd")
+    tiny.write_lora(pipe, folder / "a" / "style.safetensors", 1, text=tiny.TEXT)
+    tiny.write_lora(pipe, folder / "b" / "style.safetensors", 2)
+    tiny.sdxl().save_pretrained(folder / "tiny-xl")
+    tiny.write_lora(tiny.sdxl(), folder / "xl.safetensors", 3, text=tiny.TEXT)
+    return folder
+
+
+def arguments(folder, *more, model="tiny-sd", loras=("a/style.safetensors:0.8", "b/style.safetensors:0.6")):
+    named = [part for lora in loras for part in ("--lora", str(folder / lora))]
+    return ["generate", "--model", str(folder / model), *named, "--prompt", "a cat, red", "--size", "64", "--steps", "2", "--seed", "7", *more]
+
+
+def fields(file):
+    text = Image.open(file).text["parameters"]
+    *lines, last = text.split("\n")
+    found = dict(FIELD.findall(last))
+    return lines, {key: json.loads(value) if value.startswith('"') else value for key, value in found.items()}
+
+
+def test_pictures_maps_and_metadata(folder, tmp_path, capsys):
+    assert cli.main(arguments(folder, "--negative", "blurry", "--batch", "2", "--maps", "--verify", "--cfg", "4", "--out", str(tmp_path))) == 0
+    out = capsys.readouterr().out
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["7-maps.png", "7.png", "8-maps.png", "8.png"]
+    assert all(str(tmp_path / name) in out for name in ("7.png", "8-maps.png"))
+    assert re.search(r"\d s, 6 UNet evaluations a step and picture", out)
+    assert float(re.search(r"verify: max relative error (\S+) over 2 calls", out)[1]) < 1e-4
+    lines, found = fields(tmp_path / "8.png")
+    assert lines == ["a cat, red <lora:style:0.8> <lora:style:0.6>", "Negative prompt: blurry"]
+    settings = Settings.from_infotext(found.pop("LoRAtorio"))
+    assert settings == Settings(enabled=True, verify=True)
+    version = found.pop("Version")
+    assert version.startswith("loratorio-")
+    assert found == {"Steps": "2", "Sampler": "DDIM", "CFG scale": "4.0", "Seed": "8", "Size": "64x64", "Model": "tiny-sd"}
+    panel = Image.open(tmp_path / "7-maps.png")
+    assert panel.width > 4 * 256 and panel.height > 256
+
+
+def test_batch_is_the_pictures_one_by_one(folder, tmp_path):
+    assert cli.main(arguments(folder, "--batch", "2", "--out", str(tmp_path / "two.png"))) == 0
+    assert cli.main(arguments(folder, "--seed", "8", "--out", str(tmp_path / "one.png"))) == 0
+    two, one = (Image.open(tmp_path / name).convert("RGB") for name in ("two-2.png", "one.png"))
+    assert max(abs(a - b) for a, b in zip(two.tobytes(), one.tobytes())) <= 1
+
+
+@pytest.mark.parametrize("method", ["composite", "switch", "merge"])
+def test_other_methods(folder, tmp_path, method):
+    assert cli.main(arguments(folder, "--method", method, "--scheduler", "dpmpp_2m_karras", "--out", str(tmp_path / "a.png"))) == 0
+    _, found = fields(tmp_path / "a.png")
+    assert (found["Sampler"], found["Schedule type"]) == ("DPM++ 2M", "Karras") and f"method={method}" in found["LoRAtorio"]
+
+
+def test_sdxl_folder(folder, tmp_path):
+    assert cli.main(arguments(folder, "--out", str(tmp_path), model="tiny-xl", loras=("xl.safetensors",))) == 0
+    assert (tmp_path / "7.png").is_file()
+    assert cli.main(arguments(folder, "--out", str(tmp_path), model="tiny-xl", loras=("xl.safetensors",))) == 0
+    assert (tmp_path / "7-2.png").is_file()
+
+
+@pytest.mark.parametrize("more, match", [
+    (("--size", "60"), "multiples of 8"),
+    (("--size", "big"), "no size"),
+    (("--steps", "0"), "0 is below 1"),
+    (("--cfg", "much"), "'much' is no number"),
+    (("--temperature", "0"), "temperature is '0'; it must be a number from"),
+    (("--start", "0.5", "--end", "0.5"), "start is 0.5"),
+    (("--scheduler", "magic"), "no scheduler 'magic'; there are ddim, "),
+    (("--model", "/nowhere/model"), "there is no file /nowhere/model"),
+    (("--lora", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
+    (("--lora", "/nowhere/a.safetensors:abc"), "the strength 'abc' in"),
+    (("--maps", "--method", "merge"), "--maps needs the method loratorio"),
+    (("--prompt", "a <lora:b:1>"), "give each LoRA with --lora"),
+    (("--device", "cuda:99"), "the device 'cuda:99' cannot be used"),
+])
+def test_errors_are_one_line(folder, capsys, more, match):
+    assert cli.main(arguments(folder, *more)) == 2
+    error = capsys.readouterr().err
+    assert match in error and error.count("\n") == 1
+
+
+def test_lora_of_another_kind_of_model(folder, capsys, tmp_path):
+    assert cli.main(arguments(folder, "--out", str(tmp_path), loras=("xl.safetensors",))) == 2
+    error = capsys.readouterr().err
+    assert "matches no layer of this model" in error and error.count("\n") == 1
+
+
+def test_models_that_cannot_be_used(folder, capsys, tmp_path):
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "empty").mkdir()
+    save_file({}, tmp_path / "other.safetensors")
+    for model, match in (("flux", "is a FluxPipeline, which is not supported"), ("empty", "no model_index.json"), ("other.safetensors", "is no checkpoint")):
+        assert cli.main(arguments(folder, model=tmp_path / model)) == 2
+        assert match in capsys.readouterr().err
+
+
+def test_missing_packages(folder, capsys, monkeypatch):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name in ("diffusers", "peft") else find(name))
+    assert cli.main(arguments(folder)) == 2
+    assert "needs diffusers, peft: pip install torch diffusers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, path, strength", [
+    ("a.safetensors", "a.safetensors", 1.0),
+    ("a.safetensors:0.8", "a.safetensors", 0.8),
+    ("dir.v1/a.b.safetensors:-1", "dir.v1/a.b.safetensors", -1.0),
+    (r"C:\loras\a.safetensors", r"C:\loras\a.safetensors", 1.0),
+    (r"C:\loras\a.safetensors:.5", r"C:\loras\a.safetensors", 0.5),
+])
+def test_lora_arguments(text, path, strength):
+    found = cli.parse_lora(text)
+    assert (str(found[0]), found[1]) == (path, strength)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder):
+    """The tiny SD model as a single file, and a folder with everything of it but the weights."""
+    export = pytest.importorskip("lab.export")
+    save_file({key: value.contiguous() for key, value in export.original_layout(tiny.sd()).items()}, folder / "single.safetensors")
+    shutil.copytree(folder / "tiny-sd", folder / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder / "single.safetensors"
+
+
+def same_picture(folder, tmp_path, single, whole, loras):
+    assert cli.main(arguments(folder, "--config", str(folder / "config"), "--out", str(tmp_path / "single.png"), model=single, loras=loras)) == 0
+    assert cli.main(arguments(folder, "--out", str(tmp_path / "folder.png"), model=whole, loras=loras)) == 0
+    one, two = (Image.open(tmp_path / name) for name in ("single.png", "folder.png"))
+    assert max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())) <= 1
+
+
+def test_single_file_with_its_configuration(folder, checkpoint, tmp_path):
+    same_picture(folder, tmp_path, checkpoint, "tiny-sd", ("a/style.safetensors:0.8",))
+    assert fields(tmp_path / "single.png")[1]["Model"] == "single"
+
+
+def test_yaml_beside_a_single_file_describes_it(folder, checkpoint, tmp_path):
+    from lab import export
+
+    text = export.yaml.safe_dump(export.webui_config(tiny.sd(), "unused"))
+    checkpoint.with_suffix(".yaml").write_text(text)
+    try:
+        same_picture(folder, tmp_path, checkpoint, "tiny-sd", ("a/style.safetensors:0.8",))
+        checkpoint.with_suffix(".yaml").write_text(text.replace("timesteps: 1000", "timesteps: 1000\n    parameterization: v"))
+        pipe = load_pipeline(checkpoint, folder / "config", torch.float32)
+        assert pipe.scheduler.config.prediction_type == "v_prediction"
+    finally:
+        checkpoint.with_suffix(".yaml").unlink()
+
+
+def test_single_file_needs_its_configuration_offline(folder, checkpoint, capsys, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("diffusers.loaders.single_file._download_diffusers_model_config_from_hub", offline)
+    assert cli.main(arguments(folder, model=checkpoint)) == 2
+    error = capsys.readouterr().err
+    assert "no network" in error and "give its configuration and tokenizer with --config" in error
+
+
+OPEN_CLIP = {
+    "text_model.embeddings.token_embedding": "token_embedding", "text_model.final_layer_norm": "ln_final", ".layer_norm": ".ln_", ".mlp.fc1": ".mlp.c_fc",
+    ".mlp.fc2": ".mlp.c_proj", ".self_attn.out_proj": ".attn.out_proj", "text_model.encoder.layers": "transformer.resblocks",
+}
+
+
+def sdxl_layout(export, pipe):
+    """The names of the original SDXL checkpoints, whose second text encoder is OpenCLIP's."""
+    names = export.unet_names(pipe.unet.config) | {f"add_embedding.linear_{n + 1}": f"label_emb.0.{2 * n}" for n in range(2)}
+    unet = export._renamed(pipe.unet.state_dict(), names, lambda p: export.RESIDUAL if "resnets" in p else {})
+    vae = {key: value for key, value in export.original_layout(tiny.sd()).items() if key.startswith("first_stage_model.")}
+    open_clip, text = {}, pipe.text_encoder_2.state_dict()
+    for key, value in text.items():
+        if "q_proj" in key:
+            three = torch.cat([text[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            key, value = key.replace("self_attn.q_proj.", "attn.in_proj_"), three
+        elif "k_proj" in key or "v_proj" in key:
+            continue
+        for ours, theirs in OPEN_CLIP.items():
+            key = key.replace(ours, theirs)
+        open_clip[key] = value
+    open_clip["positional_embedding"] = open_clip.pop("text_model.embeddings.position_embedding.weight")
+    open_clip["text_projection"] = open_clip.pop("text_projection.weight").T
+    clip = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in pipe.text_encoder.state_dict().items()}
+    parts = {"model.diffusion_model": unet, "conditioner.embedders.0.transformer": clip, "conditioner.embedders.1.model": open_clip}
+    state = vae | {f"{prefix}.{key}": value for prefix, part in parts.items() for key, value in part.items()}
+    return {key: value.contiguous() for key, value in state.items()}
+
+
+def test_sdxl_single_file(folder, tmp_path):
+    export = pytest.importorskip("lab.export")
+    pipe = tiny.sdxl()
+    pipe.vae = tiny.sd().vae
+    pipe.save_pretrained(folder / "xl-whole")
+    config = folder / "xl-config" / "config"
+    shutil.copytree(folder / "xl-whole", config, ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(sdxl_layout(export, pipe), folder / "xl-single.safetensors")
+    for name, model, more in (("single", "xl-single.safetensors", ("--config", str(config))), ("whole", "xl-whole", ())):
+        assert cli.main(arguments(folder, *more, "--out", str(tmp_path / f"{name}.png"), model=model, loras=("xl.safetensors",))) == 0
+    one, two = (Image.open(tmp_path / f"{name}.png") for name in ("single", "whole"))
+    assert max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())) <= 1

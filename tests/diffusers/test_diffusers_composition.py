@@ -1,0 +1,275 @@
+"""Composed predictions of the diffusers host against a loop over single adapters by diffusers' own `set_adapters`."""
+
+import pytest
+
+pytest.importorskip("peft")
+pytest.importorskip("transformers")
+pytest.importorskip("diffusers")
+
+import diffusers
+import numpy as np
+import tiny_pipelines as tiny
+import torch
+import torch.nn.functional as F
+
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.diffusers import composed
+from lib_loratorio.hosts.diffusers.noise import noise_terms, signal_and_noise
+from lib_loratorio.methods import SWITCH_EVERY
+from lib_loratorio.settings import Settings
+
+PROMPTS = ["a red cat", "two blue dogs"]
+STRENGTHS = 0.8, 0.6, -0.7
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    return {"epsilon": tiny.sd(), "v_prediction": tiny.sd("v_prediction"), "sample": tiny.sd("sample"), "sdxl": tiny.sdxl()}
+
+
+@pytest.fixture(autouse=True)
+def schedulers_put_back(pipes):
+    before = {name: pipe.scheduler for name, pipe in pipes.items()}
+    yield
+    for name, pipe in pipes.items():
+        pipe.scheduler = before[name]
+
+
+@pytest.fixture(scope="module")
+def files(pipes, tmp_path_factory):
+    """Per kind of model three LoRAs: with text encoders, with convolutions, and in diffusers' layout."""
+    found = {}
+    for kind, pipe in (("sd", pipes["epsilon"]), ("sdxl", pipes["sdxl"])):
+        folder = tmp_path_factory.mktemp(kind)
+        found[kind] = [
+            tiny.write_lora(pipe, folder / "with.text.safetensors", 1, text=tiny.TEXT),
+            tiny.write_lora(pipe, folder / "conv.safetensors", 2, unet=(*tiny.ATTENTION, *tiny.CONVOLUTIONS)),
+            tiny.write_lora(pipe, folder / "other" / "conv.safetensors", 3, text=tiny.TEXT, layout="diffusers"),
+        ]
+    return found
+
+
+def kind_of(name):
+    return "sdxl" if name == "sdxl" else "sd"
+
+
+def loras(files, name, count=3):
+    return list(zip(files[kind_of(name)][:count], STRENGTHS))
+
+
+def picture(pipe, prompts=PROMPTS, steps=3, cfg=4.0, output_type="np", **kwargs):
+    generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
+    return pipe(prompt=prompts, negative_prompt=["blurry"] * len(prompts), height=tiny.SIZE, width=tiny.SIZE, num_inference_steps=steps,
+                guidance_scale=cfg, generator=generators, output_type=output_type, **kwargs).images
+
+
+class Recorded:
+    """The calls that a pipeline makes of its UNet: sample, timestep, prediction."""
+
+    def __init__(self, pipe):
+        self.calls = []
+        self.hook = pipe.unet.register_forward_hook(lambda module, args, kwargs, out: self.calls.append((args, kwargs, out[0])), with_kwargs=True)
+
+
+def record(pipe, loras, settings, **kwargs):
+    with composed(pipe, loras, settings) as composition:
+        recorded = Recorded(pipe)
+        try:
+            picture(pipe, output_type="latent", **kwargs)
+        finally:
+            recorded.hook.remove()
+    return composition, recorded.calls
+
+
+def single_predictions(pipe, loras, calls, prompts, cfg):
+    """`[calls][models][rows, C, H, W]`: diffusers' own predictions, the base first, then each LoRA alone, with its own text."""
+    names = [f"lora_{number}" for number in range(len(loras))]
+    for name, (path, _) in zip(names, loras):
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+    found = [[] for _ in calls]
+    with torch.no_grad():
+        for number in range(-1, len(loras)):
+            if number < 0:
+                pipe.disable_lora()
+            else:
+                pipe.enable_lora()
+                pipe.set_adapters([names[number]], [loras[number][1]])
+            text = pipe.encode_prompt(prompt=prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=cfg > 1,
+                                      negative_prompt=["blurry"] * len(prompts))
+            states = torch.cat([text[1], text[0]]) if cfg > 1 else text[0]
+            for call, (args, kwargs, _) in enumerate(calls):
+                kwargs = {**kwargs, "encoder_hidden_states": states}
+                if len(text) == 4:
+                    pooled = torch.cat([text[3], text[2]]) if cfg > 1 else text[2]
+                    kwargs["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": pooled}
+                found[call].append(pipe.unet(*args, **kwargs)[0])
+    pipe.unload_lora_weights()
+    return [torch.stack(models) for models in found]
+
+
+def reference(pipe, predictions, x, timestep, settings, guided):
+    """The method written out for patches that divide the picture: predictions `[1 + N, rows, C, H, W]` -> rows as diffusers has them."""
+    d = settings.patch_size
+    uncond, cond = predictions.chunk(2, 1) if guided else (None, predictions)
+    x = x.chunk(2)[1] if guided else x
+    squared = pipe.scheduler.alphas_cumprod[int(timestep)]
+    alpha, sigma = squared.sqrt(), (1 - squared).sqrt()
+    noise = {"epsilon": cond, "v_prediction": alpha * cond + sigma * x, "sample": (x - alpha * cond) / sigma}[pipe.scheduler.config.prediction_type]
+    models, rows, _, height, width = noise.shape
+    patches = F.unfold(noise.flatten(0, 1), d, stride=d).unflatten(0, (models, rows))
+    similarity = F.cosine_similarity(patches[1:], patches[:1], dim=2)
+    if settings.top_k:
+        similarity = similarity.masked_fill(similarity > similarity.sort(0).values[settings.top_k - 1], torch.inf)
+    weights = (-similarity / settings.temperature).softmax(0).unflatten(-1, (height // d, width // d))
+    weights = weights.repeat_interleave(d, -1).repeat_interleave(d, -2).unsqueeze(2)
+    composed_cond = (weights * cond[1:]).sum(0)
+    if not guided:
+        return composed_cond
+    return torch.cat([settings.lam * uncond[0] + (1 - settings.lam) * (weights * uncond[1:]).sum(0), composed_cond])
+
+
+@pytest.mark.parametrize("name, settings, cfg", [
+    ("epsilon", {}, 4.0),
+    ("epsilon", {"top_k": 2, "patch_size": 1, "temperature": 0.01, "lam": 0.3}, 4.0),
+    ("epsilon", {"adapters_per_pass": 1}, 1.0),
+    ("v_prediction", {"temperature": 0.02}, 4.0),
+    ("sample", {}, 4.0),
+    ("sdxl", {}, 4.0),
+    ("sdxl", {"patch_size": 4}, 1.0),
+])
+def test_loratorio_is_the_loop_over_single_adapters(pipes, files, name, settings, cfg):
+    pipe, settings = pipes[name], Settings(**settings)
+    composition, calls = record(pipe, loras(files, name), settings, cfg=cfg)
+    assert len(calls) == 3 and composition.run.composed == 3
+    singles = single_predictions(pipe, loras(files, name), calls, PROMPTS, cfg)
+    for (args, _, output), predictions in zip(calls, singles):
+        expected = reference(pipe, predictions, args[0], args[1], settings, cfg > 1)
+        assert (predictions[1:] - predictions[0]).abs().amax((1, 2, 3, 4)).min() > 0.1 * predictions[0].abs().max()
+        assert (output - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_verify_agrees_with_diffusers(pipes, files):
+    for name in ("epsilon", "sdxl"):
+        composition, _ = record(pipes[name], loras(files, name), Settings(verify=True))
+        assert 0 < composition.run.worst < 1e-4
+
+
+def test_evaluations_are_counted(pipes, files):
+    composition, _ = record(pipes["epsilon"], loras(files, "epsilon"), Settings())
+    assert (composition.run.calls, composition.run.rows) == (3, 3 * 2 * 4 * 2)
+    composition, _ = record(pipes["epsilon"], loras(files, "epsilon"), Settings(lam=1))
+    assert composition.run.rows == 3 * 2 * (4 + 1)
+
+
+def test_merged_text_is_shared(pipes, files):
+    pipe = pipes["epsilon"]
+    composition, calls = record(pipe, loras(files, "epsilon"), Settings(text_encoder="merged"))
+    assert not composition.texts
+    pipe.load_lora_weights(str(files["sd"][0].parent), weight_name=files["sd"][0].name, adapter_name="a")
+    pipe.load_lora_weights(str(files["sd"][2].parent), weight_name=files["sd"][2].name, adapter_name="b")
+    pipe.set_adapters(["a", "b"], [STRENGTHS[0], STRENGTHS[2]])
+    with torch.no_grad():
+        cond, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, True, ["blurry"] * 2)
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(calls[0][1]["encoder_hidden_states"][2:], cond)
+
+
+def diffusers_merge(pipe, loras, **kwargs):
+    names = [f"lora_{number}" for number in range(len(loras))]
+    for name, (path, _) in zip(names, loras):
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+    pipe.set_adapters(names, [strength for _, strength in loras])
+    try:
+        return picture(pipe, **kwargs)
+    finally:
+        pipe.unload_lora_weights()
+
+
+@pytest.mark.parametrize("name", ["epsilon", "sdxl"])
+def test_merge_is_diffusers_own(pipes, files, name):
+    pipe, chosen = pipes[name], loras(files, name)
+    expected = diffusers_merge(pipe, chosen)
+    with composed(pipe, chosen, Settings(method="merge")) as composition:
+        assert np.abs(picture(pipe) - expected).max() < 1 / 255
+    assert composition.run.rows == 3 * 4
+    assert np.abs(picture(pipe) - expected).max() > 0.05
+
+
+def test_outside_of_start_and_end_loras_are_merged(pipes, files):
+    pipe, chosen = pipes["epsilon"], loras(files, "epsilon")
+    _, merged = record(pipe, chosen, Settings(method="merge"), steps=4)
+    composition, late = record(pipe, chosen, Settings(start=0.5), steps=4)
+    assert composition.run.composed == 2
+    for call in (0, 1):
+        torch.testing.assert_close(late[call][2], merged[call][2], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(late[2][2], merged[2][2], atol=1e-2)
+    composition, early = record(pipe, chosen, Settings(end=0.5), steps=4)
+    assert composition.run.composed == 2 and not torch.allclose(early[0][2], merged[0][2], atol=1e-2)
+
+
+def schedulers():
+    def change(kind, **changes):
+        return lambda config: kind.from_config(config, **changes)
+
+    yield "ddim", 4, change(diffusers.DDIMScheduler)
+    yield "euler", 4, change(diffusers.EulerDiscreteScheduler)
+    yield "dpm++ 2m karras", 4, change(diffusers.DPMSolverMultistepScheduler, use_karras_sigmas=True)
+    yield "heun", 7, change(diffusers.HeunDiscreteScheduler)
+    yield "kdpm2", 7, change(diffusers.KDPM2DiscreteScheduler)
+    yield "unipc", 4, change(diffusers.UniPCMultistepScheduler)
+    yield "lcm", 4, change(diffusers.LCMScheduler)
+
+
+@pytest.mark.parametrize("calls, make", [pytest.param(calls, make, id=name) for name, calls, make in schedulers()])
+def test_schedulers(pipes, files, calls, make):
+    pipe = pipes["v_prediction"]
+    pipe.scheduler = make(pipe.scheduler.config)
+    composition, recorded = record(pipe, loras(files, "v_prediction"), Settings(verify=True), steps=4)
+    assert (composition.run.calls, composition.run.composed) == (calls, calls)
+    assert composition.run.worst < 1e-4 and all(torch.isfinite(out).all() for _, _, out in recorded)
+
+
+@pytest.mark.parametrize("calls, make", [pytest.param(calls, make, id=name) for name, calls, make in schedulers() if name in ("ddim", "heun")])
+def test_switch_takes_turns_by_steps_not_calls(pipes, files, calls, make, monkeypatch):
+    pipe = pipes["epsilon"]
+    pipe.scheduler = make(pipe.scheduler.config)
+    per_step = pipe.scheduler.order
+    turns = []
+    with composed(pipe, loras(files, "epsilon"), Settings(method="switch")) as composition:
+        plan = composition.method.plan
+        monkeypatch.setattr(composition.method, "plan", lambda adapters, step: turns.append(plan(adapters, step).conditional[0]) or plan(adapters, step))
+        picture(pipe, PROMPTS[:1], steps=2 * SWITCH_EVERY + 2, output_type="latent")
+    each = SWITCH_EVERY * per_step
+    assert turns == [0] * each + [1] * each + [2] * (2 * per_step - (per_step - 1))
+
+
+@pytest.mark.parametrize("kind", [diffusers.EDMEulerScheduler, diffusers.FlowMatchEulerDiscreteScheduler])
+def test_schedulers_without_alphas_are_refused(pipes, files, kind):
+    pipe = pipes["epsilon"]
+    pipe.scheduler = kind()
+    with pytest.raises(LoratorioError, match=f"scheduler {kind.__name__} has no alphas_cumprod"):
+        with composed(pipe, loras(files, "epsilon")):
+            pass
+
+
+def test_weight_maps_follow_the_run(pipes, files):
+    composition, _ = record(pipes["epsilon"], loras(files, "epsilon"), Settings())
+    maps = composition.run.maps
+    assert maps.mean.shape == (3, 2, 4, 4) and len(maps.shares_by_call) == 3
+    torch.testing.assert_close(maps.shares().sum(0), torch.ones(2))
+    assert composition.labels == ["with.text", "conv (1)", "conv (2)"]
+
+
+def test_noise_level_at_fractional_timesteps():
+    scheduler = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", use_karras_sigmas=True)
+    scheduler.set_timesteps(7)
+    for timestep, ratio in zip(scheduler.timesteps, scheduler.sigmas):
+        alpha, sigma = signal_and_noise(scheduler.alphas_cumprod, timestep)
+        assert sigma / alpha == pytest.approx(ratio.item(), rel=1e-3) and alpha**2 + sigma**2 == pytest.approx(1)
+
+
+def test_noise_of_a_schedule_that_ends_in_pure_noise():
+    scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    x = torch.randn(1, 4, 2, 2)
+    offset, scale = noise_terms(scheduler, x, torch.tensor(999))
+    torch.testing.assert_close(offset + scale * torch.randn(1, 4, 2, 2), x, rtol=1e-3, atol=1e-3)
