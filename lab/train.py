@@ -39,7 +39,7 @@ class Stage:
 
 STAGES = {"ae": Stage(steps=1000, batch=32, rate=2e-3, scenes=0, seed=1),
           "base": Stage(steps=2800, batch=32, rate=1e-3, scenes=12000, seed=2),
-          "lora": Stage(steps=200, batch=24, rate=2e-3, scenes=600, seed=3)}
+          "lora": Stage(steps=340, batch=16, rate=3e-3, scenes=600, seed=3)}
 EMA = 0.995                    # of the base's weights, per step
 KL = 1e-6                      # weight of the autoencoder's KL term
 DROP = 0.1                     # captions dropped, for classifier-free guidance
