@@ -118,6 +118,10 @@ def write(records, docs):
     plot_methods(test, docs / "evaluation-methods.png")
     plot_ablation(dev, docs / "evaluation-ablation.png")
     default = Settings()
+
+    def chosen(kind):
+        return best(dev, [way for way in dev.ways if way.startswith(kind)])
+
     text = f"""# Evaluation in the tiny world
 
 Written by `python -m lab.evaluate`; figures in brackets are 95% intervals (bootstrap over sets of LoRAs). The tiny world, its model,
@@ -125,7 +129,8 @@ its LoRAs and the detector are described in [the model card](../lab/MODEL_CARD.m
 
 {pictures} captions: {pictures // len(evaluate.COUNTS)} for each N, of {pictures // len(evaluate.COUNTS) // evaluate.CAPTIONS} random sets of N skills
 with {evaluate.CAPTIONS} captions each; the same noise for every method; DDIM, {evaluate.STEPS} steps, CFG {evaluate.CFG:g}, every LoRA at strength 1.
-LoRAtorio at its defaults: temperature {default.temperature:g}, patch size {default.patch_size}, lambda {default.lam:g}; with all {len(world.NAMES)} LoRAs loaded, top-k {evaluate.TOP_K}.
+LoRAtorio at its defaults: temperature {default.temperature:g}, patch size {default.patch_size}, lambda {default.lam:g};
+with all {len(world.NAMES)} LoRAs loaded, top-k {evaluate.TOP_K}.
 
 ![methods](evaluation-methods.png)
 
@@ -151,15 +156,16 @@ wrong colours and half-drawn figures count as well. Between two renders of one c
        [[way, *(f"{100 * v:.0f}" for v in test.wins(REFERENCE, way)[:3]), _share(test.wins(REFERENCE, way)[3])] for way in test.ways if way != REFERENCE])}
 ## Cost
 
-Model evaluations a step (rows of the UNet, guidance included), and seconds a picture with one thread, two processes at a time, the loading of the LoRAs included.
+Model evaluations a step (rows of the UNet, guidance included), and seconds a picture with one thread, two processes at a time,
+the loading of the LoRAs included.
 
 {table(["", *(f"N = {n}" for n in evaluate.COUNTS), "s a picture"],
        [[way, *(evaluations(evaluate.METHODS[way], n) for n in evaluate.COUNTS), f"{test.ways[way]['seconds'].mean():.2f}"] for way in test.ways])}
 ## Choice of the defaults
 
-On captions, sets and seeds that are not among those above ({len(next(iter(dev.ways.values()))['present'])} captions). Rule: most asked skills; among the
-variants within one point of that, the smallest patch distance. Temperature and patch size: **{best(dev, [w for w in dev.ways if w.startswith('tau')])}**;
-lambda at these: **{best(dev, [w for w in dev.ways if w.startswith('lambda')])}**; top-k with all loaded: **{best(dev, [w for w in dev.ways if w.startswith('all loaded')])}**.
+On captions, sets and seeds that are not among those above ({len(next(iter(dev.ways.values()))['present'])} captions). Rule: most asked
+skills; among the variants within one point of that, the smallest patch distance. Temperature and patch size: **{chosen("tau")}**;
+lambda at the defaults of these: **{chosen("lambda")}**; top-k with all loaded: **{chosen("all loaded")}**.
 
 ![ablation](evaluation-ablation.png)
 
