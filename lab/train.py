@@ -2,7 +2,7 @@
 
     python -m lab.train ae          autoencoder on blocks, grown to a factor of 8
     python -m lab.train base        text encoder and UNet together, on scenes without any skill
-    python -m lab.train lora [NAME ...]     one LoRA per skill (default: all)
+    python -m lab.train lora [NAME ...]     one LoRA per skill (default: all); on the shipped model where none was trained here
     python -m lab.train export      fp16 weights into lab/weights/
     python -m lab.train all         the four above, one after the other
 
@@ -152,15 +152,19 @@ def train_autoencoder(scratch):
 def encoded(name, choose, stage, scratch):
     """The stage's data set: latents [scenes, 4, LATENT, LATENT] and token ids [scenes, TOKENS]; cached in scratch.
 
-    Encoded with the small autoencoder, which the grown one equals at a quarter of the cost.
+    Encoded with the small autoencoder where it was trained here, which the grown one equals at a fraction of the cost.
     """
     path = scratch / f"data-{name}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
-    small = model.autoencoder(2)
-    small.load_state_dict(torch.load(scratch / "vae-small.pt", weights_only=True))
     images, captions, _ = world.batch(choose, stage.scenes, stage.seed * 10**6)
-    latents = torch.cat([small.encode(_blocks(images[i:i + 100])).latent_dist.mode() for i in range(0, len(images), 100)])
+    blocks = _blocks(images)
+    if (scratch / "vae-small.pt").exists():
+        vae = model.autoencoder(2)
+        vae.load_state_dict(torch.load(scratch / "vae-small.pt", weights_only=True))
+    else:
+        vae, blocks = model.load(WEIGHTS / "model").vae, F.interpolate(blocks, scale_factor=world.PIXEL, mode="nearest")
+    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in blocks.split(100)])
     data = {"latents": latents, "tokens": model.tokenize(model.tokenizer(), captions)}
     torch.save(data, path)
     return data
@@ -202,7 +206,7 @@ def train_lora(name, scratch):
     stage, skill = STAGES["lora"], world.SKILLS[name]
     stage = Stage(stage.steps, stage.batch, stage.rate, stage.scenes, stage.seed + world.NAMES.index(name))
     torch.manual_seed(stage.seed)
-    pipe = model.load(scratch / "model")
+    pipe = model.load(scratch / "model" if (scratch / "model").exists() else WEIGHTS / "model")
     with_text = name in lora.WITH_TEXT_ENCODER
     lora.attach(pipe, with_text)
     data = encoded(name, lambda rng: (name,), stage, scratch)
