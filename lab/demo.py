@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from lab import detector, model, report, world
-from lab.evaluate import CFG, METHODS, STEPS, WEIGHTS, evaluations
+from lab.evaluate import CFG, METHODS, STEPS, WEIGHTS
 from lib_loratorio.hosts.diffusers import composed
 from lib_loratorio.weight_maps import COLOURS
 
@@ -110,7 +110,7 @@ def main():
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet.image().save(args.out)
     rows = [[way, f"{t['found']} of {t['asked']}", f"{t['complete']} of {len(SKILLS)}", f"{t['seconds']:.1f}",
-             " / ".join(str(evaluations(METHODS[way], n)) for n in (2, 4))] for way, t in totals.items()]
+             " / ".join(str(report.evaluations(METHODS[way], n)) for n in (2, 4))] for way, t in totals.items()]
     print("\r" + report.table(["", "skills found", "pictures with all skills", "s a picture", "model evaluations a step (2 / 4 LoRAs)"], rows))
     print(f"{args.out}: {time.time() - begin:.0f} s, {torch.get_num_threads()} threads")
 

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from lab import world
+
+# A LoRA without text-encoder layers is nothing to warn of, nor is the lack of torchvision.
+for library in (diffusers_logging, transformers_logging):
+    library.set_verbosity_error()
+    library.disable_progress_bar()
 
 LATENT = world.SIZE // 8
 TEXT_WIDTH, TOKENS = 48, 77       # a narrow text encoder: nearly all of it is the embedding of CLIP's 49408 tokens
