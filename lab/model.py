@@ -4,6 +4,7 @@ Three layout rules come from the WebUIs that shall load it: channels in multiple
 than two channels a group would take every channel's mean away), two residual blocks a UNet level (the names of LoRA layers
 are counted that way), and an autoencoder with a factor of 8.
 """
+import warnings
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from lab import world
 
-# A LoRA without text-encoder layers is nothing to warn of, nor is the lack of torchvision.
+# Nothing to warn of here: a LoRA without text-encoder layers, several LoRAs in one model, no torchvision.
+warnings.filterwarnings("ignore", message="Already found a `peft_config`")
 for library in (diffusers_logging, transformers_logging):
     library.set_verbosity_error()
     library.disable_progress_bar()
