@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from lab import detector, model, world
+from lab.model import WEIGHTS
 
-WEIGHTS = Path(__file__).parent / "weights"
 SEED = 800_000
 
 

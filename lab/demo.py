@@ -14,9 +14,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from lab import detector, model, report, world
-from lab.evaluate import CFG, METHODS, STEPS, WEIGHTS
+from lab.evaluate import CFG, METHODS, STEPS
+from lab.model import WEIGHTS
 from lib_loratorio.hosts.diffusers import composed
-from lib_loratorio.weight_maps import COLOURS
+from lib_loratorio.weight_maps import COLOURS, dominant
 
 WAYS = ("Merge", "Switch", "Composite", "LoRAtorio")
 SKILLS = (("alien", "robot"), ("cat", "bricks"), ("alien", "mushroom", "gem", "waves"), ("cat", "robot", "bricks", "hatching"))
@@ -56,8 +57,7 @@ class Sheet:
 
 def winners(picture, weights):
     """The dominant LoRA of each patch, one colour each, over the grey picture; weights [N, h, w]."""
-    colours = np.array([COLOURS[n % len(COLOURS)] for n in range(len(weights))], np.uint8)[weights.argmax(0).numpy()]
-    over = Image.fromarray(colours).resize(picture.size, Image.Resampling.NEAREST)
+    over = dominant(weights).resize(picture.size, Image.Resampling.NEAREST)
     return Image.blend(picture.convert("L").convert("RGB"), over, 0.55)
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from lab import detector, measure, model, world
+from lab.model import WEIGHTS
 from lib_loratorio.settings import Settings
 
-WEIGHTS = Path(__file__).parent / "weights"
 COUNTS = (2, 3, 4, 5)
 STEPS, CFG = 20, 4.0
 CAPTIONS = 4                                   # of every set of skills

@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import save_file
 
 from lab import model
+from lab.model import WEIGHTS
 
-WEIGHTS = Path(__file__).parent / "weights"
 NAME = "loratorio-tiny"
 
 RESIDUAL = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",

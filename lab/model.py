@@ -24,7 +24,8 @@ for library in (diffusers_logging, transformers_logging):
 
 LATENT = world.SIZE // 8
 TEXT_WIDTH, TOKENS = 48, 77       # a narrow text encoder: nearly all of it is the embedding of CLIP's 49408 tokens
-TOKENIZER = Path(__file__).parent / "weights" / "model" / "tokenizer"
+WEIGHTS = Path(__file__).parent / "weights"
+TOKENIZER = WEIGHTS / "model" / "tokenizer"
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
             "clip_sample": False, "steps_offset": 1}
 

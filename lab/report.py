@@ -2,6 +2,7 @@
 import numpy as np
 
 from lab import evaluate, measure, world
+from lib_loratorio.methods import METHODS
 from lib_loratorio.settings import Settings
 
 REFERENCE = "LoRAtorio"
@@ -36,7 +37,6 @@ class Measured:
 
 def evaluations(way, count):
     """Model evaluations a step, guidance included."""
-    from lib_loratorio.methods import METHODS
     if way.settings is None or way.settings.method == "merge":
         return 2
     plan = METHODS[way.settings.method](way.settings).plan(len(world.NAMES) if way.everything else count, 0)

@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from lab import lora, model, world
-
-WEIGHTS = Path(__file__).parent / "weights"
+from lab.model import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -221,13 +220,22 @@ def train_lora(name, scratch):
         "ss_tag_frequency": json.dumps({name: {skill.trigger: stage.scenes}})})
 
 
+def _edit(file, **changes):
+    """Changes keys of a saved config, and drops the one that names the folder of this machine it was loaded from."""
+    config = json.loads(file.read_text()) | changes
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def export(scratch):
     """fp16 copies of everything a user needs into lab/weights/."""
     pipe = model.load(scratch / "model", torch.float16)
     pipe.register_modules(tokenizer=None)           # stays as it lies there: vocab.json and merges.txt, which every host reads
     pipe.save_pretrained(WEIGHTS / "model", safe_serialization=True)
-    index = WEIGHTS / "model" / "model_index.json"
-    index.write_text(index.read_text().replace('"tokenizer": [\n    null,\n    null\n  ]', '"tokenizer": [\n    "transformers",\n    "CLIPTokenizer"\n  ]'))
+    for file in (WEIGHTS / "model").rglob("*config.json"):
+        if file.parent.name != "tokenizer":
+            _edit(file)
+    _edit(WEIGHTS / "model" / "model_index.json", tokenizer=["transformers", "CLIPTokenizer"])
     (WEIGHTS / "loras").mkdir(exist_ok=True)
     for file in (scratch / "loras").glob("*.safetensors"):
         (WEIGHTS / "loras" / file.name).write_bytes(file.read_bytes())

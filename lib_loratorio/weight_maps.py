@@ -70,10 +70,15 @@ def weight_panel(picture: Image.Image, weights: torch.Tensor, names: Sequence[st
     tiles = [(plain, [("picture", None)])]
     for share, weight, name in zip(shares, weights, names):
         tiles.append((Image.blend(grey, _on_picture(_heat(weight.numpy()), patch, picture.size, size), 0.6), [(f"{name} {share:.0%}", None)]))
-    winners = np.array([COLOURS[n % len(COLOURS)] for n in range(len(names))], np.uint8)[weights.argmax(0).numpy()]
     legend = [(name, COLOURS[n % len(COLOURS)]) for n, name in enumerate(names)]
-    tiles.append((Image.blend(grey, _on_picture(Image.fromarray(winners), patch, picture.size, size), 0.6), legend))
+    tiles.append((Image.blend(grey, _on_picture(dominant(weights), patch, picture.size, size), 0.6), legend))
     return _row(tiles, size)
+
+
+def dominant(weights: torch.Tensor) -> Image.Image:
+    """Who wins where: one pixel a patch, in the colour of the adapter that weighs most; `weights [N, h, w]`."""
+    colours = np.array([COLOURS[n % len(COLOURS)] for n in range(len(weights))], np.uint8)
+    return Image.fromarray(colours[weights.argmax(0).cpu().numpy()])
 
 
 def _heat(weight: np.ndarray) -> Image.Image:
