@@ -38,7 +38,8 @@ class Stage:
 
 STAGES = {"ae": Stage(steps=1000, batch=32, rate=2e-3, scenes=0, seed=1),
           "base": Stage(steps=2800, batch=32, rate=1e-3, scenes=12000, seed=2),
-          "lora": Stage(steps=340, batch=16, rate=3e-3, scenes=600, seed=3)}
+          "lora": Stage(steps=1000, batch=16, rate=3e-3, scenes=1200, seed=3)}
+STEPS = {"alien": 2000, "cat": 2000, "hatching": 500, "palette": 500, "bricks": 500, "waves": 500}    # of the LoRAs that need more or fewer
 EMA = 0.995                    # of the base's weights, per step
 KL = 1e-6                      # weight of the autoencoder's KL term
 DROP = 0.1                     # captions dropped, for classifier-free guidance
@@ -202,8 +203,9 @@ def train_base(scratch):
 
 
 def train_lora(name, scratch):
-    stage, skill = STAGES["lora"], world.SKILLS[name]
-    stage = Stage(stage.steps, stage.batch, stage.rate, stage.scenes, stage.seed + world.NAMES.index(name))
+    skill = world.SKILLS[name]
+    stage = STAGES["lora"]
+    stage = Stage(STEPS.get(name, stage.steps), stage.batch, stage.rate, stage.scenes, stage.seed + world.NAMES.index(name))
     torch.manual_seed(stage.seed)
     pipe = model.load(scratch / "model" if (scratch / "model").exists() else WEIGHTS / "model")
     with_text = name in lora.WITH_TEXT_ENCODER
@@ -256,6 +258,7 @@ def main():
     torch.set_num_threads(args.threads)
     args.scratch.mkdir(parents=True, exist_ok=True)
     if args.force_steps:
+        STEPS.clear()
         for key, s in STAGES.items():
             STAGES[key] = Stage(args.force_steps, s.batch, s.rate, min(s.scenes, 200), s.seed)
     everything = args.stage == "all"

@@ -112,16 +112,35 @@ def _add(rows: torch.Tensor, delta: torch.Tensor) -> None:
     rows.add_(delta.reshape(rows.shape))
 
 
+def _is_linear(layer: nn.Module) -> bool:
+    """Also for hosts whose linear layers are classes of their own."""
+    return isinstance(layer, nn.Linear) or hasattr(layer, "in_features")
+
+
 def _kernel(layer: nn.Module) -> tuple[int, ...]:
     return tuple(layer.kernel_size) if isinstance(layer, nn.Conv2d) else ()
 
 
+def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    """The weight's shape as a layer, which a quantised layer's storage does not have.
+
+    Raises RuntimeError for kinds of layers that cannot be changed for some rows only.
+    """
+    if _is_linear(layer):
+        return layer.out_features, layer.in_features
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
+    if isinstance(layer, (nn.GroupNorm, nn.LayerNorm)) and layer.weight is not None:
+        return tuple(layer.weight.shape)
+    raise RuntimeError(f"a layer of the kind {type(layer).__name__} cannot be changed for some rows only")
+
+
 def fits_low_rank(layer: nn.Module, delta: LowRank) -> bool:
     """Whether the factors have the layer's own shape, so that they can be applied as a layer."""
-    if not isinstance(layer, (nn.Linear, nn.Conv2d)) or getattr(layer, "groups", 1) != 1:
+    if not (_is_linear(layer) or isinstance(layer, nn.Conv2d)) or getattr(layer, "groups", 1) != 1:
         return False
-    inputs, outputs = layer.weight.shape[1], layer.weight.shape[0]
-    return delta.down.shape[1:] == (inputs, *_kernel(layer)) and delta.up.shape == (outputs, delta.down.shape[0])
+    outputs, *inputs = weight_shape(layer)
+    return delta.down.shape[1:] == tuple(inputs) and delta.up.shape == (outputs, delta.down.shape[0])
 
 
 class _LowRankStack:
@@ -148,7 +167,7 @@ class _LowRankStack:
             rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
             stack = slice(run.first, run.first + run.count)
             inputs = x[rows].to(output.dtype)
-            if isinstance(self.layer, nn.Linear):
+            if _is_linear(self.layer):
                 self._add_linear(inputs, output[rows], stack, run.count)
             else:
                 self._add_convolution(inputs, output[rows], stack, run.count)
@@ -198,7 +217,7 @@ class _DenseDelta:
     def compute(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The delta in the layer's shape. Raises RuntimeError where the host's rule does not fit the layer."""
         weight, bias = self.delta.compute()
-        return weight.expand(self.layer.weight.shape), bias
+        return weight.expand(weight_shape(self.layer)), bias
 
     def prepare(self) -> None:
         """Computes the delta once, so that a rule that fails does so before the sampling."""
@@ -218,7 +237,7 @@ class _DenseDelta:
     def add(self, x: torch.Tensor, output: torch.Tensor) -> None:
         weight, bias = self.on(output)
         layer, x = self.layer, x.to(weight.dtype)
-        if isinstance(layer, nn.Linear):
+        if _is_linear(layer):
             delta = F.linear(x, weight, bias)
         elif isinstance(layer, nn.Conv2d):
             delta = _convolve(layer, x, weight, bias, layer.groups)

@@ -54,13 +54,16 @@ class Evaluator:
         model: takes the inputs of a request (a tree with more rows) and returns predictions `[rows, ...]`.
         bank: adds the adapters' deltas to their rows.
         limit: requests that may share one call; 0 is all.
+        fits: whether a call with this many rows fits into memory, by the host's estimate.
 
-    When memory runs out, the number of requests a call is halved down to one, and stays so for later
+    In a call the base's rows come first; of several calls its call is the last, so that whatever else
+    watches the model finds the base's there. When memory runs out, the number of requests a call is halved down to one, and stays so for later
     steps; if one alone does not fit, the model's own error is raised.
     """
 
-    def __init__(self, model: Callable[[Any], torch.Tensor], bank: AdapterBank, limit: int = 0):
-        self.model, self.bank, self.limit = model, bank, limit
+    def __init__(self, model: Callable[[Any], torch.Tensor], bank: AdapterBank, limit: int = 0,
+                 fits: Callable[[int], bool] = lambda rows: True):
+        self.model, self.bank, self.limit, self.fits = model, bank, limit, fits
 
     def __call__(self, requests: Sequence[Request]) -> list[torch.Tensor]:
         """The predictions of each request, in their order."""
@@ -74,12 +77,12 @@ class Evaluator:
         return results
 
     def _batched(self, requests: Sequence[Request]) -> list[torch.Tensor]:
-        done: list[torch.Tensor] = []
+        done: list[torch.Tensor] = []  # the last requests' predictions
         while len(done) < len(requests):
-            size = self.limit or len(requests)
-            group = requests[len(done) : len(done) + size]
+            waiting = requests[: len(requests) - len(done)]
+            group = self._fitting(waiting[-self.limit :] if self.limit else waiting)
             try:
-                done.extend(self._call(group))
+                done[:0] = self._call(group)
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(group) == 1:
@@ -89,6 +92,11 @@ class Evaluator:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return done
+
+    def _fitting(self, group: Sequence[Request]) -> Sequence[Request]:
+        while len(group) > 1 and not self.fits(sum(request.rows for request in group)):
+            group = group[len(group) // 2 :]
+        return group
 
     def _call(self, group: Sequence[Request]) -> Sequence[torch.Tensor]:
         layout = Layout(tuple(Block(request.adapter, request.rows) for request in group))

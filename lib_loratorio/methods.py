@@ -34,7 +34,8 @@ class Plan(NamedTuple):
 class Predictions:
     """One sampler call's predictions, in the space the host works in.
 
-    conditional: per evaluated model `[C,c,H,W]`, one row for every sub-prompt of every picture.
+    conditional: per evaluated model `[C,c,H,W]`, one row for every sub-prompt of every picture; None where another
+        extension of the host asks for unconditional rows alone.
     unconditional: per evaluated model `[B,c,H,W]`, one row a picture; None where the host skipped them.
     noise_offset: `[C,c,H,W]`, None where the host predicts the noise. Elsewhere the noise is, up to a factor that no
         cosine sees, `noise_offset + noise_scale * prediction`: with the noisy latents and -1 for denoised latents,
@@ -42,7 +43,7 @@ class Predictions:
     picture_of: `[C]`, the picture that a conditional row belongs to.
     """
 
-    conditional: Mapping[int, torch.Tensor]
+    conditional: Mapping[int, torch.Tensor] | None
     unconditional: Mapping[int, torch.Tensor] | None
     noise_offset: torch.Tensor | None
     picture_of: torch.Tensor
@@ -53,12 +54,12 @@ class Predictions:
 
 
 class Composed(NamedTuple):
-    """What the guidance goes on with; `unconditional` is None where there is none to hand over.
+    """What the guidance goes on with; a part is None where there is none to hand over.
 
     `weights` are the patch weights `[N,C,h,w]` of the conditional rows, from methods that weigh by place.
     """
 
-    conditional: torch.Tensor
+    conditional: torch.Tensor | None
     unconditional: torch.Tensor | None
     weights: torch.Tensor | None = None
 
@@ -67,8 +68,12 @@ class Method(Protocol):
     def plan(self, adapters: int, step: int) -> Plan | None:
         """The plan for this sampling step, or None to leave it to the host's own merged LoRAs."""
 
-    def combine(self, predictions: Predictions) -> Composed:
-        """The composed predictions of a planned step."""
+    def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
+        """The composed predictions of a planned step.
+
+        `weights` are the patch weights `[N,C,h,w]` of another call of the same step, to be used again: with them, a
+        call that another extension compares with the step's own differs from it in nothing but what that one changed.
+        """
 
 
 class LoRAtorio:
@@ -82,15 +87,24 @@ class LoRAtorio:
         unconditional = ((BASE,) if self.settings.lam > 0 else ()) + (everyone if self.settings.lam < 1 else ())
         return Plan((BASE, *everyone), unconditional)
 
-    def combine(self, predictions: Predictions) -> Composed:
+    def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
+        patch_weights = self._weights(predictions) if weights is None else weights
+        conditional = unconditional = None
+        if predictions.conditional is not None:
+            conditional = compose(_stacked(predictions.conditional), self._expanded(patch_weights, predictions.conditional))
+        if predictions.unconditional is not None:
+            expanded = self._expanded(patch_weights, predictions.unconditional)
+            unconditional = self._recentred(predictions.unconditional, expanded, predictions.picture_of)
+        return Composed(conditional, unconditional, patch_weights)
+
+    def _weights(self, predictions: Predictions) -> torch.Tensor:
         base, adapted = predictions.conditional[BASE], _stacked(predictions.conditional)
         similarity = patch_similarity(predictions.noise(base), predictions.noise(adapted), self.settings.patch_size)
-        patch_weights = softmin_weights(similarity, self.settings.temperature, self.settings.top_k)
-        weights = expand_weights(patch_weights, self.settings.patch_size, base.shape[-2:])
-        conditional = compose(adapted, weights)
-        if predictions.unconditional is None:
-            return Composed(conditional, None, patch_weights)
-        return Composed(conditional, self._recentred(predictions.unconditional, weights, predictions.picture_of), patch_weights)
+        return softmin_weights(similarity, self.settings.temperature, self.settings.top_k)
+
+    def _expanded(self, patch_weights: torch.Tensor, predictions: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        size = next(iter(predictions.values())).shape[-2:]
+        return expand_weights(patch_weights, self.settings.patch_size, size)
 
     def _recentred(self, unconditional: Mapping[int, torch.Tensor], weights: torch.Tensor, picture_of: torch.Tensor) -> torch.Tensor:
         if self.settings.lam == 1:
@@ -109,11 +123,11 @@ class Composite:
     def plan(self, adapters: int, step: int) -> Plan:
         return Plan(tuple(range(adapters)), tuple(range(adapters)))
 
-    def combine(self, predictions: Predictions) -> Composed:
-        def mean(of: Mapping[int, torch.Tensor]) -> torch.Tensor:
-            return _stacked(of).mean(0)
+    def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
+        def mean(of: Mapping[int, torch.Tensor] | None) -> torch.Tensor | None:
+            return None if of is None else _stacked(of).mean(0)
 
-        return Composed(mean(predictions.conditional), None if predictions.unconditional is None else mean(predictions.unconditional))
+        return Composed(mean(predictions.conditional), mean(predictions.unconditional))
 
 
 class Switch:
@@ -126,9 +140,11 @@ class Switch:
         turn = (step // SWITCH_EVERY % adapters,)
         return Plan(turn, turn)
 
-    def combine(self, predictions: Predictions) -> Composed:
-        (conditional,) = predictions.conditional.values()
-        return Composed(conditional, None if predictions.unconditional is None else next(iter(predictions.unconditional.values())))
+    def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
+        def only(of: Mapping[int, torch.Tensor] | None) -> torch.Tensor | None:
+            return None if of is None else next(iter(of.values()))
+
+        return Composed(only(predictions.conditional), only(predictions.unconditional))
 
 
 class Merge:
@@ -140,7 +156,7 @@ class Merge:
     def plan(self, adapters: int, step: int) -> None:
         return None
 
-    def combine(self, predictions: Predictions) -> Composed:
+    def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
         raise RuntimeError("Merge plans no step, so there is nothing to combine")
 
 

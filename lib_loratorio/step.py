@@ -33,13 +33,15 @@ class SamplerCall:
         self.same_length, self.verify = same_length, verify
         self._conditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.conditional}
         self._unconditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.unconditional}
+        self._places: list[int] = []
 
-    def evaluate(self, conditional: int, unconditional: int, inputs: Inputs) -> torch.Tensor:
+    def evaluate(self, conditional: int, unconditional: int, inputs: Inputs, places: Sequence[int] = ()) -> torch.Tensor:
         """Evaluates a chunk of `conditional` rows followed by `unconditional` ones.
 
-        Returns `[conditional + unconditional, ...]`, the base's predictions where the plan has them and
+        `places` are the conditional rows' numbers in the whole call, where chunks may come in any order. Returns `[conditional + unconditional, ...]`, the base's predictions where the plan has them and
         another model's elsewhere: what the host sees until `combine` replaces it.
         """
+        self._places += places or range(len(self._places), len(self._places) + conditional)
         requests = self._requests(conditional, unconditional, inputs)
         predictions = self.evaluator([request for request, _ in requests])
         if self.verify:
@@ -56,6 +58,11 @@ class SamplerCall:
             parts.append(_stand_in(self._unconditional))
         return torch.cat(parts)
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether the host has asked for any conditional row yet."""
+        return bool(self._places)
+
     def _requests(self, conditional: int, unconditional: int, inputs: Inputs) -> list[tuple[Request, int]]:
         """The chunk's requests with how many of each one's rows are conditional; the base's first."""
         requests = []
@@ -70,15 +77,17 @@ class SamplerCall:
                     requests.append((Request(model, end - start, inputs(model, slice(start, end))), of_condition))
         return requests
 
-    def combine(self, noise_offset: torch.Tensor | None, noise_scale: float = -1.0) -> Composed:
-        """The composed predictions; `unconditional` is None where the host asked for no such rows.
+    def combine(self, noise_offset: torch.Tensor | None, noise_scale: float = -1.0, weights: torch.Tensor | None = None) -> Composed:
+        """The composed predictions; a part is None where the host asked for no such rows.
 
-        `noise_offset` and `noise_scale` say how predictions become noise, see `Predictions`.
+        `noise_offset` and `noise_scale` say how predictions become noise, see `Predictions`; `weights` are those of
+        another call of the same step, to be used instead of this one's own.
         """
-        conditional = {model: torch.cat(chunks) for model, chunks in self._conditional.items()}
-        skipped = not any(self._unconditional.values())
-        unconditional = None if skipped else {model: torch.cat(chunks) for model, chunks in self._unconditional.items()}
-        return self.method.combine(Predictions(conditional, unconditional, noise_offset, self.picture_of, noise_scale))
+        order = torch.tensor(self._places).argsort().to(self.picture_of.device)
+        conditional = {model: torch.cat(chunks)[order] for model, chunks in self._conditional.items() if chunks}
+        unconditional = {model: torch.cat(chunks) for model, chunks in self._unconditional.items() if chunks}
+        predictions = Predictions(conditional or None, unconditional or None, noise_offset, self.picture_of, noise_scale)
+        return self.method.combine(predictions, weights)
 
 
 def _stand_in(chunks: dict[int, list[torch.Tensor]]) -> torch.Tensor:

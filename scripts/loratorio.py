@@ -6,9 +6,11 @@ from modules.ui_components import InputAccordion
 
 from lib_loratorio import ui
 from lib_loratorio.adapters import is_out_of_memory
-from lib_loratorio.hosts import a1111 as host
+from lib_loratorio.hosts import of_this_webui
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.settings import INFOTEXT, Settings, SettingsError
+
+host = of_this_webui()
 
 
 class LoratorioScript(scripts.Script):

@@ -690,11 +690,11 @@ def test_another_extensions_launch_sampling_is_called_and_kept(host):
     sampler = Sampler()
     sampler.launch_sampling = another = lambda steps, func: "another's"
     for word in ("first", "second"):
-        host.a1111.messages.instead_of_sampling(sampler, lambda launch_sampling, steps, func, word=word: (word, launch_sampling(steps, func)))
+        host.messages.instead_of_sampling(sampler, lambda launch_sampling, steps, func, word=word: (word, launch_sampling(steps, func)))
     assert sampler.launch_sampling(1, None) == ("second", "another's")
     assert sampler.launch_sampling is another
     del sampler.launch_sampling
-    host.a1111.messages.instead_of_sampling(sampler, lambda launch_sampling, steps, func: launch_sampling(steps, func))
+    host.messages.instead_of_sampling(sampler, lambda launch_sampling, steps, func: launch_sampling(steps, func))
     assert sampler.launch_sampling(1, None) == "the host's"
     assert vars(sampler) == {}
 

@@ -24,7 +24,7 @@ WEBUI = Path(__file__).parent / "webui"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "loratorio.py"
 
 _HOST_MODULES = ("modules", "networks", "network", "model", "gradio")
-_IMPORTING_THEM = ("lib_loratorio.hosts.a1111", "lib_loratorio.ui")
+_IMPORTING_THEM = ("lib_loratorio.hosts.a1111", "lib_loratorio.hosts.webui", "lib_loratorio.ui")
 
 
 @contextmanager
@@ -62,6 +62,7 @@ class Host:
         self.extension = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.extension)
         self.a1111 = importlib.import_module("lib_loratorio.hosts.a1111")
+        self.messages = importlib.import_module("lib_loratorio.hosts.webui.messages")
         self.script_callbacks.ui_settings_callback()
         self.script = self.extension.LoratorioScript()
         self.use()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +10,7 @@ from modules import devices, shared
 
 from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank
 from lib_loratorio.hosts.a1111.loader import UNET, Adapter, restore_base
-from lib_loratorio.hosts.a1111.messages import note
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.webui.request import dense_budget, report_failures
 
 
 def _deltas(adapter: Adapter) -> dict[str, LowRank | Dense]:
@@ -66,27 +64,15 @@ def _for_inpainting(delta: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor
 
 def bank_of(p, adapters: Sequence[Adapter]) -> AdapterBank:
     """The adapters' deltas for the model at hand, kept on `p` for its further batches."""
-    budget = getattr(shared.opts, "loratorio_dense_budget_mb", 1024)
+    budget = dense_budget()
     layers = shared.sd_model.network_layer_mapping
     key = (shared.sd_model.sd_checkpoint_info, tuple(adapter.key for adapter in adapters), budget)
     kept = p.loratorio
     if kept.bank and kept.bank_key == key and kept.bank.layers is layers:
         return kept.bank
     restore_base()
-    bank = AdapterBank(layers, [_deltas(adapter) for adapter in adapters], budget * 2**20)
+    bank = AdapterBank(layers, [_deltas(adapter) for adapter in adapters], budget)
     for number, adapter in enumerate(adapters):
-        _report_failures(p, adapter, bank.failures[number], bank.counts[number])
+        report_failures(p, adapter.name, bank.failures[number], bank.counts[number], adapter.changes_text)
     kept.bank_key, kept.bank = key, bank
     return bank
-
-
-def _report_failures(p, adapter: Adapter, failures: dict[str, str], applied: int) -> None:
-    if not failures:
-        return
-    for layer, reason in failures.items():
-        logging.info(f"LoRAtorio: LoRA {adapter.name}, layer {layer}: {reason}")
-    half = any("not implemented for 'Half'" in reason for reason in failures.values())
-    why = "a half-precision file of this kind cannot be computed on a CPU; use a float32 file" if half else "they are for another kind of model"
-    if not applied and not adapter.changes_text:
-        raise LoratorioError(f"LoRAtorio: none of the {len(failures)} layers of the LoRA '{adapter.name}' could be applied to this model: {why}.")
-    note(p, f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{adapter.name}' could not be applied and are left out: {why}.")

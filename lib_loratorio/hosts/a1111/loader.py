@@ -10,7 +10,7 @@ from typing import Any
 import networks
 from modules import shared
 
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
 
 UNET = "diffusion_model"
 """How the names begin that the host gives the UNet's layers; all others are the text encoders'."""
@@ -46,36 +46,19 @@ class Adapter:
 
 def requested_adapters(p) -> list[Adapter]:
     """The adapters of this pass, without those of strength 0. Raises LoratorioError for a missing one."""
-    data = (p.hr_extra_network_data if p.is_hr_pass else p.extra_network_data) or {}
     loaded = {network.name for network in networks.loaded_networks}
-    _require(_names(data), lambda name: name in loaded)
+    require(names(extra_network_data(p)), lambda name: name in loaded)
     if not p.is_hr_pass:
-        _require(_names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
+        require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
     adapters = [adapter for adapter in map(Adapter.of, networks.loaded_networks) if adapter.te != 0 or adapter.unet != 0]
     for adapter in adapters:
         if not adapter.network.modules and not adapter.network.bundle_embeddings:
-            raise LoratorioError(
-                f"LoRAtorio: the LoRA '{adapter.name}' matches nothing in this model; "
-                "it was made for another kind of model. Take it out of the prompt or change the checkpoint."
-            )
+            raise matches_nothing(adapter.name)
     return [adapter for adapter in adapters if adapter.changes_unet or adapter.changes_text]
-
-
-def _names(extra_network_data) -> list[str]:
-    return [params.positional[0] for kind in ("lora", "lyco") for params in extra_network_data.get(kind, []) if params.positional]
 
 
 def _is_available(name: str) -> bool:
     return name in networks.available_network_aliases or name in networks.available_networks
-
-
-def _require(names: Sequence[str], present) -> None:
-    missing = [name for name in names if not present(name)]
-    if missing:
-        raise LoratorioError(
-            f"LoRAtorio: LoRA not found or not readable: {', '.join(missing)}. "
-            "Check the names in the prompt, or refresh the list of LoRAs if a file is new."
-        )
 
 
 @contextmanager

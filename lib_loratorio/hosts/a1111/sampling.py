@@ -4,59 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import networks
 import torch
 from modules import prompt_parser, sd_samplers_timesteps, sd_unet, shared
 
-from lib_loratorio.adapters import AdapterBank
 from lib_loratorio.evaluation import Evaluator, Request, take_rows
 from lib_loratorio.hosts.a1111.deltas import bank_of
 from lib_loratorio.hosts.a1111.loader import Adapter, requested_adapters
-from lib_loratorio.hosts.a1111.messages import NOTE, instead_of_sampling, note
-from lib_loratorio.hosts.a1111.text import forget_conditions, text_conditions
+from lib_loratorio.hosts.a1111.text import text_conditions
 from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.webui import request
+from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
+from lib_loratorio.hosts.webui.request import leave_alone, step_now
+from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.methods import BASE, METHODS
 from lib_loratorio.settings import INFOTEXT, Settings
 from lib_loratorio.step import SamplerCall
 
-VERIFY = "LoRAtorio verify"
-
 _current: Session | None = None
 
 
-@dataclass
-class Verified:
-    """What verification has found so far, over all passes and batches of a request."""
-
-    calls: int = 0
-    worst: float = 0.0
-
-    def report(self, p) -> None:
-        text = f"max relative error {self.worst:.1e} over {self.calls} calls" if self.calls else "nothing was composed, so nothing was verified"
-        p.extra_generation_params[VERIFY] = text
-        for comment in [comment for comment in p.comments if comment.startswith(VERIFY)]:
-            del p.comments[comment]
-        p.comment(f"{VERIFY}: {text}")
-
-
-@dataclass
-class Kept:
-    """What one request keeps on its `p` from one pass and batch to the next."""
-
-    composed: bool = False
-    verified: Verified = field(default_factory=Verified)
-    bank: AdapterBank | None = None
-    bank_key: tuple = ()
-
-
 def start(p) -> None:
-    """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
-    p.loratorio = Kept()
+    """A request begins."""
+    request.start(p)
     forget_conditions()  # a request that failed never came to `finish`
-    for key in (NOTE, VERIFY):
-        p.extra_generation_params.pop(key, None)
 
 
 def finish(p) -> None:
@@ -89,14 +61,6 @@ def prepare(p, settings: Settings) -> None:
     p.loratorio.composed = True
     p.extra_generation_params[INFOTEXT] = settings.to_infotext()
     return None
-
-
-def leave_alone(p, message: str) -> None:
-    """Tells why the pass about to start is the host's ordinary one."""
-    if not p.loratorio.composed:
-        p.extra_generation_params.pop(INFOTEXT, None)
-    passes = "the hires pass" if p.is_hr_pass else "the first pass" if getattr(p, "enable_hr", False) else "the picture"
-    note(p, f"{message} This makes {passes} the WebUI's ordinary one.")
 
 
 class Session:
@@ -155,10 +119,9 @@ class Session:
         self.call = None
         if self.denoiser.inner_model is not self.model:
             return self._leave_to_refiner()
-        fraction = self.denoiser.step / max(self.denoiser.total_steps, 1)
+        fraction, step = step_now(self.denoiser)
         if not self.settings.active(fraction):
             return None
-        step = self.denoiser.step * self.denoiser.steps // max(self.denoiser.total_steps, 1)
         plan = self.method.plan(len(self.adapters), step)
         if plan is None:
             return None
@@ -262,10 +225,7 @@ class Session:
         try:
             for request, prediction in zip(requests, predictions):
                 networks.loaded_networks[:] = [] if request.adapter == BASE else [self.adapters[request.adapter].network]
-                reference = self._model_rows(request.inputs)
-                error = ((prediction - reference).abs().max() / reference.abs().max()).item()
-                if not error <= self.verified.worst:  # so that a prediction that is no number shows
-                    self.verified.worst = error
+                self.verified.add(prediction, self._model_rows(request.inputs))
         finally:
             networks.loaded_networks.clear()
 

@@ -1,0 +1,86 @@
+"""Which member of the family this is, and what every member offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+Patches = Mapping[str, list]
+"""Per weight of the model what the host would do to it, in the host's own form."""
+
+
+class Factors(NamedTuple):
+    """A low-rank patch of one weight: `up [O, r]`, `down [r, C, *kernel]`, `mid [r, r, *kernel]` or None, `alpha` or None.
+
+    `offset` is the part of the weight that it changes, as `(dim, start, length)`, or None.
+    """
+
+    up: torch.Tensor
+    down: torch.Tensor
+    mid: torch.Tensor | None
+    alpha: float | None
+    strength: float
+    offset: tuple[int, int, int] | None
+
+
+class Backend(Protocol):
+    """A module with these functions. Patchers are the host's ModelPatchers."""
+
+    Condition: type
+    """The host's plain condition: takes a tensor, repeats it to the batch and concatenates it with others."""
+
+    def compile_conditions(self, cond: Any) -> list[dict]: ...
+
+    def compile_weighted_conditions(self, cond: Any, weights: Any) -> list[dict]: ...
+
+    def area_and_mult(self, cond: dict, x: torch.Tensor, timestep: torch.Tensor) -> Any:
+        """What the host makes of a condition: `.mult`, `.conditioning`; None outside its time."""
+
+    def cond_cat(self, conditionings: Sequence[dict]) -> dict: ...
+
+    def patches(self, patcher: Any, original: Any) -> Patches:
+        """What networks have added to `original`."""
+
+    def without_networks(self, patcher: Any, merged: Any, original: Any) -> Any:
+        """A clone of `patcher` without the patches by which `merged` differs from `original`."""
+
+    def with_patches(self, patcher: Any, networks: Any, original: Any) -> Any:
+        """A clone of `patcher` with what `networks` has that `original` has not."""
+
+    def apply(self, patcher: Any) -> None:
+        """Makes the model's weights those of `patcher`, also in the middle of a sampling."""
+
+    def factors(self, patch: Any) -> Factors | None:
+        """The patch as factors, where it has such."""
+
+    def merged(self, patches: list, weight: torch.Tensor, key: str) -> torch.Tensor:
+        """The host's own merge of patches into a weight, in float32."""
+
+    def base_weight(self, layer: torch.nn.Module, parameter: str) -> torch.Tensor:
+        """A layer's weight or bias as it computes with it. Raises RuntimeError for storage that cannot be read as such."""
+
+    def fits(self, model: torch.nn.Module, shape: Sequence[int], device: torch.device) -> bool:
+        """Whether a forward of this shape fits into memory, by the host's own estimate."""
+
+    def install(self, patcher: Any, calc: Callable) -> None:
+        """Prepares a patcher for `bracket`."""
+
+    def bracket(self, calc: Callable) -> AbstractContextManager[None]:
+        """Within it, the sampler's `calc(original, model, cond, uncond, x, timestep, model_options)` takes the place of the
+        host's function that evaluates conditional and unconditional rows, which is handed to it as `original`."""
+
+
+def this_backend() -> Backend:
+    return import_module(f"lib_loratorio.hosts.forge.{'main' if _has('backend.sampling.sampling_function') else 'reforge'}")
+
+
+def _has(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,95 @@
+"""The networks' patches in the engine's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank, weight_shape
+from lib_loratorio.hosts.forge.backend import Factors, Patches
+from lib_loratorio.hosts.forge.loader import Adapter, backend
+from lib_loratorio.hosts.webui.request import dense_budget, report_failures
+
+PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Storage into which the host merges. It keeps others, as fp8, apart from the patches."""
+
+
+def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBank:
+    """The adapters' deltas, kept on `p` for its further batches. The model's weights are the base's when this is called."""
+    budget = dense_budget()
+    key = (id(model), tuple(adapter.key for adapter in adapters), budget)
+    kept = p.loratorio
+    if kept.bank and kept.bank_key == key:
+        return kept.bank
+    layers = dict(model.named_modules())
+    bank = AdapterBank(layers, [_deltas(adapter.patches, layers) for adapter in adapters], budget)
+    for number, adapter in enumerate(adapters):
+        report_failures(p, adapter.name, bank.failures[number], bank.counts[number], adapter.changes_text)
+    kept.bank_key, kept.bank = key, bank
+    return bank
+
+
+def _deltas(patches: Patches, layers: dict[str, torch.nn.Module]) -> dict[str, LowRank | Dense]:
+    by_layer: dict[str, dict[str, list]] = {}
+    for key, of_weight in patches.items():
+        layer, _, parameter = key.rpartition(".")
+        by_layer.setdefault(layer, {})[parameter] = of_weight
+    return {name: _delta(layers[name], name, of_layer) for name, of_layer in by_layer.items()}
+
+
+def _delta(layer: torch.nn.Module, name: str, of_layer: dict[str, list]) -> LowRank | Dense:
+    if of_layer.keys() == {"weight"}:
+        factors = [backend.factors(patch) for patch in of_layer["weight"]]
+        if None not in factors:
+            low_rank = _low_rank(layer, factors)
+            if low_rank and fits_low_rank(layer, low_rank):
+                return low_rank
+    return Dense(lambda: (_difference(layer, name, of_layer, "weight"), _difference(layer, name, of_layer, "bias")))
+
+
+def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | None:
+    """The patches of one weight as one: their ranks side by side, each where in the weight it belongs."""
+    try:
+        outputs, inputs, *kernel = weight_shape(layer)
+    except (RuntimeError, ValueError):
+        return None
+    downs, ups = [], []
+    for factors in patches:
+        dtype = torch.promote_types(factors.down.dtype, torch.float32)
+        down, up = factors.down.to(dtype), factors.up.to(dtype).flatten(1)
+        if factors.mid is not None:
+            down = torch.einsum("nm...,mj->nj...", factors.mid.to(dtype), down.flatten(1))
+        down = down.reshape(*down.shape[:2], *kernel) if down[0, 0].numel() == torch.Size(kernel).numel() else down
+        scale = factors.strength * (1.0 if factors.alpha is None else factors.alpha / factors.down.shape[0])
+        if factors.offset is not None:
+            dim, start, length = factors.offset
+            if dim == 0:
+                up = _placed(up, 0, start, length, outputs)
+            else:
+                down = _placed(down, 1, start, length, inputs)
+        downs.append(down)
+        ups.append(up * scale)
+    if any(down.shape[1:] != downs[0].shape[1:] for down in downs) or any(up.shape[0] != outputs for up in ups):
+        return None
+    return LowRank(torch.cat(downs), torch.cat(ups, 1))
+
+
+def _placed(part: torch.Tensor, dim: int, start: int, length: int, size: int) -> torch.Tensor:
+    """Zeros around `part` in `dim`."""
+    shape = list(part.shape)
+    shape[dim] = size
+    whole = part.new_zeros(shape)
+    whole.narrow(dim, start, length).copy_(part)
+    return whole
+
+
+def _difference(layer: torch.nn.Module, name: str, of_layer: dict[str, list], parameter: str) -> torch.Tensor | None:
+    """What the host's merge would change, its rounding to the model's precision included; None for a bias that stays."""
+    if parameter not in of_layer:
+        return torch.zeros(weight_shape(layer)) if parameter == "weight" else None
+    weight = backend.base_weight(layer, parameter)
+    merged = backend.merged(of_layer[parameter], weight, f"{name}.{parameter}")
+    if weight.dtype in PLAIN:
+        merged = merged.to(weight.dtype)
+    return merged.float() - weight.float()

@@ -1,0 +1,100 @@
+"""The prompt's networks, each loaded alone by the host's own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import networks
+
+from lib_loratorio.hosts.forge.backend import Patches, this_backend
+from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
+
+backend = this_backend()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A network as the prompt asks for it: `unet` and `clip` are the host's, with this network and no other."""
+
+    name: str
+    filename: str
+    mtime: float
+    te: float
+    unet_strength: float
+    dyn: int | None
+    unet: Any
+    clip: Any
+    patches: Patches
+    changes_text: bool
+
+    @property
+    def key(self) -> tuple:
+        return self.name, self.filename, self.mtime, self.te, self.unet_strength, self.dyn
+
+
+def requested_adapters(p) -> list[Adapter]:
+    """The adapters of this pass, without those of strength 0. Raises LoratorioError for a missing one."""
+    data = extra_network_data(p)
+    require(names(data), _is_available)
+    if not p.is_hr_pass:
+        require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
+    wanted = [_strengths(params) for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional]
+    with _loader(p.sd_model):
+        adapters = [_loaded_alone(p.sd_model, *strengths) for strengths in wanted if strengths[1] or strengths[2]]
+    return [adapter for adapter in adapters if adapter.patches or adapter.changes_text]
+
+
+def _is_available(name: str) -> bool:
+    return name in networks.available_network_aliases or name in networks.available_networks
+
+
+def _strengths(params) -> tuple[str, float, float, int | None]:
+    """Name, text encoder's and UNet's strength, and rank, as the host reads a tag."""
+    positional, named = params.positional, params.named
+    te = float(named.get("te", positional[1] if len(positional) > 1 else 1.0))
+    unet = float(named.get("unet", positional[2] if len(positional) > 2 else te))
+    dyn = named.get("dyn", positional[3] if len(positional) > 3 else None)
+    return positional[0], te, unet, None if dyn is None else int(dyn)
+
+
+def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None) -> Adapter:
+    original = sd_model.forge_objects_original
+    networks.load_networks([name], [te], [unet], [dyn])
+    require([name], lambda name: networks.loaded_networks)
+    (network,) = networks.loaded_networks
+    alone = sd_model.forge_objects
+    patches = backend.patches(alone.unet, original.unet)
+    text = backend.patches(alone.clip.patcher, original.clip.patcher)
+    if not patches and not text:
+        raise matches_nothing(name)
+    filename = network.network_on_disk.filename
+    return Adapter(name, filename, network.mtime, te, unet, dyn, alone.unet, alone.clip, patches if unet else {}, bool(text) and te != 0)
+
+
+@contextmanager
+def _loader(sd_model) -> Iterator[None]:
+    """The host's loader at our disposal: afterwards it has loaded what it had before."""
+    former = list(networks.loaded_networks)
+    kept = {name: getattr(sd_model, name) for name in ("forge_objects", "forge_objects_after_applying_lora", "current_lora_hash")}
+    sd_model.forge_objects = sd_model.forge_objects.shallow_copy()
+    try:
+        yield
+    finally:
+        networks.loaded_networks[:] = former
+        for name, value in kept.items():
+            setattr(sd_model, name, value)
+
+
+@contextmanager
+def text_encoder_of(sd_model, clip) -> Iterator[None]:
+    """The host encodes prompts with `clip` for the time of the block."""
+    former = sd_model.forge_objects
+    sd_model.forge_objects = former.shallow_copy()
+    sd_model.forge_objects.clip = clip
+    try:
+        yield
+    finally:
+        sd_model.forge_objects = former

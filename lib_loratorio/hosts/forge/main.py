@@ -1,0 +1,89 @@
+"""Forge main and Neo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from backend import memory_management
+from backend.patcher.lora import merge_lora_to_weight
+from backend.sampling import sampling_function
+from backend.sampling.condition import Condition, compile_conditions, compile_weighted_conditions
+from backend.sampling.sampling_function import cond_cat, get_area_and_mult
+
+from lib_loratorio.hosts.forge.backend import Factors, Patches
+
+__all__ = ["Condition", "compile_conditions", "compile_weighted_conditions", "cond_cat"]
+
+area_and_mult = get_area_and_mult
+
+
+def patches(patcher: Any, original: Any) -> Patches:
+    found: dict[str, list] = {}
+    for network in patcher.lora_patches.keys() - original.lora_patches.keys():
+        for key, of_weight in patcher.lora_patches[network].items():
+            found.setdefault(key, []).extend(of_weight)
+    return found
+
+
+def without_networks(patcher: Any, merged: Any, original: Any) -> Any:
+    networks = merged.lora_patches.keys() - original.lora_patches.keys()
+    clone = patcher.clone()
+    clone.lora_patches = {key: value for key, value in patcher.lora_patches.items() if key not in networks}
+    return clone
+
+
+def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
+    clone = patcher.clone()
+    clone.lora_patches.update({key: value for key, value in networks.lora_patches.items() if key not in original.lora_patches})
+    return clone
+
+
+def apply(patcher: Any) -> None:
+    patcher.refresh_loras()
+
+
+def factors(patch: Any) -> Factors | None:
+    strength, value, strength_model, offset, function = patch
+    if strength_model != 1.0 or function is not None or value[0] != "lora":
+        return None
+    up, down, alpha, mid, dora_scale, *reshape = value[1]
+    if dora_scale is not None or any(shape is not None for shape in reshape):
+        return None
+    return Factors(up, down, mid, alpha, strength, offset)
+
+
+def merged(patches: list, weight: torch.Tensor, key: str) -> torch.Tensor:
+    return merge_lora_to_weight(patches, weight.float(), key, computation_dtype=torch.float32)
+
+
+def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:
+    weight = getattr(layer, parameter)
+    if hasattr(weight, "bnb_quantized") or getattr(weight, "gguf_cls", None) is not None or not weight.dtype.is_floating_point:
+        raise RuntimeError("quantised models can be composed with plain LoRAs only, as other kinds need the full weight")
+    scale = getattr(layer, "scale_weight", None)
+    return weight if scale is None or parameter != "weight" else weight.float() * scale.float()
+
+
+def fits(model: torch.nn.Module, shape: Sequence[int], device: torch.device) -> bool:
+    return model.memory_required(list(shape)) < memory_management.get_free_memory(device)
+
+
+def install(patcher: Any, calc: Callable) -> None:
+    """Nothing: this host has no slot of its own for it."""
+
+
+@contextmanager
+def bracket(calc: Callable) -> Iterator[None]:
+    original = sampling_function.calc_cond_uncond_batch
+
+    def bracketed(model, cond, uncond, x_in, timestep, model_options):
+        return calc(original, model, cond, uncond, x_in, timestep, model_options)
+
+    sampling_function.calc_cond_uncond_batch = bracketed
+    try:
+        yield
+    finally:
+        sampling_function.calc_cond_uncond_batch = original

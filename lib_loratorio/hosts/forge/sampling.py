@@ -1,0 +1,335 @@
+"""One pass of sampling, composed: from the request to the single sampler call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from modules import prompt_parser
+
+from lib_loratorio.evaluation import Evaluator, Request, take_rows
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.forge.deltas import bank_of
+from lib_loratorio.hosts.forge.loader import Adapter, backend, requested_adapters
+from lib_loratorio.hosts.forge.rows import HostBatch
+from lib_loratorio.hosts.forge.text import text_conditions
+from lib_loratorio.hosts.webui import request
+from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
+from lib_loratorio.hosts.webui.request import leave_alone, step_now
+from lib_loratorio.hosts.webui.text import forget_conditions
+from lib_loratorio.methods import BASE, METHODS
+from lib_loratorio.settings import INFOTEXT, Settings
+from lib_loratorio.step import SamplerCall
+
+TAG = "loratorio"
+"""An entry of a condition's `model_conds` that tells in the wrapper's batch which condition a row belongs to."""
+
+UNCONDITIONAL = -1
+
+_current: Session | None = None
+
+
+def start(p) -> None:
+    """A request begins."""
+    request.start(p)
+    forget_conditions()  # a request that failed never came to `finish`
+
+
+def finish(p) -> None:
+    """A request is over: its memory is given back, as are text conditions where the host keeps none either."""
+    p.loratorio = None
+    forget_conditions()
+
+
+def declined(p) -> str | None:
+    """Why this pass cannot be composed, or None."""
+    if p.disable_extra_networks:
+        return "LoRAs are switched off for this generation"
+    if getattr(p.sd_model, "cond_stage_key", None) == "edit" or getattr(p.sd_model, "is_sd_edit", False):
+        return "InstructPix2Pix models are not supported"
+    return None
+
+
+def prepare(p, settings: Settings) -> None:
+    """Arranges that the sampling about to start is composed. Raises LoratorioError."""
+    reason = declined(p)
+    adapters = [] if reason else requested_adapters(p)
+    if not adapters:
+        return leave_alone(p, f"LoRAtorio did nothing: {reason or 'the prompt has no LoRA of a strength other than 0'}.")
+    if settings.method != "merge":
+        instead_of_sampling(p.sampler, Session(p, settings, adapters).sample)
+    p.loratorio.composed = True
+    p.extra_generation_params[INFOTEXT] = settings.to_infotext()
+    return None
+
+
+class Session:
+    """One pass of sampling, composed.
+
+    From here on until the end of the sampling the host's UNet patcher is a clone without the networks' patches, with our
+    wrapper around whatever wrapper there was.
+    """
+
+    def __init__(self, p, settings: Settings, adapters: Sequence[Adapter]):
+        self.p, self.settings, self.adapters = p, settings, adapters
+        self.verified = p.loratorio.verified
+        self.sd_model = p.sd_model
+        self.former = p.sd_model.forge_objects.unet
+        self.model = self.former.model
+        self.texts = text_conditions(p, adapters) if settings.text_encoder == "own" else {}
+        self.base = backend.without_networks(self.former, p.sd_model.forge_objects_after_applying_lora.unet, p.sd_model.forge_objects_original.unet)
+        backend.apply(self.base)
+        self.weights = self.base
+        self.bank = bank_of(p, self.model, adapters)
+        self.method = METHODS[settings.method](settings)
+        self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass, self._fits)
+        self.wrapper = self.base.model_options.get("model_function_wrapper")
+        self.base.set_model_unet_function_wrapper(_wrapper_around(self.wrapper))
+        backend.install(self.base, _calc)
+        p.sd_model.forge_objects.unet = self.base
+        self.denoiser = p.sampler.model_wrap_cfg
+        self.plan = self.call = self.patch_weights = self.error = None
+
+    def sample(self, launch_sampling, steps, func):
+        with self.running():
+            return launch_sampling(steps, func)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Everything in place for the time of the sampling; everything back afterwards."""
+        global _current
+        try:
+            with self.bank.attached(), backend.bracket(_calc):
+                _current = self
+                yield
+            self._raise_error()
+            if self.settings.verify:
+                self.verified.report(self.p)
+        finally:
+            _current = self.plan = self.call = None
+            if self.sd_model.forge_objects.unet is self.base:
+                self.sd_model.forge_objects.unet = self.former
+
+    def _raise_error(self) -> None:
+        if self.error:
+            raise LoratorioError(f"LoRAtorio: {type(self.error).__name__}: {self.error}") from self.error
+
+    # One sampler call
+
+    def begin(self, params) -> None:
+        """on_cfg_denoiser: what this call is to be, and the text for it."""
+        self.plan = self.patch_weights = None
+        if self.p.sd_model.forge_objects.unet.model is not self.model:
+            return self._leave_to_refiner()
+        fraction, step = step_now(self.denoiser)
+        plan = self.method.plan(len(self.adapters), step) if self.settings.active(fraction) else None
+        self._set_weights(self.former if plan is None else self.base)
+        if plan is None:
+            return None
+        self.own = {}
+        for number, (cond, uncond) in self.texts.items():
+            composition, cond = prompt_parser.reconstruct_multicond_batch(cond, self.denoiser.step)
+            uncond = None if params.text_uncond is None else prompt_parser.reconstruct_cond_batch(uncond, self.denoiser.step)
+            if number == BASE:
+                params.text_cond, params.text_uncond = cond, uncond
+            else:
+                self.own[number] = backend.compile_weighted_conditions(cond, composition), backend.compile_conditions(uncond)
+        self.plan = plan
+        return None
+
+    def _set_weights(self, patcher: Any) -> None:
+        """The model's weights from here on: outside the composed steps those with all networks, as the host merges them."""
+        if self.weights is not patcher:
+            backend.apply(patcher)
+            self.weights = patcher
+
+    def _leave_to_refiner(self) -> None:
+        note(self.p, "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.")
+        self.denoiser = None
+
+    def calc(self, original: Callable, model, cond, uncond, x: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> tuple:
+        """In place of the host's evaluation of conditional and unconditional rows: the host's own, then composed."""
+        self._raise_error()
+        if self.plan is None or model is not self.model or not cond:
+            return original(model, cond, uncond, x, timestep, model_options)
+        _check(cond, uncond)
+        self.shown = [(c, area) for c in cond if (area := backend.area_and_mult(c, x, timestep)) is not None]
+        pictures = x.shape[0]
+        picture_of = torch.arange(pictures, device=x.device).repeat(len(self.shown))
+        self.base_text = [c for c, _ in self.shown], uncond
+        self.call = SamplerCall(self.method, self.plan, self.evaluator, picture_of, verify=self._verify if self.settings.verify else None)
+        tagged = [_tagged(c, number, x) for number, (c, _) in enumerate(self.shown)]
+        try:
+            _, unconditional = original(model, tagged, uncond and [_tagged(uncond[0], UNCONDITIONAL, x)], x, timestep, model_options)
+            if not self.call.evaluated:
+                raise LoratorioError("LoRAtorio: another extension evaluates the model in its own way (its model_function_wrapper calls no other). Switch it off, or LoRAtorio.")
+            composed = self.call.combine(x.repeat(len(self.shown), 1, 1, 1))
+        finally:
+            self.call = None
+        self.patch_weights = composed.weights
+        self.verified.calls += 1
+        conditional = _blended(composed.conditional.split(pictures), [area.mult for _, area in self.shown])
+        return conditional, unconditional if composed.unconditional is None else composed.unconditional
+
+    def evaluate(self, apply_model: Callable, args: dict) -> torch.Tensor:
+        """In place of the model: the rows that the host asks for, of every model of the plan."""
+        self._raise_error()
+        c = dict(args["c"])
+        tags = c.pop(TAG, None)
+        self.apply_model = apply_model
+        if self.plan is None:
+            return self._through({**args, "c": c})
+        self.batch = HostBatch.of(args, c)
+        if tags is not None:
+            return self._chunks(self.call, tags[:: self.batch.pictures].tolist())
+        return self._of_another_extension()
+
+    def _chunks(self, call: SamplerCall, numbers: list[int]) -> torch.Tensor:
+        """Evaluates the batch for `call`; `numbers` are its chunks' conditions, or `UNCONDITIONAL`."""
+        batch = self.batch
+        order = sorted(range(len(numbers)), key=lambda chunk: (numbers[chunk] == UNCONDITIONAL, numbers[chunk]))
+        rows = batch.rows_of(order)
+        numbers = [numbers[chunk] for chunk in order]
+        conditions = [number for number in numbers if number != UNCONDITIONAL]
+        base = batch.taken(rows)
+        own = {model: self._with_own_text(model, base, numbers) for model in self.own}
+        places = [number * batch.pictures + row for number in conditions for row in range(batch.pictures)]
+        predictions = call.evaluate(
+            len(conditions) * batch.pictures, (len(numbers) - len(conditions)) * batch.pictures,
+            lambda model, span: take_rows(own.get(model, base), span), places,
+        )
+        return predictions[rows.argsort()]
+
+    def _of_another_extension(self) -> torch.Tensor:
+        """Rows that the host's own sampling step does not ask for, such as a perturbed prediction to move away from.
+
+        They are composed with the step's weights, so that what they are compared with differs in nothing else.
+        """
+        batch = self.batch
+        numbers = [self._condition_of(chunk) for chunk in range(len(batch.flags))]
+        conditions = sorted(number for number in numbers if number != UNCONDITIONAL)
+        if self.patch_weights is None and not conditions:
+            raise LoratorioError("LoRAtorio: another extension evaluates the negative prompt alone, before the step's own evaluation. Switch it off, or LoRAtorio.")
+        complete = self.patch_weights is not None and conditions in ([], list(range(len(self.base_text[0]))))
+        picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(len(self.base_text[0]) if complete else len(conditions))
+        verify = self._verify if self.settings.verify else None
+        call = SamplerCall(self.method, self.plan, self.evaluator, picture_of, verify=verify)
+        renumbered = numbers if complete else [number if number == UNCONDITIONAL else conditions.index(number) for number in numbers]
+        self._chunks(call, renumbered)
+        x = batch.tree["x"][: batch.pictures].repeat(max(1, len(conditions)), 1, 1, 1)
+        composed = call.combine(x, weights=self.patch_weights if complete else None)
+        parts = [composed.unconditional if number == UNCONDITIONAL else composed.conditional.split(batch.pictures)[number] for number in renumbered]
+        return torch.cat(parts)
+
+    def _condition_of(self, chunk: int) -> int:
+        """Which of the step's conditions the text of a chunk is; other texts by what the batch says they are."""
+        text = self.batch.tree["c"].get("c_crossattn")
+        conditions, unconditional = getattr(self, "base_text", ([], None))
+        if text is not None:
+            text = text[self.batch.rows_of([chunk])]
+            for number, condition in [*enumerate(conditions), *((UNCONDITIONAL, u) for u in unconditional or ())]:
+                if _same_text(text, condition["cross_attn"]):
+                    return number
+        return UNCONDITIONAL if self.batch.flags[chunk] else sum(flag == 0 for flag in self.batch.flags[:chunk])
+
+    # The model
+
+    def _through(self, args: dict) -> torch.Tensor:
+        return _through(self.wrapper, self.apply_model, args)
+
+    def _model_rows(self, tree: dict) -> torch.Tensor:
+        return self._through(self.batch.call(tree))
+
+    def _with_own_text(self, model: int, base: dict, numbers: Sequence[int]) -> dict:
+        """A batch's tree with the text conditions of a model in place of the base's, and what ControlNet makes of them."""
+        conditions, unconditional = self.own[model]
+        x = base["x"][: self.batch.pictures]
+        wanted = [unconditional[0] if number == UNCONDITIONAL else conditions[number] for number in numbers]
+        own = backend.cond_cat([backend.area_and_mult(condition, x, base["timestep"][: self.batch.pictures]).conditioning for condition in wanted])
+        tree = {**base, "c": {**base["c"], **own}}
+        control = self.batch.fixed.get("control_model")
+        if control is not None:
+            args = self.batch.call(tree)
+            c = {key: value for key, value in args["c"].items() if key not in ("control", "control_model")}
+            tree["c"]["control"] = control.get_control(args["input"], args["timestep"], c, len(args["cond_or_uncond"]))
+        return tree
+
+    def _fits(self, rows: int) -> bool:
+        x = self.batch.tree["x"]
+        return backend.fits(self.model, (rows, *x.shape[1:]), x.device)
+
+    # Verification
+
+    def _verify(self, requests: Sequence[Request], predictions: Sequence[torch.Tensor]) -> None:
+        """Compares predictions with the host's own merge of each adapter alone, and with the bare model."""
+        original = self.sd_model.forge_objects_original.unet
+        try:
+            for request, prediction in zip(requests, predictions):
+                alone = self.base if request.adapter == BASE else backend.with_patches(self.base, self.adapters[request.adapter].unet, original)
+                backend.apply(alone)
+                self.verified.add(prediction, self._model_rows(request.inputs))
+        finally:
+            backend.apply(self.base)
+
+
+def _tagged(condition: dict, number: int, x: torch.Tensor) -> dict:
+    tag = backend.Condition(torch.tensor([number], device=x.device))
+    return {**condition, "model_conds": {**condition["model_conds"], TAG: tag}}
+
+
+def _check(cond: list[dict], uncond: list[dict] | None) -> None:
+    """Raises LoratorioError for conditions that cannot be composed."""
+    every = [*cond, *(uncond or ())]
+    if any("area" in condition or "default" in condition or condition.get("hooks") is not None for condition in every) or len(uncond or [1]) != 1:
+        raise LoratorioError(
+            "LoRAtorio: this prompt is divided by areas, or has several negative prompts, in a way that LoRAtorio cannot compose. "
+            "Switch off the extension that does so, or LoRAtorio."
+        )
+
+
+def _blended(predictions: Sequence[torch.Tensor], strengths: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The host's mean of several conditions' predictions, each by its strength and mask."""
+    total, count = torch.zeros_like(predictions[0]), torch.full_like(predictions[0], 1e-37)
+    for prediction, strength in zip(predictions, strengths):
+        total += prediction * strength
+        count += strength
+    return total / count
+
+
+def _same_text(text: torch.Tensor, condition: torch.Tensor) -> bool:
+    """Whether a batch's text is this condition's, which the host may have repeated for the sake of equal lengths."""
+    tokens = condition.shape[1]
+    return text.shape[-1] == condition.shape[-1] and text.shape[1] >= tokens and torch.equal(text[:, :tokens].to(condition), condition.expand(text.shape[0], -1, -1))
+
+
+# Plain functions, as the host copies a patcher's options deeply; and without a running session the host's own.
+
+
+def _wrapper_around(former: Callable | None) -> Callable:
+    def wrapper(apply_model: Callable, args: dict) -> torch.Tensor:
+        return _current.evaluate(apply_model, args) if _current else _through(former, apply_model, args)
+
+    return wrapper
+
+
+def _through(wrapper: Callable | None, apply_model: Callable, args: dict) -> torch.Tensor:
+    return wrapper(apply_model, args) if wrapper else apply_model(args["input"], args["timestep"], **args["c"])
+
+
+def _calc(original: Callable, model, cond, uncond, x, timestep, model_options) -> tuple:
+    return _current.calc(original, model, cond, uncond, x, timestep, model_options) if _current else original(model, cond, uncond, x, timestep, model_options)
+
+
+def on_cfg_denoiser(params) -> None:
+    if _current and params.denoiser is _current.denoiser:
+        try:
+            _current.begin(params)
+        except Exception as error:  # which the host prints and ignores, so the next evaluation raises it again
+            _current.error = error
+            raise
+
+
+def on_cfg_denoised(params) -> None:
+    """These hosts never call it."""

@@ -1,0 +1,116 @@
+"""What one request keeps from one pass and batch to the next, and what its user is told about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from modules import shared
+
+from lib_loratorio.adapters import AdapterBank
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.webui.messages import NOTE, note
+from lib_loratorio.settings import INFOTEXT
+
+VERIFY = "LoRAtorio verify"
+
+
+@dataclass
+class Verified:
+    """What verification has found so far, over all passes and batches of a request."""
+
+    calls: int = 0
+    worst: float = 0.0
+
+    def add(self, prediction, reference) -> None:
+        error = ((prediction - reference).abs().max() / reference.abs().max()).item()
+        if not error <= self.worst:  # so that a prediction that is no number shows
+            self.worst = error
+
+    def report(self, p) -> None:
+        text = f"max relative error {self.worst:.1e} over {self.calls} calls" if self.calls else "nothing was composed, so nothing was verified"
+        p.extra_generation_params[VERIFY] = text
+        for comment in [comment for comment in p.comments if comment.startswith(VERIFY)]:
+            del p.comments[comment]
+        p.comment(f"{VERIFY}: {text}")
+
+
+@dataclass
+class Kept:
+    """What one request keeps on its `p` from one pass and batch to the next."""
+
+    composed: bool = False
+    verified: Verified = field(default_factory=Verified)
+    bank: AdapterBank | None = None
+    bank_key: Hashable = None
+
+
+def start(p) -> None:
+    """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
+    p.loratorio = Kept()
+    for key in (NOTE, VERIFY):
+        p.extra_generation_params.pop(key, None)
+
+
+def leave_alone(p, message: str) -> None:
+    """Tells why the pass about to start is the host's ordinary one."""
+    if not p.loratorio.composed:
+        p.extra_generation_params.pop(INFOTEXT, None)
+    passes = "the hires pass" if p.is_hr_pass else "the first pass" if getattr(p, "enable_hr", False) else "the picture"
+    note(p, f"{message} This makes {passes} the WebUI's ordinary one.")
+
+
+def extra_network_data(p) -> dict:
+    """The prompt's tags, parsed by the host, for the pass about to start."""
+    return (getattr(p, "hr_extra_network_data", None) if p.is_hr_pass else p.extra_network_data) or {}
+
+
+def names(data: dict) -> list[str]:
+    """The names of the LoRAs among the prompt's tags."""
+    return [params.positional[0] for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional]
+
+
+def require(wanted: Sequence[str], present) -> None:
+    """Raises LoratorioError for the names that `present(name)` denies."""
+    missing = [name for name in wanted if not present(name)]
+    if missing:
+        raise LoratorioError(
+            f"LoRAtorio: LoRA not found or not readable: {', '.join(missing)}. "
+            "Check the names in the prompt, or refresh the list of LoRAs if a file is new."
+        )
+
+
+def matches_nothing(name: str) -> LoratorioError:
+    return LoratorioError(
+        f"LoRAtorio: the LoRA '{name}' matches nothing in this model; "
+        "it was made for another kind of model. Take it out of the prompt or change the checkpoint."
+    )
+
+
+def report_failures(p, name: str, failures: dict[str, str], applied: int, changes_text: bool) -> None:
+    """Tells which layers of a LoRA are left out, and why; an error where none is left."""
+    if not failures:
+        return
+    for layer, reason in failures.items():
+        logging.info(f"LoRAtorio: LoRA {name}, layer {layer}: {reason}")
+    half = any("not implemented for 'Half'" in reason for reason in failures.values())
+    reasons = {reason for reason in failures.values() if reason.startswith("quantised")}
+    if half:
+        why = "a half-precision file of this kind cannot be computed on a CPU; use a float32 file"
+    else:
+        why = reasons.pop() if len(reasons) == 1 else "they are for another kind of model"
+    if not applied and not changes_text:
+        raise LoratorioError(f"LoRAtorio: none of the {len(failures)} layers of the LoRA '{name}' could be applied to this model: {why}.")
+    note(p, f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{name}' could not be applied and are left out: {why}.")
+
+
+def dense_budget() -> int:
+    """Bytes that cached dense deltas may take."""
+    return getattr(shared.opts, "loratorio_dense_budget_mb", 1024) * 2**20
+
+
+def step_now(denoiser) -> tuple[float, int]:
+    """The fraction of the sampling that the model call about to be made stands at, and the sampling step it belongs to."""
+    calls = max(denoiser.total_steps, 1)
+    return denoiser.step / calls, denoiser.step * denoiser.steps // calls
