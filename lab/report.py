@@ -39,7 +39,7 @@ def evaluations(way, count):
     """Model evaluations a step, guidance included."""
     if way.settings is None or way.settings.method == "merge":
         return 2
-    plan = METHODS[way.settings.method](way.settings).plan(len(world.NAMES) if way.everything else count, 0)
+    plan = METHODS[way.settings.method](way.settings).plan(range(len(world.NAMES) if way.everything else count), 0)
     return len(plan.conditional) + len(plan.unconditional)
 
 

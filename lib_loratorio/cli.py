@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import random
+import re
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from lib_loratorio import __version__
 from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.schedule import Window, window
 from lib_loratorio.settings import INFOTEXT, METHODS, TEXT_ENCODER_MODES, Settings, SettingsError
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
@@ -49,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     add = generate.add_argument
     add("--model", type=Path, required=True, help="diffusers folder or .safetensors checkpoint of SD 1.x, SD 2.x or SDXL")
     add("--config", type=Path, help="for a checkpoint, offline: folder with the pipeline's json and tokenizer files")
-    add("--lora", type=parse_lora, action="append", required=True, metavar="FILE[:STRENGTH]", help="once for each LoRA; strength 1 if not given")
+    add("--lora", type=parse_lora, action="append", required=True, metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E]",
+        help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that it takes part in")
     add("--prompt", required=True)
     add("--negative", default="", help="negative prompt")
     add("--steps", type=_whole(1), default=25)
@@ -78,8 +81,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
-    """`file`, or `file:strength`; the colon of a Windows drive is part of the file."""
+def parse_lora(text: str) -> tuple[Path, float, Window]:
+    """`file`, `file:strength`, either with `:ltstart=NUMBER` and `:ltend=NUMBER` behind it.
+
+    The colon of a Windows drive is part of the file.
+    """
+    text, *named = re.split(r":(?=[a-z]+=[^:/\\]*(?::|$))", text)
+    path, strength = _file_and_strength(text)
+    try:
+        return path, strength, window(dict(part.split("=", 1) for part in named), path.stem)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _file_and_strength(text: str) -> tuple[Path, float]:
     path, colon, strength = text.rpartition(":")
     if colon and path:
         try:
@@ -137,7 +152,7 @@ def _generate(options: argparse.Namespace) -> int:
         raise LoratorioError(f"LoRAtorio: --maps needs the method loratorio; {settings.method} has no weights.")
     if "<lora:" in options.prompt:
         raise LoratorioError("LoRAtorio: the prompt has a <lora:...> tag; give each LoRA with --lora FILE:STRENGTH.")
-    for path in (options.model, *(path for path, _ in options.lora)):
+    for path in (options.model, *(path for path, *_ in options.lora)):
         if not path.exists():
             raise LoratorioError(f"LoRAtorio: there is no file {path}.")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -220,7 +235,7 @@ def _save(options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int],
     from lib_loratorio.infotext import infotext, png_info
     from lib_loratorio.weight_maps import weight_panel
 
-    tags = " ".join(f"<lora:{path.stem}:{strength:g}>" for path, strength in options.lora if strength)
+    tags = " ".join(f"<lora:{path.stem}:{strength:g}{when.tag}>" for path, strength, when in options.lora if strength)
     written = []
     for number, (picture, seed) in enumerate(zip(pictures, seeds)):
         file = _file(options.out, seed, number, len(pictures))

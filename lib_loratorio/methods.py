@@ -7,7 +7,7 @@ two functions and an entry in `METHODS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -65,8 +65,8 @@ class Composed(NamedTuple):
 
 
 class Method(Protocol):
-    def plan(self, adapters: int, step: int) -> Plan | None:
-        """The plan for this sampling step, or None to leave it to the host's own merged LoRAs."""
+    def plan(self, adapters: Sequence[int], step: int) -> Plan | None:
+        """The plan for this sampling step with these adapters, at least one, or None to leave it to the host's own merged LoRAs."""
 
     def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
         """The composed predictions of a planned step.
@@ -82,8 +82,8 @@ class LoRAtorio:
     def __init__(self, settings: Settings):
         self.settings = settings
 
-    def plan(self, adapters: int, step: int) -> Plan:
-        everyone = tuple(range(adapters))
+    def plan(self, adapters: Sequence[int], step: int) -> Plan:
+        everyone = tuple(adapters)
         unconditional = ((BASE,) if self.settings.lam > 0 else ()) + (everyone if self.settings.lam < 1 else ())
         return Plan((BASE, *everyone), unconditional)
 
@@ -120,8 +120,8 @@ class Composite:
     def __init__(self, settings: Settings):
         self.settings = settings
 
-    def plan(self, adapters: int, step: int) -> Plan:
-        return Plan(tuple(range(adapters)), tuple(range(adapters)))
+    def plan(self, adapters: Sequence[int], step: int) -> Plan:
+        return Plan(tuple(adapters), tuple(adapters))
 
     def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
         def mean(of: Mapping[int, torch.Tensor] | None) -> torch.Tensor | None:
@@ -136,8 +136,8 @@ class Switch:
     def __init__(self, settings: Settings):
         self.settings = settings
 
-    def plan(self, adapters: int, step: int) -> Plan:
-        turn = (step // SWITCH_EVERY % adapters,)
+    def plan(self, adapters: Sequence[int], step: int) -> Plan:
+        turn = (adapters[step // SWITCH_EVERY % len(adapters)],)
         return Plan(turn, turn)
 
     def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
@@ -153,11 +153,28 @@ class Merge:
     def __init__(self, settings: Settings):
         self.settings = settings
 
-    def plan(self, adapters: int, step: int) -> None:
+    def plan(self, adapters: Sequence[int], step: int) -> None:
         return None
 
     def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
         raise RuntimeError("Merge plans no step, so there is nothing to combine")
+
+
+class Bare:
+    """The base model alone, where no adapter takes part in a step."""
+
+    def plan(self, adapters: Sequence[int], step: int) -> Plan:
+        return Plan((BASE,), (BASE,))
+
+    def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
+        of = predictions.conditional, predictions.unconditional
+        return Composed(*(None if part is None else part[BASE] for part in of))
+
+
+def planned(method: Method, adapters: Sequence[int], step: int) -> tuple[Method, Plan | None]:
+    """What a step with these adapters, which may be none, is combined with, and its plan."""
+    method = method if adapters else Bare()
+    return method, method.plan(adapters, step)
 
 
 METHODS = {"loratorio": LoRAtorio, "composite": Composite, "switch": Switch, "merge": Merge}

@@ -783,3 +783,22 @@ def test_one_dict_equals_the_positional_form(host):
     q, same = host.generate(f"a cat {TAGS}", list(astuple(settings)))
     assert torch.equal(latents, same)
     assert p.extra_generation_params == q.extra_generation_params == {"LoRAtorio": settings.to_infotext()}
+
+
+def test_adapters_take_part_within_their_windows(host, monkeypatch):
+    present = []
+    plan = host.a1111.sampling.METHODS["loratorio"].plan
+    monkeypatch.setattr(host.a1111.sampling.METHODS["loratorio"], "plan", lambda self, these, step: present.append((step, tuple(these))) or plan(self, these, step))
+    p, _ = host.generate("a cat <lora:a:1:ltend=0.5> <lora:b:0.5:ltstart=0.25:ltend=0.75>", {**ON, "verify": True}, steps=8)
+    assert present == [(0, (0,)), (1, (0,)), (2, (0, 1)), (3, (0, 1)), (4, (1,)), (5, (1,))]
+    assert p.loratorio is None and p.extra_generation_params["LoRAtorio verify"].endswith("over 8 calls")
+
+
+def test_mistyped_windows_stop_the_sampling(host):
+    with pytest.raises(LoratorioError, match="'ltbegin', which is not known; the names are ltstart and ltend"):
+        host.generate("a cat <lora:a:1:ltbegin=0.5>", ON)
+
+
+def test_merge_says_that_windows_have_no_effect(host):
+    p, _ = host.generate("a cat <lora:a:1:ltend=0.5>", {**ON, "method": "merge"})
+    assert "ltstart and ltend have no effect" in p.extra_generation_params["LoRAtorio note"]

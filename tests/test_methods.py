@@ -20,18 +20,18 @@ def predictions(conditional, unconditional, noise_offset=None, picture_of=(0,)):
 
 def test_plans():
     everyone = (0, 1, 2)
-    assert METHODS["loratorio"](Settings()).plan(3, 0) == Plan((BASE, *everyone), (BASE, *everyone))
-    assert METHODS["loratorio"](Settings(lam=1)).plan(3, 0) == Plan((BASE, *everyone), (BASE,))
-    assert METHODS["loratorio"](Settings(lam=0)).plan(3, 0) == Plan((BASE, *everyone), everyone)
-    assert METHODS["composite"](Settings()).plan(3, 0) == Plan(everyone, everyone)
-    assert METHODS["merge"](Settings()).plan(3, 0) is None
+    assert METHODS["loratorio"](Settings()).plan(range(3), 0) == Plan((BASE, *everyone), (BASE, *everyone))
+    assert METHODS["loratorio"](Settings(lam=1)).plan(range(3), 0) == Plan((BASE, *everyone), (BASE,))
+    assert METHODS["loratorio"](Settings(lam=0)).plan(range(3), 0) == Plan((BASE, *everyone), everyone)
+    assert METHODS["composite"](Settings()).plan(range(3), 0) == Plan(everyone, everyone)
+    assert METHODS["merge"](Settings()).plan(range(3), 0) is None
 
 
 def test_switch_takes_turns_in_prompt_order():
     switch = METHODS["switch"](Settings())
-    turns = [switch.plan(3, step).conditional for step in range(0, 4 * SWITCH_EVERY, SWITCH_EVERY)]
+    turns = [switch.plan(range(3), step).conditional for step in range(0, 4 * SWITCH_EVERY, SWITCH_EVERY)]
     assert turns == [(0,), (1,), (2,), (0,)]
-    assert switch.plan(3, SWITCH_EVERY - 1) == Plan((0,), (0,))
+    assert switch.plan(range(3), SWITCH_EVERY - 1) == Plan((0,), (0,))
 
 
 def weights_of(cosines, temperature):

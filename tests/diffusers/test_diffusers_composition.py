@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.hosts.diffusers import composed
+from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.hosts.diffusers.noise import noise_terms, signal_and_noise
 from lib_loratorio.methods import SWITCH_EVERY
+from lib_loratorio.schedule import Window
 from lib_loratorio.settings import Settings
 
 PROMPTS = ["a red cat", "two blue dogs"]
@@ -205,6 +206,22 @@ def test_outside_of_start_and_end_loras_are_merged(pipes, files):
     assert not torch.allclose(late[2][2], merged[2][2], atol=1e-2)
     composition, early = record(pipe, chosen, Settings(end=0.5), steps=4)
     assert composition.run.composed == 2 and not torch.allclose(early[0][2], merged[0][2], atol=1e-2)
+
+
+def test_adapters_outside_their_window_are_not_evaluated(pipes, files):
+    pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
+    windows = Window(0, 0.5), Window(0.25, 0.75), Window(0.25, 0.5)
+    chosen = [Lora(*lora, window) for lora, window in zip((first, second, third), windows)]
+    composition, calls = record(pipe, chosen, Settings(verify=True), steps=4)
+    assert composition.run.rows == 2 * 2 * (2 + 4 + 2 + 1)
+    assert 0 < composition.run.worst < 1e-4
+    shares = torch.tensor(composition.run.maps.shares_by_call)
+    assert (shares > 0).tolist() == [[True, False, False], [True, True, True], [False, True, False]]
+    singles = single_predictions(pipe, [first, second, third], calls, PROMPTS, 4.0)
+    for call, present in enumerate(([0, 1], [0, 1, 2, 3], [0, 2], [0])):
+        (args, _, output), predictions = calls[call], singles[call][present]
+        expected = predictions[0] if len(present) == 1 else reference(pipe, predictions, args[0], args[1], Settings(), True)
+        assert (output - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def schedulers():

@@ -103,3 +103,8 @@ def test_errors_are_ignored_while_off(webui):
     assert_identical(off, webui.generate(PAIR))
     unknown = f"{PAIR} <lora:no_such_lora:1>"
     assert_identical(webui.generate(unknown, alwayson_scripts={SCRIPT: {"args": [{"enabled": False}]}}), webui.generate(unknown))
+
+
+def test_mistyped_windows_are_named(webui):
+    message = webui.refusal(f"a cat {lora('lora', '0.8:ltsart=0.5')}", {})
+    assert "'ltsart', which is not known" in message

@@ -66,6 +66,12 @@ class WebUI:
 
     def __init__(self, url: str):
         self.client = webuiapi.WebUIApi(baseurl=f"{url.rstrip('/')}/sdapi/v1")
+        schemas = self.client.session.get(f"{url.rstrip('/')}/openapi.json").json()["components"]["schemas"]
+        self.request_fields = set(schemas["StableDiffusionProcessingTxt2Img"]["properties"])
+        self._applied: dict[str, bool] = {}
+
+    def offers(self, option: str) -> bool:
+        return option in self.client.get_options()
 
     def keep_overridden_options(self) -> None:
         """Stores the options that tests override: the WebUI puts back only those that its config file has."""
@@ -77,10 +83,26 @@ class WebUI:
 
     def generate(self, prompt: str, settings: dict | None = None, **fields) -> Pictures:
         """One generation; with `settings`, which may be empty, the extension is enabled with them."""
-        request = {**REQUEST, "prompt": prompt, **fields}
+        request = {**REQUEST, "prompt": prompt, **self._hires_fields(fields), **fields}
         if settings is not None:
             request["alwayson_scripts"] = {SCRIPT: {"args": [{"enabled": True, **settings}]}}
         return self.post(**request)
+
+    def _hires_fields(self, fields: dict) -> dict:
+        """What a WebUI whose hires pass has a guidance and modules of its own wants to be told of them."""
+        same = {"hr_cfg": fields.get("cfg_scale", REQUEST["cfg_scale"]), "hr_additional_modules": ["Use same choices"]}
+        return {name: value for name, value in same.items() if fields.get("enable_hr") and name in self.request_fields}
+
+    def applies(self, kind: str) -> bool:
+        """Whether the WebUI itself applies adapters of this kind: one that it cannot read leaves its picture as it is."""
+        if kind not in self._applied:
+            try:
+                self._applied[kind] = difference(self.generate(f"a cat {lora(kind)}"), self.generate("a cat")) > 0
+            except RuntimeError:
+                # A host that fails amid a merge keeps that part of it in its model until other networks are asked for.
+                self.generate(f"a cat {lora('lora')}")
+                self._applied[kind] = False
+        return self._applied[kind]
 
     def post(self, **request) -> Pictures:
         """One generation from the API's own fields; pictures among them are PIL images."""
@@ -103,7 +125,7 @@ class WebUI:
             status, text = error.args
             answer = json.loads(text)
             assert status == 500, text
-            return str(answer["errors"] or answer["detail"])
+            return str(answer.get("errors") or answer.get("message") or answer["detail"])
         raise AssertionError(f"{settings} with {prompt!r} made a picture")
 
     def checkpoint_named(self, name: str) -> dict | None:

@@ -10,7 +10,8 @@ from typing import Any
 import networks
 from modules import shared
 
-from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
+from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require, windows_by_name
+from lib_loratorio.schedule import ALWAYS, Window
 
 UNET = "diffusion_model"
 """How the names begin that the host gives the UNet's layers; all others are the text encoders'."""
@@ -25,10 +26,11 @@ class Adapter:
     te: float
     unet: float
     dyn: int | None
+    window: Window = ALWAYS
 
     @classmethod
-    def of(cls, network) -> Adapter:
-        return cls(network, network.name, network.te_multiplier, network.unet_multiplier, network.dyn_dim)
+    def of(cls, network, window: Window = ALWAYS) -> Adapter:
+        return cls(network, network.name, network.te_multiplier, network.unet_multiplier, network.dyn_dim, window)
 
     @property
     def key(self) -> tuple:
@@ -50,7 +52,9 @@ def requested_adapters(p) -> list[Adapter]:
     require(names(extra_network_data(p)), lambda name: name in loaded)
     if not p.is_hr_pass:
         require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
-    adapters = [adapter for adapter in map(Adapter.of, networks.loaded_networks) if adapter.te != 0 or adapter.unet != 0]
+    windows = windows_by_name(extra_network_data(p))
+    adapters = [Adapter.of(network, next(windows[network.name])) for network in networks.loaded_networks]
+    adapters = [adapter for adapter in adapters if adapter.te != 0 or adapter.unet != 0]
     for adapter in adapters:
         if not adapter.network.modules and not adapter.network.bundle_embeddings:
             raise matches_nothing(adapter.name)

@@ -16,9 +16,10 @@ from lib_loratorio.hosts.a1111.text import text_conditions
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.webui import request
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
-from lib_loratorio.hosts.webui.request import leave_alone, step_now
+from lib_loratorio.hosts.webui.request import leave_alone, step_now, tell_that_merge_has_no_windows
 from lib_loratorio.hosts.webui.text import forget_conditions
-from lib_loratorio.methods import BASE, METHODS
+from lib_loratorio.methods import BASE, METHODS, planned
+from lib_loratorio.schedule import taking_part
 from lib_loratorio.settings import INFOTEXT, Settings
 from lib_loratorio.step import SamplerCall
 
@@ -56,7 +57,9 @@ def prepare(p, settings: Settings) -> None:
     adapters = [] if reason else requested_adapters(p)
     if not adapters:
         return leave_alone(p, f"LoRAtorio did nothing: {reason or 'the prompt has no LoRA of a strength other than 0'}.")
-    if settings.method != "merge":
+    if settings.method == "merge":
+        tell_that_merge_has_no_windows(p, [adapter.window for adapter in adapters])
+    else:
         instead_of_sampling(p.sampler, Session(p, settings, adapters).sample)
     p.loratorio.composed = True
     p.extra_generation_params[INFOTEXT] = settings.to_infotext()
@@ -122,7 +125,7 @@ class Session:
         fraction, step = step_now(self.denoiser)
         if not self.settings.active(fraction):
             return None
-        plan = self.method.plan(len(self.adapters), step)
+        method, plan = planned(self.method, taking_part([adapter.window for adapter in self.adapters], fraction), step)
         if plan is None:
             return None
         if self.texts:
@@ -135,7 +138,7 @@ class Session:
         self.own_text = {number: self._padded(*self._text_at_this_step(number)) for number in self.texts if number != BASE}
         networks.loaded_networks.clear()
         verify = self._verify if self.settings.verify else None
-        self.call = SamplerCall(self.method, plan, self.evaluator, picture_of, self._same_length, verify)
+        self.call = SamplerCall(method, plan, self.evaluator, picture_of, self._same_length, verify)
 
     def _evaluate(self, x: torch.Tensor, sigma: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """The model's forward: the host may ask for a call's rows at once or in several chunks."""

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank
 from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.schedule import ALWAYS, Window
 
 PREFIX = "loratorio_"
 """The adapters' names in diffusers: file names can hold dots, which peft forbids, and can repeat."""
@@ -30,10 +31,14 @@ LAYER_ENDS = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora
 
 
 class Lora(NamedTuple):
-    """A LoRA file in kohya's or diffusers' layout, and its strength; of strength 0 it is left out."""
+    """A LoRA file in kohya's or diffusers' layout, and its strength; of strength 0 it is left out.
+
+    `window` says when in the sampling it takes part; the method merge has it in the whole of it.
+    """
 
     path: str | os.PathLike
     strength: float = 1.0
+    window: Window = ALWAYS
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Adapter:
     strength: float
     changes_unet: bool
     changes_text: bool
+    window: Window = ALWAYS
 
 
 def text_encoders(pipe) -> list[torch.nn.Module]:
@@ -124,12 +130,12 @@ class _LoraState:
 
 
 def _checked(lora: Lora) -> Lora:
-    path, strength = Lora(*lora)
+    path, strength, window = Lora(*lora)
     if not isinstance(strength, (int, float)) or not math.isfinite(strength):
         raise LoratorioError(f"LoRAtorio: the strength of {path} is {strength!r}; it must be a number.")
     if not Path(path).is_file():
         raise LoratorioError(f"LoRAtorio: there is no LoRA file {path}.")
-    return Lora(Path(path), float(strength))
+    return Lora(Path(path), float(strength), window)
 
 
 def _load(pipe, name: str, lora: Lora) -> Adapter:
@@ -146,7 +152,7 @@ def _load(pipe, name: str, lora: Lora) -> Adapter:
         raise LoratorioError(f"{mismatch}.")
     if found < in_file:
         logging.warning(f"LoRAtorio: {in_file - found} of {in_file} layers of the LoRA {lora.path} match nothing in this model and are left out.")
-    return Adapter(name, lora.path.stem, lora.strength, bool(unet), any(texts))
+    return Adapter(name, lora.path.stem, lora.strength, bool(unet), any(texts), lora.window)
 
 
 def _layers_in(path: Path) -> int:

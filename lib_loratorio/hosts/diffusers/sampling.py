@@ -16,7 +16,8 @@ from lib_loratorio.evaluation import Evaluator, Request, map_tensors, take_rows
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.diffusers.loader import Adapter, Lora, activate, bank_of, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_terms
-from lib_loratorio.methods import BASE, METHODS
+from lib_loratorio.methods import BASE, METHODS, planned
+from lib_loratorio.schedule import taking_part
 from lib_loratorio.settings import Settings
 from lib_loratorio.step import SamplerCall
 from lib_loratorio.weight_maps import WeightMaps
@@ -175,10 +176,11 @@ class Composition:
     def _prediction(self, inputs: dict) -> torch.Tensor:
         sample, timestep = inputs["sample"], torch.as_tensor(inputs["timestep"], device=inputs["sample"].device)
         call, self.run.calls = self.run.calls, self.run.calls + 1
-        plan = None
-        if self.settings.active(call / self.pipe.num_timesteps):
+        plan, fraction = None, call / self.pipe.num_timesteps
+        if self.settings.active(fraction):
             # A scheduler of second order makes two calls a step, but for the last.
-            plan = self.method.plan(len(self.adapters), call // self.pipe.scheduler.order)
+            present = taking_part([adapter.window for adapter in self.adapters], fraction)
+            method, plan = planned(self.method, present, call // self.pipe.scheduler.order)
         rows = sample.shape[0]
         unconditional = rows // 2 if self.pipe.do_classifier_free_guidance else 0
         pictures = rows - unconditional
@@ -187,13 +189,13 @@ class Composition:
         if plan is None:
             return _swapped(self._merged(inputs, rows), pictures)
         sampler_call = SamplerCall(
-            self.method, plan, self.evaluator, torch.arange(pictures, device=sample.device), verify=self._verify if self.settings.verify else None
+            method, plan, self.evaluator, torch.arange(pictures, device=sample.device), verify=self._verify if self.settings.verify else None
         )
         sampler_call.evaluate(pictures, unconditional, lambda model, span: self._with_own_text(model, take_rows(inputs, span), span))
         latents = inputs["sample"][:pictures, : self.pipe.unet.config.out_channels]
         result = sampler_call.combine(*noise_terms(self.pipe.scheduler, latents, timestep.flatten()[0]))
         if result.weights is not None:
-            self.run.maps.add(result.weights)
+            self.run.maps.add(result.weights.new_zeros(len(self.adapters), *result.weights.shape[1:]).index_copy(0, torch.tensor(present), result.weights))
         self.run.composed += 1
         return result.conditional if result.unconditional is None else torch.cat([result.unconditional, result.conditional])
 

@@ -11,6 +11,7 @@ import networks
 
 from lib_loratorio.hosts.forge.backend import Patches, this_backend
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
+from lib_loratorio.schedule import Window, window
 
 backend = this_backend()
 
@@ -29,6 +30,7 @@ class Adapter:
     clip: Any
     patches: Patches
     changes_text: bool
+    window: Window
 
     @property
     def key(self) -> tuple:
@@ -41,9 +43,9 @@ def requested_adapters(p) -> list[Adapter]:
     require(names(data), _is_available)
     if not p.is_hr_pass:
         require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
-    wanted = [_strengths(params) for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional]
+    wanted = [_tag(params) for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional]
     with _loader(p.sd_model):
-        adapters = [_loaded_alone(p.sd_model, *strengths) for strengths in wanted if strengths[1] or strengths[2]]
+        adapters = [_loaded_alone(p.sd_model, *of_tag) for of_tag in wanted if of_tag[1] or of_tag[2]]
     return [adapter for adapter in adapters if adapter.patches or adapter.changes_text]
 
 
@@ -51,16 +53,16 @@ def _is_available(name: str) -> bool:
     return name in networks.available_network_aliases or name in networks.available_networks
 
 
-def _strengths(params) -> tuple[str, float, float, int | None]:
-    """Name, text encoder's and UNet's strength, and rank, as the host reads a tag."""
+def _tag(params) -> tuple[str, float, float, int | None, Window]:
+    """Name, text encoder's and UNet's strength, and rank, as the host reads a tag, and when the adapter takes part."""
     positional, named = params.positional, params.named
     te = float(named.get("te", positional[1] if len(positional) > 1 else 1.0))
     unet = float(named.get("unet", positional[2] if len(positional) > 2 else te))
     dyn = named.get("dyn", positional[3] if len(positional) > 3 else None)
-    return positional[0], te, unet, None if dyn is None else int(dyn)
+    return positional[0], te, unet, None if dyn is None else int(dyn), window(named, positional[0])
 
 
-def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None) -> Adapter:
+def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None, window: Window) -> Adapter:
     original = sd_model.forge_objects_original
     networks.load_networks([name], [te], [unet], [dyn])
     require([name], lambda name: networks.loaded_networks)
@@ -71,7 +73,7 @@ def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None) 
     if not patches and not text:
         raise matches_nothing(name)
     filename = network.network_on_disk.filename
-    return Adapter(name, filename, network.mtime, te, unet, dyn, alone.unet, alone.clip, patches if unet else {}, bool(text) and te != 0)
+    return Adapter(name, filename, network.mtime, te, unet, dyn, alone.unet, alone.clip, patches if unet else {}, bool(text) and te != 0, window)
 
 
 @contextmanager

@@ -42,6 +42,11 @@ def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
 
 
 def apply(patcher: Any) -> None:
+    loader = patcher.lora_loader
+    merged = {key for (*_, online), of_network in patcher.lora_patches.items() if not online for key in of_network}
+    if loader.backup.keys() != merged:
+        # After a merge that failed on the way, a part of it is in the weights, and the host takes them for those of the merge before.
+        loader.loaded_hash = None
     patcher.refresh_loras()
 
 

@@ -17,9 +17,10 @@ from lib_loratorio.hosts.forge.rows import HostBatch
 from lib_loratorio.hosts.forge.text import text_conditions
 from lib_loratorio.hosts.webui import request
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
-from lib_loratorio.hosts.webui.request import leave_alone, step_now
+from lib_loratorio.hosts.webui.request import leave_alone, step_now, tell_that_merge_has_no_windows
 from lib_loratorio.hosts.webui.text import forget_conditions
-from lib_loratorio.methods import BASE, METHODS
+from lib_loratorio.methods import BASE, METHODS, planned
+from lib_loratorio.schedule import taking_part
 from lib_loratorio.settings import INFOTEXT, Settings
 from lib_loratorio.step import SamplerCall
 
@@ -58,7 +59,9 @@ def prepare(p, settings: Settings) -> None:
     adapters = [] if reason else requested_adapters(p)
     if not adapters:
         return leave_alone(p, f"LoRAtorio did nothing: {reason or 'the prompt has no LoRA of a strength other than 0'}.")
-    if settings.method != "merge":
+    if settings.method == "merge":
+        tell_that_merge_has_no_windows(p, [adapter.window for adapter in adapters])
+    else:
         instead_of_sampling(p.sampler, Session(p, settings, adapters).sample)
     p.loratorio.composed = True
     p.extra_generation_params[INFOTEXT] = settings.to_infotext()
@@ -124,7 +127,9 @@ class Session:
         if self.p.sd_model.forge_objects.unet.model is not self.model:
             return self._leave_to_refiner()
         fraction, step = step_now(self.denoiser)
-        plan = self.method.plan(len(self.adapters), step) if self.settings.active(fraction) else None
+        plan = None
+        if self.settings.active(fraction):
+            self.step_method, plan = planned(self.method, taking_part([adapter.window for adapter in self.adapters], fraction), step)
         self._set_weights(self.former if plan is None else self.base)
         if plan is None:
             return None
@@ -159,7 +164,7 @@ class Session:
         pictures = x.shape[0]
         picture_of = torch.arange(pictures, device=x.device).repeat(len(self.shown))
         self.base_text = [c for c, _ in self.shown], uncond
-        self.call = SamplerCall(self.method, self.plan, self.evaluator, picture_of, verify=self._verify if self.settings.verify else None)
+        self.call = SamplerCall(self.step_method, self.plan, self.evaluator, picture_of, verify=self._verify if self.settings.verify else None)
         tagged = [_tagged(c, number, x) for number, (c, _) in enumerate(self.shown)]
         try:
             _, unconditional = original(model, tagged, uncond and [_tagged(uncond[0], UNCONDITIONAL, x)], x, timestep, model_options)
@@ -215,7 +220,7 @@ class Session:
         complete = self.patch_weights is not None and conditions in ([], list(range(len(self.base_text[0]))))
         picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(len(self.base_text[0]) if complete else len(conditions))
         verify = self._verify if self.settings.verify else None
-        call = SamplerCall(self.method, self.plan, self.evaluator, picture_of, verify=verify)
+        call = SamplerCall(self.step_method, self.plan, self.evaluator, picture_of, verify=verify)
         renumbered = numbers if complete else [number if number == UNCONDITIONAL else conditions.index(number) for number in numbers]
         self._chunks(call, renumbered)
         x = batch.tree["x"][: batch.pictures].repeat(max(1, len(conditions)), 1, 1, 1)

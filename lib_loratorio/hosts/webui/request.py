@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from modules import shared
@@ -11,6 +11,7 @@ from modules import shared
 from lib_loratorio.adapters import AdapterBank
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.webui.messages import NOTE, note
+from lib_loratorio.schedule import ALWAYS, Window, window
 from lib_loratorio.settings import INFOTEXT
 
 VERIFY = "LoRAtorio verify"
@@ -71,6 +72,14 @@ def names(data: dict) -> list[str]:
     return [params.positional[0] for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional]
 
 
+def windows_by_name(data: dict) -> dict[str, Iterator[Window]]:
+    """Of each name among the prompt's tags, its tags' windows in their order. Raises SettingsError."""
+    found: dict[str, list[Window]] = {}
+    for params in (params for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional):
+        found.setdefault(params.positional[0], []).append(window(params.named, params.positional[0]))
+    return {name: iter(windows) for name, windows in found.items()}
+
+
 def require(wanted: Sequence[str], present) -> None:
     """Raises LoratorioError for the names that `present(name)` denies."""
     missing = [name for name in wanted if not present(name)]
@@ -103,6 +112,11 @@ def report_failures(p, name: str, failures: dict[str, str], applied: int, change
     if not applied and not changes_text:
         raise LoratorioError(f"LoRAtorio: none of the {len(failures)} layers of the LoRA '{name}' could be applied to this model: {why}.")
     note(p, f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{name}' could not be applied and are left out: {why}.")
+
+
+def tell_that_merge_has_no_windows(p, windows: Sequence[Window]) -> None:
+    if any(window != ALWAYS for window in windows):
+        note(p, "LoRAtorio: with the method merge, ltstart and ltend have no effect; the WebUI merges LoRAs for the whole sampling.")
 
 
 def dense_budget() -> int:
