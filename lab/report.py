@@ -109,6 +109,13 @@ def best(measured, ways):
     return min((w for w in ways if measured.ways[w]["present"].mean() > most - 0.01), key=lambda w: measured.ways[w]["distance"].mean())
 
 
+def choices(records):
+    """The best variant on dev of each kind: temperature with patch size, lambda, top-k with all LoRAs loaded."""
+    dev = Measured(records, "dev")
+    found = {kind: [way for way in dev.ways if way.startswith(kind)] for kind in ("tau", "lambda", "all loaded")}
+    return {kind: best(dev, ways) for kind, ways in found.items() if ways}
+
+
 def write(records, docs):
     """docs/evaluation.md and its plots."""
     import matplotlib
@@ -117,11 +124,7 @@ def write(records, docs):
     pictures = len(next(iter(test.ways.values()))["present"])
     plot_methods(test, docs / "evaluation-methods.png")
     plot_ablation(dev, docs / "evaluation-ablation.png")
-    default = Settings()
-
-    def chosen(kind):
-        return best(dev, [way for way in dev.ways if way.startswith(kind)])
-
+    default, chosen = Settings(), choices(records)
     text = f"""# Evaluation in the tiny world
 
 Written by `python -m lab.evaluate`; figures in brackets are 95% intervals (bootstrap over sets of LoRAs). The tiny world, its model,
@@ -164,8 +167,8 @@ the loading of the LoRAs included.
 ## Choice of the defaults
 
 On captions, sets and seeds that are not among those above ({len(next(iter(dev.ways.values()))['present'])} captions). Rule: most asked
-skills; among the variants within one point of that, the smallest patch distance. Temperature and patch size: **{chosen("tau")}**;
-lambda at the defaults of these: **{chosen("lambda")}**; top-k with all loaded: **{chosen("all loaded")}**.
+skills; among the variants within one point of that, the smallest patch distance. Temperature and patch size: **{chosen["tau"]}**;
+lambda at the defaults of these: **{chosen["lambda"]}**; top-k with all loaded: **{chosen["all loaded"]}**.
 
 ![ablation](evaluation-ablation.png)
 
