@@ -25,7 +25,7 @@ class Settings:
 
     `start` and `end` are fractions of the sampling: outside `[start, end)` the host's ordinary merged
     LoRAs apply. `top_k` 0 keeps all adapters; `adapters_per_pass` 0 puts as many evaluations into one
-    model call as fit.
+    model call as fit. `maps` shows, beside each picture, where each LoRA weighed most.
     """
 
     enabled: bool = False
@@ -39,6 +39,7 @@ class Settings:
     text_encoder: str = "own"
     adapters_per_pass: int = 0
     verify: bool = False
+    maps: bool = False
 
     def __post_init__(self) -> None:
         for name, convert in _CONVERSIONS.items():
@@ -156,4 +157,5 @@ _CONVERSIONS = {
     "text_encoder": _choice(*TEXT_ENCODER_MODES),
     "adapters_per_pass": _number(0, math.inf, whole=True),
     "verify": _boolean,
+    "maps": _boolean,
 }

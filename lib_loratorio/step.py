@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lib_loratorio.evaluation import Evaluator, Request
-from lib_loratorio.methods import Composed, Method, Plan, Predictions
+from lib_loratorio.methods import BASE, Composed, Method, Plan, Predictions
 
 Inputs = Callable[[int, slice], Any]
 """`inputs(model, rows)`: what the model is called with for these rows of a chunk."""
@@ -57,6 +57,11 @@ class SamplerCall:
         if unconditional:
             parts.append(_stand_in(self._unconditional))
         return torch.cat(parts)
+
+    @property
+    def adapters(self) -> tuple[int, ...]:
+        """The adapters of the plan."""
+        return tuple(model for model in sorted(self.plan.conditional) if model != BASE)
 
     @property
     def evaluated(self) -> bool:

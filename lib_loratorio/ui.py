@@ -46,8 +46,10 @@ def build(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> list:
         with gr.Row():
             adapters_per_pass = gr.Slider(0, 16, value=default.adapters_per_pass, step=1, label="Evaluations per pass",
                                           elem_id=elem_id("adapters_per_pass"), info="0: as many as fit into memory; fewer need less memory")
-            verify = gr.Checkbox(default.verify, label="Verify (slow): compare every evaluation with the WebUI's own merge", elem_id=elem_id("verify"))
-    return [enabled, method, patch_size, temperature, lam, top_k, start, end, text_encoder, adapters_per_pass, verify]
+            with gr.Column():
+                maps = gr.Checkbox(default.maps, label="Show weight maps: where each LoRA weighed most, beside each picture", elem_id=elem_id("maps"))
+                verify = gr.Checkbox(default.verify, label="Verify (slow): compare every evaluation with the WebUI's own merge", elem_id=elem_id("verify"))
+    return [enabled, method, patch_size, temperature, lam, top_k, start, end, text_encoder, adapters_per_pass, verify, maps]
 
 
 def infotext_fields(controls: list) -> list[tuple]:

@@ -28,12 +28,16 @@ class WeightMaps:
     """The running mean of the weights over a sampling's calls; its size does not depend on their number.
 
     mean: `[N, B, h, w]`, None before the first call.
-    shares_by_call: per call, each adapter's mean weight over all places and pictures; sums to 1.
     """
 
     def __init__(self) -> None:
         self.mean: torch.Tensor | None = None
-        self.shares_by_call: list[list[float]] = []
+        self._by_call: list[torch.Tensor] = []
+
+    @property
+    def shares_by_call(self) -> list[list[float]]:
+        """Per call, each adapter's mean weight over all places and pictures; sums to 1."""
+        return [shares.tolist() for shares in self._by_call]
 
     def add(self, weights: torch.Tensor) -> None:
         """Takes in one call's patch weights. Raises ValueError where their shape is not that of the calls before."""
@@ -42,14 +46,25 @@ class WeightMaps:
             self.mean = torch.zeros_like(weights)
         if weights.shape != self.mean.shape:
             raise ValueError(f"weights are {tuple(weights.shape)}, those before were {tuple(self.mean.shape)}")
-        self.shares_by_call.append(weights.mean((1, 2, 3)).tolist())
-        self.mean += (weights - self.mean) / len(self.shares_by_call)
+        self._by_call.append(weights.mean((1, 2, 3)))  # not read out here, where a GPU would have to be waited for
+        self.mean += (weights - self.mean) / len(self._by_call)
 
     def shares(self) -> torch.Tensor:
         """Each adapter's mean weight in each picture, `[N, B]`; sums to 1 over N. Raises ValueError before the first call."""
         if self.mean is None:
             raise ValueError("no weights have been added yet")
         return self.mean.mean((-2, -1))
+
+
+def of_pictures(weights: torch.Tensor, adapters: Sequence[int], count: int, picture_of: torch.Tensor) -> torch.Tensor:
+    """A call's patch weights `[n, C, h, w]`, of those adapters that took part and of C conditional rows, as `[count, B, h, w]`:
+    0 for adapters that took no part, and for each picture the mean over its rows.
+    """
+    pictures = int(picture_of.max()) + 1
+    every = weights.new_zeros(count, pictures, *weights.shape[2:])
+    rows = torch.bincount(picture_of, minlength=pictures).to(weights).view(1, -1, 1, 1)
+    every[list(adapters)] = weights.new_zeros(len(adapters), *every.shape[1:]).index_add_(1, picture_of, weights) / rows
+    return every
 
 
 def weight_panel(picture: Image.Image, weights: torch.Tensor, names: Sequence[str], patch: int) -> Image.Image:

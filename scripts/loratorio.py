@@ -48,8 +48,11 @@ class LoratorioScript(scripts.Script):
             errors.report("LoRAtorio could not start", exc_info=True)
             host.stop(p, f"LoRAtorio could not start: {type(error).__name__}: {error}. Please report this with the console's output.")
 
+    def postprocess_image(self, p, pp, *args):
+        host.picture_done(p, pp.image)
+
     def postprocess(self, p, processed, *args):
-        host.finish(p)
+        host.finish(p, processed)
 
 
 def _refuse(p, message):

@@ -4,6 +4,8 @@ The expected latents come from `by_equations`, which knows nothing of the extens
 time with the host's loader, evaluates row by row, and composes patch by patch in plain loops.
 """
 
+import importlib
+import json
 import math
 from dataclasses import astuple
 from types import SimpleNamespace
@@ -802,3 +804,42 @@ def test_mistyped_windows_stop_the_sampling(host):
 def test_merge_says_that_windows_have_no_effect(host):
     p, _ = host.generate("a cat <lora:a:1:ltend=0.5>", {**ON, "method": "merge"})
     assert "ltstart and ltend have no effect" in p.extra_generation_params["LoRAtorio note"]
+
+
+def test_weight_maps_are_the_calls_mean_weights(host):
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "maps": True, "patch_size": 2}, batch_size=2, n_iter=2, steps=2)
+    shares = json.loads(p.extra_generation_params["LoRAtorio shares"])
+    assert len(shares) == 4 and [set(share["mean"]) for share in shares] == [{"a", "b"}] * 4
+    for batch in (shares[:2], shares[2:]):
+        by_call = [sum(picture["mean"][name] for picture in batch) / 2 for name in ("a", "b")]
+        assert by_call == pytest.approx([sum(call[name] for call in batch[0]["by_call"]) / 2 for name in ("a", "b")], abs=1e-6)
+        assert len(batch[0]["by_call"]) == 2 and all(sum(call.values()) == pytest.approx(1) for call in batch[0]["by_call"])
+    assert shares[0]["mean"] != shares[1]["mean"]
+    assert len(p.processed.images) == 8 and p.processed.infotexts[4:] == p.processed.infotexts[:4]
+    saved = importlib.import_module("modules.images").saved
+    assert [(s["basename"], s["path"], s["grid"], s["info"], s["seed"]) for s in saved] == [("loratorio", "grids", True, f"picture {n}", 1 + n) for n in range(4)]
+    assert saved[0]["image"] is p.processed.images[4] and saved[0]["image"].width > 4 * p.width
+
+
+def test_weight_maps_of_a_hires_pass_take_the_first_pass_s_place(host):
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "maps": True}, enable_hr=True, steps=2, hr_second_pass_steps=1)
+    (share,) = json.loads(p.extra_generation_params["LoRAtorio shares"])
+    assert len(share["by_call"]) == 1
+
+
+def test_weight_maps_show_windows_and_sub_prompts(host):
+    p, _ = host.generate("a cat AND a dog :0.5 <lora:a:1:ltend=0.5> <lora:b:0.5>", {**ON, "maps": True}, steps=2)
+    (share,) = json.loads(p.extra_generation_params["LoRAtorio shares"])
+    assert 0 < share["by_call"][0]["a"] < 1 and share["by_call"][1] == {"a": 0.0, "b": 1.0}
+
+
+def test_maps_of_a_method_without_weights_are_a_note(host):
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "maps": True, "method": "switch"})
+    assert "no weight maps with the method switch" in p.extra_generation_params["LoRAtorio note"]
+    assert len(p.processed.images) == 1 and "LoRAtorio shares" not in p.extra_generation_params
+
+
+def test_saved_grids_are_the_host_s_choice(host):
+    host.shared.opts.grid_save = False
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "maps": True})
+    assert len(p.processed.images) == 2 and importlib.import_module("modules.images").saved == []

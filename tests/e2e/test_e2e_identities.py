@@ -102,8 +102,8 @@ def test_two_pictures_at_once_are_the_two_single_ones(webui, together, settings)
 
 
 def test_positional_form(webui):
-    values = [True, "loratorio", 3, 0.2, 0.25, 1, 0.0, 1.0, "merged", 0, False]
-    names = ["enabled", "method", "patch_size", "temperature", "lam", "top_k", "start", "end", "text_encoder", "adapters_per_pass", "verify"]
+    values = [True, "loratorio", 3, 0.2, 0.25, 1, 0.0, 1.0, "merged", 0, False, False]
+    names = ["enabled", "method", "patch_size", "temperature", "lam", "top_k", "start", "end", "text_encoder", "adapters_per_pass", "verify", "maps"]
     positional = webui.generate(TEXT_PAIR, alwayson_scripts={SCRIPT: {"args": values}})
     named = webui.generate(TEXT_PAIR, dict(zip(names, values, strict=True)))
     assert difference(positional, named) == 0

@@ -12,6 +12,6 @@ forward restores the base's weights first. That is why the list is emptied, and 
 
 from lib_loratorio.hosts.a1111.sampling import finish, on_cfg_denoised, on_cfg_denoiser, prepare, start
 from lib_loratorio.hosts.webui.messages import note, stop
-from lib_loratorio.hosts.webui.request import leave_alone
+from lib_loratorio.hosts.webui.request import leave_alone, picture_done
 
-__all__ = ["finish", "leave_alone", "note", "on_cfg_denoised", "on_cfg_denoiser", "prepare", "start", "stop"]
+__all__ = ["finish", "leave_alone", "note", "on_cfg_denoised", "on_cfg_denoiser", "picture_done", "prepare", "start", "stop"]

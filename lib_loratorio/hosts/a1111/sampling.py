@@ -16,7 +16,7 @@ from lib_loratorio.hosts.a1111.text import text_conditions
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.webui import request
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
-from lib_loratorio.hosts.webui.request import leave_alone, step_now, tell_that_merge_has_no_windows
+from lib_loratorio.hosts.webui.request import begin_maps, hand_over, leave_alone, step_now, tell_that_merge_has_no_windows
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.methods import BASE, METHODS, planned
 from lib_loratorio.schedule import taking_part
@@ -32,8 +32,9 @@ def start(p) -> None:
     forget_conditions()  # a request that failed never came to `finish`
 
 
-def finish(p) -> None:
+def finish(p, processed) -> None:
     """A request is over: its memory is given back, as are text conditions where the host keeps none either."""
+    hand_over(p, processed)
     p.loratorio = None
     forget_conditions()
 
@@ -61,6 +62,7 @@ def prepare(p, settings: Settings) -> None:
         tell_that_merge_has_no_windows(p, [adapter.window for adapter in adapters])
     else:
         instead_of_sampling(p.sampler, Session(p, settings, adapters).sample)
+    begin_maps(p, settings, [adapter.name for adapter in adapters])
     p.loratorio.composed = True
     p.extra_generation_params[INFOTEXT] = settings.to_infotext()
     return None
@@ -172,6 +174,8 @@ class Session:
             first = torch.searchsorted(call.picture_of, torch.arange(self.pictures, device=call.picture_of.device))
             params.x[self.conditionals :] = composed.conditional[first]
         self.verified.calls += 1
+        if self.p.loratorio.panels:
+            self.p.loratorio.panels.add(composed, call.adapters, call.picture_of)
 
     def _leave_to_refiner(self) -> None:
         note(self.p, "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.")

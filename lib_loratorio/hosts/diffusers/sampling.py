@@ -20,7 +20,7 @@ from lib_loratorio.methods import BASE, METHODS, planned
 from lib_loratorio.schedule import taking_part
 from lib_loratorio.settings import Settings
 from lib_loratorio.step import SamplerCall
-from lib_loratorio.weight_maps import WeightMaps
+from lib_loratorio.weight_maps import WeightMaps, of_pictures
 
 MERGED = -2
 """The model with all adapters, next to `BASE` and the adapters' numbers."""
@@ -195,7 +195,7 @@ class Composition:
         latents = inputs["sample"][:pictures, : self.pipe.unet.config.out_channels]
         result = sampler_call.combine(*noise_terms(self.pipe.scheduler, latents, timestep.flatten()[0]))
         if result.weights is not None:
-            self.run.maps.add(result.weights.new_zeros(len(self.adapters), *result.weights.shape[1:]).index_copy(0, torch.tensor(present), result.weights))
+            self.run.maps.add(of_pictures(result.weights, present, len(self.adapters), sampler_call.picture_of))
         self.run.composed += 1
         return result.conditional if result.unconditional is None else torch.cat([result.unconditional, result.conditional])
 

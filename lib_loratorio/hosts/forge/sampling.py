@@ -15,9 +15,9 @@ from lib_loratorio.hosts.forge.deltas import bank_of
 from lib_loratorio.hosts.forge.loader import Adapter, backend, requested_adapters
 from lib_loratorio.hosts.forge.rows import HostBatch
 from lib_loratorio.hosts.forge.text import text_conditions
-from lib_loratorio.hosts.webui import request
+from lib_loratorio.hosts.webui import messages, request
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
-from lib_loratorio.hosts.webui.request import leave_alone, step_now, tell_that_merge_has_no_windows
+from lib_loratorio.hosts.webui.request import begin_maps, hand_over, leave_alone, step_now, tell_that_merge_has_no_windows
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.methods import BASE, METHODS, planned
 from lib_loratorio.schedule import taking_part
@@ -38,10 +38,17 @@ def start(p) -> None:
     forget_conditions()  # a request that failed never came to `finish`
 
 
-def finish(p) -> None:
+def finish(p, processed) -> None:
     """A request is over: its memory is given back, as are text conditions where the host keeps none either."""
+    hand_over(p, processed)
     p.loratorio = None
     forget_conditions()
+
+
+def stop(p, message: str) -> None:
+    """Lets the sampling about to start fail with a message, and not with whatever fails when the host merges the networks for it."""
+    p.sd_model.forge_objects.unet = p.sd_model.forge_objects_original.unet
+    messages.stop(p, message)
 
 
 def declined(p) -> str | None:
@@ -63,6 +70,7 @@ def prepare(p, settings: Settings) -> None:
         tell_that_merge_has_no_windows(p, [adapter.window for adapter in adapters])
     else:
         instead_of_sampling(p.sampler, Session(p, settings, adapters).sample)
+    begin_maps(p, settings, [adapter.name for adapter in adapters])
     p.loratorio.composed = True
     p.extra_generation_params[INFOTEXT] = settings.to_infotext()
     return None
@@ -171,6 +179,8 @@ class Session:
             if not self.call.evaluated:
                 raise LoratorioError("LoRAtorio: another extension evaluates the model in its own way (its model_function_wrapper calls no other). Switch it off, or LoRAtorio.")
             composed = self.call.combine(x.repeat(len(self.shown), 1, 1, 1))
+            if self.p.loratorio.panels:
+                self.p.loratorio.panels.add(composed, self.call.adapters, picture_of)
         finally:
             self.call = None
         self.patch_weights = composed.weights

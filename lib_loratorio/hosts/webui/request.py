@@ -7,12 +7,14 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from modules import shared
+from PIL.Image import Image
 
 from lib_loratorio.adapters import AdapterBank
 from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
 from lib_loratorio.schedule import ALWAYS, Window, window
-from lib_loratorio.settings import INFOTEXT
+from lib_loratorio.settings import INFOTEXT, Settings
 
 VERIFY = "LoRAtorio verify"
 
@@ -45,13 +47,36 @@ class Kept:
     verified: Verified = field(default_factory=Verified)
     bank: AdapterBank | None = None
     bank_key: Hashable = None
+    panels: Panels | None = None
 
 
 def start(p) -> None:
     """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
     p.loratorio = Kept()
-    for key in (NOTE, VERIFY):
+    for key in (NOTE, VERIFY, SHARES):
         p.extra_generation_params.pop(key, None)
+
+
+def begin_maps(p, settings: Settings, names: list[str]) -> None:
+    """A pass that is composed of these LoRAs begins; from here on its weights are kept for the maps, where they are wanted."""
+    kept = p.loratorio
+    if settings.maps and settings.method != "loratorio":
+        note(p, f"LoRAtorio: there are no weight maps with the method {settings.method}, which does not weigh LoRAs by place.")
+    elif settings.maps:
+        kept.panels = kept.panels or Panels()
+        kept.panels.begin(names, settings.patch_size)
+
+
+def picture_done(p, picture: Image) -> None:
+    """The host has made the batch's next picture."""
+    if p.loratorio and p.loratorio.panels:
+        p.loratorio.panels.picture(picture)
+
+
+def hand_over(p, processed) -> None:
+    """The host has made all pictures of a request."""
+    if p.loratorio and p.loratorio.panels:
+        p.loratorio.panels.hand_over(p, processed)
 
 
 def leave_alone(p, message: str) -> None:

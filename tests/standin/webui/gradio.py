@@ -26,6 +26,10 @@ class HTML(Component):
     pass
 
 
+class Column(Component):
+    pass
+
+
 class Row(Component):
     pass
 

@@ -1,11 +1,13 @@
 """One request, from the prompt to the latents, with the host's order of events."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from modules import extra_networks, prompt_parser, scripts, sd_samplers, shared
+from PIL import Image
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Processing:
     refiner_switch_at: float = 0.5
     scripts: Any = None
     is_hr_pass: bool = False
+    outpath_grids: str = "grids"
+    do_not_save_grid: bool = False
     disable_extra_networks: bool = False
     extra_generation_params: dict = field(default_factory=dict)
     comments: dict = field(default_factory=dict)
@@ -119,7 +123,7 @@ def process_images(p):
     p.scripts = p.scripts or scripts.ScriptRunner([])
     checkpoint = shared.sd_model
     p.scripts.run("before_process", p)
-    latents = []
+    latents, pictures = [], []
     try:
         with torch.no_grad():
             for iteration in range(p.n_iter):
@@ -135,8 +139,19 @@ def process_images(p):
                 extra_networks.activate(p, p.extra_network_data)
                 p.setup_conds()
                 latents.append(p.sample())
+                pictures += [_picture(p, latent) for latent in latents[-1]]
     finally:
         shared.sd_model = checkpoint
     latents = torch.cat(latents)
-    p.scripts.run("postprocess", p, latents)
+    p.all_prompts, p.all_seeds = [p.prompt] * len(pictures), [p.seed + number for number in range(len(pictures))]
+    p.processed = SimpleNamespace(images=pictures, infotexts=[f"picture {number}" for number in range(len(pictures))],
+                                  index_of_first_image=0, extra_generation_params=p.extra_generation_params)
+    p.scripts.run("postprocess", p, p.processed)
     return latents
+
+
+def _picture(p, latent):
+    """A picture of 8 pixels a latent pixel, which scripts may look at."""
+    args = SimpleNamespace(image=Image.new("RGB", (latent.shape[-1] * 8, latent.shape[-2] * 8), "grey"))
+    p.scripts.run("postprocess_image", p, args)
+    return args.image

@@ -13,9 +13,14 @@ _WEIGHT = re.compile(r"^(.*?)(?::\s*([-+.\d]+))?\s*$", re.S)
 
 
 class SdConditioning(list):
-    def __init__(self, prompts, is_negative_prompt=False, width=None, height=None):
+    """`distilled_cfg_scale` is what the Forge family has besides."""
+
+    def __init__(self, prompts, is_negative_prompt=False, width=None, height=None, distilled_cfg_scale=None):
         super().__init__(prompts)
-        self.is_negative_prompt, self.width, self.height = is_negative_prompt, width, height
+        self.is_negative_prompt, self.width, self.height, self.distilled_cfg_scale = is_negative_prompt, width, height, distilled_cfg_scale
+
+    def alike(self, texts):
+        return SdConditioning(texts, self.is_negative_prompt, self.width, self.height, self.distilled_cfg_scale)
 
 
 class DictWithShape(dict):
@@ -34,7 +39,7 @@ def get_learned_conditioning(model, prompts, steps, hires_steps=None, use_old_sc
     schedules = []
     for prompt in prompts:
         ends, texts = zip(*_timeline(prompt, hires_steps or steps))
-        encoded = model.get_learned_conditioning(SdConditioning(texts, prompts.is_negative_prompt, prompts.width, prompts.height))
+        encoded = model.get_learned_conditioning(prompts.alike(texts))
         schedules.append([ScheduledPromptConditioning(end, _row(encoded, place)) for place, end in enumerate(ends)])
     return schedules
 
@@ -45,8 +50,7 @@ def get_multicond_learned_conditioning(model, prompts, steps, hires_steps=None, 
         subprompts = []
         for part in re.split(r"\bAND\b", prompt):
             text, weight = _WEIGHT.match(part.strip()).groups() if not _EDIT.search(part) else (part.strip(), None)
-            texts = SdConditioning([text], prompts.is_negative_prompt, prompts.width, prompts.height)
-            (schedules,) = get_learned_conditioning(model, texts, steps, hires_steps)
+            (schedules,) = get_learned_conditioning(model, prompts.alike([text]), steps, hires_steps)
             subprompts.append(SimpleNamespace(schedules=schedules, weight=1.0 if weight is None else float(weight)))
         batch.append(subprompts)
     return SimpleNamespace(shape=(len(prompts),), batch=batch)

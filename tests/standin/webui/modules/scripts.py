@@ -15,6 +15,9 @@ class Script:
     def process_before_every_sampling(self, p, *args, **kwargs):
         pass
 
+    def postprocess_image(self, p, pp, *args):
+        pass
+
     def postprocess(self, p, processed, *args):
         pass
 

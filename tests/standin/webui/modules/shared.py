@@ -33,6 +33,9 @@ opts = Options(
     use_old_scheduling=False,
     lora_functional=False,
     lora_in_memory_limit=0,
+    grid_save=True,
+    grid_format="png",
+    grid_extended_filename=False,
 )
 
 state = SimpleNamespace(interrupted=False, skipped=False, sampling_step=0, sampling_steps=0)

@@ -1,0 +1,67 @@
+"""Weight maps: a panel beside each picture, in the gallery, in the API's answer and among the saved grids."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from modules import images, shared
+from PIL.Image import Image
+
+from lib_loratorio.methods import Composed
+from lib_loratorio.weight_maps import WeightMaps, of_pictures, weight_panel
+
+SHARES = "LoRAtorio shares"
+"""The key, in the API's `info`, of each LoRA's mean weight in each picture, and in each model call of its batch."""
+
+
+@dataclass
+class Panels:
+    """A request's panels, and the maps of the batch at hand; a hires pass takes the place of the first pass."""
+
+    names: list[str] = field(default_factory=list)
+    patch_size: int = 1
+    latent_width: int = 1
+    maps: WeightMaps = field(default_factory=WeightMaps)
+    done: int = 0
+    images: list = field(default_factory=list)
+    shares: list[dict] = field(default_factory=list)
+
+    def begin(self, names: list[str], patch_size: int) -> None:
+        """A pass of a batch begins, with these LoRAs."""
+        self.names, self.patch_size, self.maps, self.done = names, patch_size, WeightMaps(), 0
+
+    def add(self, composed: Composed, adapters: tuple[int, ...], picture_of: torch.Tensor) -> None:
+        """Takes in one model call's weights, where its method has any."""
+        if composed.weights is not None:
+            self.latent_width = composed.conditional.shape[-1]
+            self.maps.add(of_pictures(composed.weights, adapters, len(self.names), picture_of))
+
+    def picture(self, picture: Image) -> None:
+        """The batch's next picture is there."""
+        number, self.done = self.done, self.done + 1
+        if self.maps.mean is None or number >= self.maps.mean.shape[1]:
+            return
+        weights = self.maps.mean[:, number].cpu()
+        patch = self.patch_size * max(1, picture.width // self.latent_width)
+        self.images.append(weight_panel(picture, weights, self.names, patch))
+        self.shares.append({
+            "mean": dict(zip(self.names, weights.mean((-2, -1)).tolist())),
+            "by_call": [dict(zip(self.names, shares)) for shares in self.maps.shares_by_call],
+        })
+
+    def hand_over(self, p, processed) -> None:
+        """Appends the panels to a finished request's pictures, and saves them as the host saves grids."""
+        first = processed.index_of_first_image
+        for number, panel in enumerate(self.images):
+            place = min(first + number, len(processed.infotexts) - 1)
+            text = processed.infotexts[place]
+            if shared.opts.grid_save and not getattr(p, "do_not_save_grid", False):
+                seed, prompt = p.all_seeds[min(number, len(p.all_seeds) - 1)], p.all_prompts[min(number, len(p.all_prompts) - 1)]
+                images.save_image(panel, p.outpath_grids, "loratorio", seed, prompt, shared.opts.grid_format, info=text,
+                                  short_filename=not shared.opts.grid_extended_filename, p=p, grid=True)
+            processed.images.append(panel)
+            processed.infotexts.append(text)
+        if self.shares:
+            processed.extra_generation_params[SHARES] = json.dumps(self.shares)
