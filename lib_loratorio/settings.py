@@ -71,7 +71,7 @@ class Settings:
     def is_off(args: Sequence[Any]) -> bool:
         """Whether a script's arguments leave the extension off, in which case the other values do not matter."""
         enabled = (args[0].get("enabled", False) if isinstance(args[0], Mapping) else args[0]) if args else False
-        return enabled is False
+        return enabled is False or str(enabled).strip().lower() == "false"
 
     def to_api(self) -> dict[str, Any]:
         return asdict(self)

@@ -38,7 +38,9 @@ class SamplerCall:
     def evaluate(self, conditional: int, unconditional: int, inputs: Inputs, places: Sequence[int] = ()) -> torch.Tensor:
         """Evaluates a chunk of `conditional` rows followed by `unconditional` ones.
 
-        `places` are the conditional rows' numbers in the whole call, where chunks may come in any order. Returns `[conditional + unconditional, ...]`, the base's predictions where the plan has them and
+        `places` are the conditional rows' numbers in the whole call, where chunks may come in any order.
+
+        Returns `[conditional + unconditional, ...]`, the base's predictions where the plan has them and
         another model's elsewhere: what the host sees until `combine` replaces it.
         """
         self._places += places or range(len(self._places), len(self._places) + conditional)

@@ -9,6 +9,7 @@ from lib_loratorio.adapters import is_out_of_memory
 from lib_loratorio.hosts import of_this_webui
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.settings import INFOTEXT, Settings, SettingsError
+from lib_loratorio.xyz_grid import add_axes, with_axes
 
 host = of_this_webui()
 
@@ -28,6 +29,7 @@ class LoratorioScript(scripts.Script):
 
     def before_process(self, p, *args):
         host.start(p)
+        args = with_axes(p, args)
         if Settings.is_off(args):
             return
         try:
@@ -36,6 +38,7 @@ class LoratorioScript(scripts.Script):
             return  # told where the sampling starts, which is where it can be stopped
 
     def process_before_every_sampling(self, p, *args, **kwargs):
+        args = with_axes(p, args)
         if Settings.is_off(args):
             return
         try:
@@ -73,5 +76,6 @@ def _add_options():
 
 
 script_callbacks.on_ui_settings(_add_options)
+script_callbacks.on_before_ui(lambda: add_axes(scripts.scripts_data))
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
 script_callbacks.on_cfg_denoised(host.on_cfg_denoised)

@@ -789,8 +789,9 @@ def test_one_dict_equals_the_positional_form(host):
 
 def test_adapters_take_part_within_their_windows(host, monkeypatch):
     present = []
-    plan = host.a1111.sampling.METHODS["loratorio"].plan
-    monkeypatch.setattr(host.a1111.sampling.METHODS["loratorio"], "plan", lambda self, these, step: present.append((step, tuple(these))) or plan(self, these, step))
+    method = host.a1111.sampling.METHODS["loratorio"]
+    plan = method.plan
+    monkeypatch.setattr(method, "plan", lambda self, these, step: present.append((step, tuple(these))) or plan(self, these, step))
     p, _ = host.generate("a cat <lora:a:1:ltend=0.5> <lora:b:0.5:ltstart=0.25:ltend=0.75>", {**ON, "verify": True}, steps=8)
     assert present == [(0, (0,)), (1, (0,)), (2, (0, 1)), (3, (0, 1)), (4, (1,)), (5, (1,))]
     assert p.loratorio is None and p.extra_generation_params["LoRAtorio verify"].endswith("over 8 calls")
@@ -817,7 +818,8 @@ def test_weight_maps_are_the_calls_mean_weights(host):
     assert shares[0]["mean"] != shares[1]["mean"]
     assert len(p.processed.images) == 8 and p.processed.infotexts[4:] == p.processed.infotexts[:4]
     saved = importlib.import_module("modules.images").saved
-    assert [(s["basename"], s["path"], s["grid"], s["info"], s["seed"]) for s in saved] == [("loratorio", "grids", True, f"picture {n}", 1 + n) for n in range(4)]
+    told = [tuple(one[key] for key in ("basename", "path", "grid", "info", "seed")) for one in saved]
+    assert told == [("loratorio", "grids", True, f"picture {n}", 1 + n) for n in range(4)]
     assert saved[0]["image"] is p.processed.images[4] and saved[0]["image"].width > 4 * p.width
 
 

@@ -177,7 +177,10 @@ class Session:
         try:
             _, unconditional = original(model, tagged, uncond and [_tagged(uncond[0], UNCONDITIONAL, x)], x, timestep, model_options)
             if not self.call.evaluated:
-                raise LoratorioError("LoRAtorio: another extension evaluates the model in its own way (its model_function_wrapper calls no other). Switch it off, or LoRAtorio.")
+                raise LoratorioError(
+                    "LoRAtorio: another extension evaluates the model in its own way (its model_function_wrapper calls no other). "
+                    "Switch it off, or LoRAtorio."
+                )
             composed = self.call.combine(x.repeat(len(self.shown), 1, 1, 1))
             if self.p.loratorio.panels:
                 self.p.loratorio.panels.add(composed, self.call.adapters, picture_of)
@@ -226,7 +229,9 @@ class Session:
         numbers = [self._condition_of(chunk) for chunk in range(len(batch.flags))]
         conditions = sorted(number for number in numbers if number != UNCONDITIONAL)
         if self.patch_weights is None and not conditions:
-            raise LoratorioError("LoRAtorio: another extension evaluates the negative prompt alone, before the step's own evaluation. Switch it off, or LoRAtorio.")
+            raise LoratorioError(
+                "LoRAtorio: another extension evaluates the negative prompt alone, before the step's own evaluation. Switch it off, or LoRAtorio."
+            )
         complete = self.patch_weights is not None and conditions in ([], list(range(len(self.base_text[0]))))
         picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(len(self.base_text[0]) if complete else len(conditions))
         verify = self._verify if self.settings.verify else None
@@ -316,7 +321,9 @@ def _blended(predictions: Sequence[torch.Tensor], strengths: Sequence[torch.Tens
 def _same_text(text: torch.Tensor, condition: torch.Tensor) -> bool:
     """Whether a batch's text is this condition's, which the host may have repeated for the sake of equal lengths."""
     tokens = condition.shape[1]
-    return text.shape[-1] == condition.shape[-1] and text.shape[1] >= tokens and torch.equal(text[:, :tokens].to(condition), condition.expand(text.shape[0], -1, -1))
+    if text.shape[-1] != condition.shape[-1] or text.shape[1] < tokens:
+        return False
+    return torch.equal(text[:, :tokens].to(condition), condition.expand(text.shape[0], -1, -1))
 
 
 # Plain functions, as the host copies a patcher's options deeply; and without a running session the host's own.

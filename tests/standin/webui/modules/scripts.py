@@ -4,6 +4,8 @@ from modules import errors
 
 AlwaysVisible = object()
 
+scripts_data: list = []
+
 
 class Script:
     def elem_id(self, name):
