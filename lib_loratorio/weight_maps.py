@@ -5,11 +5,12 @@ Patch weights are `[N, B, h, w]`, of N adapters and B pictures, and sum to 1 ove
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageFont import FreeTypeFont as Font
 
 TILE = 256
 """Least width of a panel's tile in pixels; smaller pictures are enlarged."""
@@ -67,7 +68,9 @@ def of_pictures(weights: torch.Tensor, adapters: Sequence[int], count: int, pict
     return every
 
 
-def weight_panel(picture: Image.Image, weights: torch.Tensor, names: Sequence[str], patch: int) -> Image.Image:
+def weight_panel(
+    picture: Image.Image, weights: torch.Tensor, names: Sequence[str], patch: int, font: Callable[[int], Font] = ImageFont.load_default,
+) -> Image.Image:
     """One row of tiles: the picture, a heat map per adapter with its share, and who wins where.
 
     Args:
@@ -75,6 +78,7 @@ def weight_panel(picture: Image.Image, weights: torch.Tensor, names: Sequence[st
         weights: `[N, h, w]`, its patch weights.
         names: N names.
         patch: edge of a patch in pixels of the picture; the last row and column may be cut off by its border.
+        font: gives a font of a size in pixels; the default needs Pillow 10.1.
     """
     weights = weights.detach().float().cpu()
     factor = max(1, -(-TILE // picture.width))
@@ -87,7 +91,7 @@ def weight_panel(picture: Image.Image, weights: torch.Tensor, names: Sequence[st
         tiles.append((Image.blend(grey, _on_picture(_heat(weight.numpy()), patch, picture.size, size), 0.6), [(f"{name} {share:.0%}", None)]))
     legend = [(name, COLOURS[n % len(COLOURS)]) for n, name in enumerate(names)]
     tiles.append((Image.blend(grey, _on_picture(dominant(weights), patch, picture.size, size), 0.6), legend))
-    return _row(tiles, size)
+    return _row(tiles, size, font(max(14, size[0] // 20)))
 
 
 def dominant(weights: torch.Tensor) -> Image.Image:
@@ -108,8 +112,7 @@ def _on_picture(patches: Image.Image, patch: int, picture: tuple[int, int], size
     return whole.crop((0, 0, *picture)).resize(size, Image.Resampling.NEAREST)
 
 
-def _row(tiles: Sequence[tuple[Image.Image, list]], size: tuple[int, int]) -> Image.Image:
-    font = ImageFont.load_default(max(14, size[0] // 20))
+def _row(tiles: Sequence[tuple[Image.Image, list]], size: tuple[int, int], font: Font) -> Image.Image:
     line = sum(font.getmetrics()) + 4
     width, height = size
     heading = line * max(len(captions) for _, captions in tiles)
@@ -127,7 +130,7 @@ def _row(tiles: Sequence[tuple[Image.Image, list]], size: tuple[int, int]) -> Im
     return panel
 
 
-def _fitted(text: str, font, width: int) -> str:
+def _fitted(text: str, font: Font, width: int) -> str:
     """The text, its middle left out where it is too long; the end holds the share."""
     if font.getlength(text) <= width:
         return text

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import standin
 import torch
+from equations import assert_close, differs, patch_weights
 
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.settings import Settings
@@ -65,20 +66,6 @@ def length(text):
 def lengthened(text, tokens):
     """By its last token, as the host does for sub-prompts of unequal length."""
     return map_text(lambda t: t if t.dim() == 2 else torch.cat([t, t[:, -1:].expand(-1, tokens - t.shape[1], -1)], 1), text)
-
-
-def patch_weights(base, adapted, size, temperature, top_k):
-    """`Omega [N,H,W]` from the noise predictions `[C,H,W]`."""
-    weights = torch.zeros(len(adapted), *base.shape[1:], dtype=base.dtype)
-    for y in range(0, base.shape[1], size):
-        for x in range(0, base.shape[2], size):
-            patch = (slice(None), slice(y, y + size), slice(x, x + size))
-            cosines = [float((e[patch] * base[patch]).sum() / (e[patch].norm() * base[patch].norm())) for e in adapted]
-            kept = sorted(range(len(adapted)), key=cosines.__getitem__)[: top_k or len(adapted)]
-            shares = {adapter: math.exp((min(cosines) - cosines[adapter]) / temperature) for adapter in kept}
-            for adapter, share in shares.items():
-                weights[adapter][patch[1:]] = share / sum(shares.values())
-    return weights
 
 
 def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps=3, cfg=3.0, seed=1, x=None, size=(48, 40), settings=None,
@@ -164,16 +151,6 @@ def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps
 
 def one(text):
     return [[(text, 1.0)]]
-
-
-def assert_close(actual, expected, tolerance=1e-9):
-    assert actual.shape == expected.shape
-    assert torch.isfinite(actual).all()
-    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-def differs(one, other):
-    return (one - other).abs().max() > 1e-4 * other.abs().max()
 
 
 def assert_clean(host, p, names=("a", "b")):
@@ -845,3 +822,13 @@ def test_saved_grids_are_the_host_s_choice(host):
     host.shared.opts.grid_save = False
     p, _ = host.generate(f"a cat {TAGS}", {**ON, "maps": True})
     assert len(p.processed.images) == 2 and importlib.import_module("modules.images").saved == []
+
+
+def test_maps_that_cannot_be_drawn_are_a_note(host, monkeypatch):
+    def no_font(size):
+        raise OSError("no such font")
+
+    monkeypatch.setattr(importlib.import_module("modules.images"), "get_font", no_font)
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "maps": True})
+    assert "could not be drawn: OSError: no such font" in p.extra_generation_params["LoRAtorio note"]
+    assert len(p.processed.images) == 1

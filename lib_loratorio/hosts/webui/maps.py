@@ -45,7 +45,7 @@ class Panels:
             return
         weights = self.maps.mean[:, number].cpu()
         patch = self.patch_size * max(1, picture.width // self.latent_width)
-        self.images.append(weight_panel(picture, weights, self.names, patch))
+        self.images.append(weight_panel(picture, weights, self.names, patch, images.get_font))
         self.shares.append({
             "mean": dict(zip(self.names, weights.mean((-2, -1)).tolist())),
             "by_call": [dict(zip(self.names, shares)) for shares in self.maps.shares_by_call],

@@ -70,7 +70,11 @@ def begin_maps(p, settings: Settings, names: list[str]) -> None:
 def picture_done(p, picture: Image) -> None:
     """The host has made the batch's next picture."""
     if p.loratorio and p.loratorio.panels:
-        p.loratorio.panels.picture(picture)
+        try:
+            p.loratorio.panels.picture(picture)
+        except Exception as error:
+            note(p, f"LoRAtorio: the weight maps could not be drawn: {type(error).__name__}: {error}. Please report this with the console's output.")
+            raise
 
 
 def hand_over(p, processed) -> None:
