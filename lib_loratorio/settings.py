@@ -109,53 +109,77 @@ def _refuse(name: str, value: Any, allowed: str) -> SettingsError:
     return SettingsError(f"LoRAtorio: {name} is {value!r}; it must be {allowed}.")
 
 
-def _boolean(name: str, value: Any) -> bool:
-    if isinstance(value, str):
-        value = {"true": True, "false": False}.get(value.strip().lower(), value)
-    if not isinstance(value, bool):
-        raise _refuse(name, value, "true or false")
-    return value
+class _Boolean:
+    """`true` or `false`, also as text."""
 
-
-def _choice(*choices: str):
-    def convert(name: str, value: Any) -> str:
-        if value not in choices:
-            raise _refuse(name, value, f"one of {', '.join(choices)}")
+    def __call__(self, name: str, value: Any) -> bool:
+        if isinstance(value, str):
+            value = {"true": True, "false": False}.get(value.strip().lower(), value)
+        if not isinstance(value, bool):
+            raise _refuse(name, value, "true or false")
         return value
 
-    return convert
+    def schema(self) -> dict[str, Any]:
+        return {"type": "boolean"}
 
 
-def _number(low: float, high: float, whole: bool = False):
+class _Choice:
+    """One of some words."""
+
+    def __init__(self, *choices: str):
+        self.choices = choices
+
+    def __call__(self, name: str, value: Any) -> str:
+        if value not in self.choices:
+            raise _refuse(name, value, f"one of {', '.join(self.choices)}")
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.choices)}
+
+
+class _Number:
     """Numbers from `low` to `high`, given as a number or as its text."""
-    kind = "a whole number" if whole else "a number"
-    allowed = f"{kind} from {low:g} " + (f"to {high:g}" if math.isfinite(high) else "up")
 
-    def convert(name: str, value: Any) -> float | int:
+    def __init__(self, low: float, high: float, whole: bool = False):
+        self.low, self.high, self.whole = low, high, whole
+
+    def __call__(self, name: str, value: Any) -> float | int:
+        kind = "a whole number" if self.whole else "a number"
+        allowed = f"{kind} from {self.low:g} " + (f"to {self.high:g}" if math.isfinite(self.high) else "up")
         if isinstance(value, bool):
             raise _refuse(name, value, allowed)
         try:
             number = float(value)
         except (TypeError, ValueError):
             raise _refuse(name, value, allowed) from None
-        if not (math.isfinite(number) and low <= number <= high) or (whole and number != int(number)):
+        if not (math.isfinite(number) and self.low <= number <= self.high) or (self.whole and number != int(number)):
             raise _refuse(name, value, allowed)
-        return int(number) if whole else number
+        return int(number) if self.whole else number
 
-    return convert
+    def schema(self) -> dict[str, Any]:
+        return {"type": "integer" if self.whole else "number", "minimum": self.low} | ({"maximum": self.high} if math.isfinite(self.high) else {})
 
 
 _CONVERSIONS = {
-    "enabled": _boolean,
-    "method": _choice(*METHODS),
-    "patch_size": _number(1, 256, whole=True),
-    "temperature": _number(1e-6, math.inf),
-    "lam": _number(0, 1),
-    "top_k": _number(0, math.inf, whole=True),
-    "start": _number(0, 1),
-    "end": _number(0, 1),
-    "text_encoder": _choice(*TEXT_ENCODER_MODES),
-    "adapters_per_pass": _number(0, math.inf, whole=True),
-    "verify": _boolean,
-    "maps": _boolean,
+    "enabled": _Boolean(),
+    "method": _Choice(*METHODS),
+    "patch_size": _Number(1, 256, whole=True),
+    "temperature": _Number(1e-6, math.inf),
+    "lam": _Number(0, 1),
+    "top_k": _Number(0, math.inf, whole=True),
+    "start": _Number(0, 1),
+    "end": _Number(0, 1),
+    "text_encoder": _Choice(*TEXT_ENCODER_MODES),
+    "adapters_per_pass": _Number(0, math.inf, whole=True),
+    "verify": _Boolean(),
+    "maps": _Boolean(),
 }
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of the dict that the API takes."""
+    properties = {field.name: {**_CONVERSIONS[field.name].schema(), "default": field.default} for field in fields(Settings)}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": INFOTEXT, "type": "object", "properties": properties, "additionalProperties": False,
+    }

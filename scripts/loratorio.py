@@ -1,11 +1,13 @@
 """The extension's script: shows the accordion and hands each sampling over to the host's module."""
 
 import gradio as gr
+import networks
 from modules import errors, script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
 from lib_loratorio import ui
 from lib_loratorio.adapters import is_out_of_memory
+from lib_loratorio.api import add_routes
 from lib_loratorio.hosts import of_this_webui
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.settings import INFOTEXT, Settings, SettingsError
@@ -76,6 +78,11 @@ def _add_options():
 
 
 script_callbacks.on_ui_settings(_add_options)
+def _add_routes(_, app):
+    add_routes(app, networks.available_networks)
+
+
+script_callbacks.on_app_started(_add_routes)
 script_callbacks.on_before_ui(lambda: add_axes(scripts.scripts_data))
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
 script_callbacks.on_cfg_denoised(host.on_cfg_denoised)

@@ -1,5 +1,6 @@
 """The settings are written into the picture's parameters and read back from them."""
 
+import lora_files
 import pytest
 from webui_server import SCRIPT, VERIFY, VISIBLE, difference, lora
 
@@ -41,3 +42,13 @@ def test_the_infotext_of_an_ordinary_picture_does_not_enable(webui):
     again = webui.post(infotext=ordinary.infotext)
     assert difference(again, ordinary) == 0
     assert SCRIPT not in again.infotext
+
+
+def test_schema_and_networks(webui):
+    root = webui.client.baseurl.removesuffix("/sdapi/v1")
+    properties = webui.client.session.get(f"{root}/loratorio/v1/schema").json()["properties"]
+    assert properties["temperature"]["minimum"] > 0 and properties["maps"] == {"type": "boolean", "default": False}
+    networks = webui.client.session.get(f"{root}/loratorio/v1/networks").json()
+    assert networks["e2e_lora"]["dense"] == 0 and networks["e2e_lora"]["factored"] > 0 and networks["e2e_lora"]["ranks"] == [lora_files.RANK]
+    assert networks["e2e_te"]["text_encoder"] and not networks["e2e_lora"]["text_encoder"]
+    assert networks["e2e_lokr"]["factored"] == 0 and set(networks["e2e_lokr"]["layers"]) == {"lokr"}

@@ -43,6 +43,7 @@ def _call(kind, *args):
 
 on_ui_settings = _register("ui_settings")
 on_before_ui = _register("before_ui")
+on_app_started = _register("app_started")
 on_cfg_denoiser = _register("cfg_denoiser")
 on_cfg_denoised = _register("cfg_denoised")
 
