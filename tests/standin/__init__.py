@@ -1,7 +1,7 @@
-"""A small stand-in of the parts of AUTOMATIC1111's WebUI that the extension uses, written from its interface.
+"""Small stand-ins of the parts of the WebUIs that the extension uses, written from their interfaces: here AUTOMATIC1111's.
 
 `installed()` makes `modules`, `networks` and `gradio` importable for the time of a block, loads
-`scripts/loratorio.py` as the host does, and leaves nothing behind in `sys.modules`.
+`scripts/loratorio.py` as the host does, and leaves nothing behind in `sys.modules`. `forge_host` does so for Forge.
 """
 
 from __future__ import annotations
@@ -23,20 +23,35 @@ torch.set_num_threads(1)  # tensors this small only wait for each other's thread
 WEBUI = Path(__file__).parent / "webui"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "loratorio.py"
 
-_HOST_MODULES = ("modules", "networks", "network", "model", "gradio")
-_IMPORTING_THEM = ("lib_loratorio.hosts.a1111", "lib_loratorio.hosts.webui", "lib_loratorio.ui")
+_HOST_MODULES = ("modules", "networks", "network", "model", "gradio", "backend", "modules_forge")
+_IMPORTING_THEM = ("lib_loratorio.hosts.a1111", "lib_loratorio.hosts.forge", "lib_loratorio.hosts.webui", "lib_loratorio.ui")
 
 
 @contextmanager
 def installed() -> Iterator[Host]:
-    former = _taken_out()
-    sys.path.insert(0, str(WEBUI))
-    try:
+    with imported_from(WEBUI):
         yield Host()
+
+
+@contextmanager
+def imported_from(*folders: Path) -> Iterator[None]:
+    """The host's modules come from these folders for the time of the block."""
+    former, path = _taken_out(), list(sys.path)
+    sys.path[:0] = map(str, folders)
+    try:
+        yield
     finally:
-        sys.path.remove(str(WEBUI))
+        sys.path[:] = path
         _taken_out()
         sys.modules.update(former)
+
+
+def load_script() -> Any:
+    """The extension's script, as hosts load it."""
+    spec = importlib.util.spec_from_file_location("loratorio.py", SCRIPT)
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    return extension
 
 
 def _taken_out() -> dict[str, Any]:
@@ -58,9 +73,7 @@ class Host:
             setattr(self, name, importlib.import_module(f"modules.{name}"))
         for name in ("gradio", "networks", "network", "model"):
             setattr(self, name, importlib.import_module(name))
-        spec = importlib.util.spec_from_file_location("loratorio.py", SCRIPT)
-        self.extension = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.extension)
+        self.extension = load_script()
         self.a1111 = importlib.import_module("lib_loratorio.hosts.a1111")
         self.messages = importlib.import_module("lib_loratorio.hosts.webui.messages")
         self.script_callbacks.ui_settings_callback()

@@ -1,0 +1,3 @@
+"""Switches of the host's user interface."""
+
+dynamic_args = {"online_lora": False}

@@ -1,0 +1,138 @@
+"""A small stand-in of Forge, written from its interface. What it shares with AUTOMATIC1111's it takes from that one."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from standin import WEBUI, imported_from, load_script
+
+FORGE = Path(__file__).parent / "forge"
+RANK = 2
+
+
+@contextmanager
+def installed() -> Iterator[Host]:
+    with imported_from(FORGE, WEBUI):
+        yield Host()
+
+
+class Host:
+    """The running Forge: its modules, its model, and the extension's script."""
+
+    def __init__(self):
+        for name in ("shared", "errors", "processing", "prompt_parser", "sd_samplers", "scripts", "script_callbacks"):
+            setattr(self, name, importlib.import_module(f"modules.{name}"))
+        for name in ("gradio", "networks", "model"):
+            setattr(self, name, importlib.import_module(name))
+        for name in ("args", "memory_management", "sampling.sampling_function", "sampling.condition"):
+            setattr(self, name.rpartition(".")[2], importlib.import_module(f"backend.{name}"))
+        self.extension = load_script()
+        self.forge = importlib.import_module("lib_loratorio.hosts.forge")
+        self.calc_cond_uncond_batch = self.sampling_function.calc_cond_uncond_batch
+        self.script_callbacks.ui_settings_callback()
+        self.script = self.extension.LoratorioScript()
+        self.use()
+
+    def use(self, **model) -> Any:
+        """Has a new model as the checkpoint."""
+        self.shared.sd_model = self.model.SdModel(**model)
+        return self.shared.sd_model
+
+    def add(self, name: str, patches: Mapping[Any, str], seed: int, size=0.4) -> Any:
+        """Puts a file with random patches of these kinds, by key, into the folder of networks.
+
+        A key is a weight's name, as "to_q", "norm.bias" or "transformer.fc1", or `(name, offset[, function])`.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        contents = {}
+        for key, kind in patches.items():
+            weight, *rest = (key,) if isinstance(key, str) else key
+            weight = weight if weight.endswith((".weight", ".bias")) else f"{weight}.weight"
+            weight = weight if weight.startswith(("transformer.", "foreign.")) else f"diffusion_model.{weight}"
+            contents[(weight, *rest) if rest else weight] = random_patch(kind, self._shape(weight, *rest[:1]), generator, size, self.shared.sd_model.dtype)
+        on_disk = SimpleNamespace(name=name, filename=f"/loras/{name}.safetensors", patches=contents, mtime=1.0)
+        self.networks.available_networks[name] = self.networks.available_network_aliases[name] = on_disk
+        return on_disk
+
+    def _shape(self, name: str, offset=None) -> list[int]:
+        layer, _, parameter = name.rpartition(".")
+        objects = self.shared.sd_model.forge_objects_original
+        root = objects.clip.cond_stage_model if name.startswith("transformer.") else objects.unet.model
+        layer = root.get_submodule(layer) if not name.startswith("foreign.") else root.get_submodule("diffusion_model.to_q")
+        packed = parameter == "weight" and hasattr(layer, "in_features")
+        shape = [layer.out_features, layer.in_features] if packed else list(getattr(layer, parameter).shape)
+        if offset is not None:
+            shape[offset[0]] = offset[2]
+        return shape
+
+    def request(self, prompt, settings=None, before=(), after=(), **fields) -> Any:
+        """A request, with the script's arguments, one dict of settings or nothing; other extensions run before and after it.
+
+        `p.former` is what the script finds in the host.
+        """
+
+        def look(p):
+            p.former = SimpleNamespace(unet=p.sd_model.forge_objects.unet, **seen(p.sd_model))
+
+        args = [self._extension(function) for function in (*before, look)]
+        if settings is not None:
+            args.append((self.script, (settings,) if isinstance(settings, dict) else tuple(settings)))
+        args += [self._extension(function) for function in after]
+        return self.processing.Processing(prompt, scripts=self.scripts.ScriptRunner(args), **fields)
+
+    def _extension(self, function):
+        script = self.scripts.Script()
+        script.process_before_every_sampling = lambda p, **kwargs: function(p)
+        return script, ()
+
+    def generate(self, prompt, settings=None, **fields) -> tuple[Any, torch.Tensor]:
+        p = self.request(prompt, settings, **fields)
+        return p, self.processing.process_images(p)
+
+
+def seen(sd_model) -> dict:
+    """What of the host's state the extension must leave as it is."""
+    networks = importlib.import_module("networks")
+    return {
+        "options": copy.deepcopy(sd_model.forge_objects.unet.model_options), "patches": list(sd_model.forge_objects.unet.lora_patches),
+        "hash": sd_model.current_lora_hash, "loaded": list(networks.loaded_networks), "clip": sd_model.forge_objects.clip,
+        "merged": sd_model.forge_objects_after_applying_lora.unet,
+    }
+
+
+def random_patch(kind: str, shape: list[int], generator: torch.Generator, size: float, dtype: torch.dtype) -> tuple[str, tuple]:
+    """`(kind, values)` in the host's form; `size` is about how much a weight changes. The alpha is never the rank."""
+    outputs, inputs, kernel = shape[0], shape[1] if len(shape) > 1 else 1, shape[2:]
+    ones, alpha = [1] * len(kernel), RANK * 0.75
+
+    def normal(*dims: int) -> torch.Tensor:
+        return (torch.randn(dims, generator=generator, dtype=torch.float64) * size).to(dtype)
+
+    if kind == "lora":
+        return "lora", (normal(outputs, RANK, *ones), normal(RANK, inputs, *kernel), alpha, None, None)
+    if kind == "no alpha":
+        return "lora", (normal(outputs, RANK, *ones), normal(RANK, inputs, *kernel), None, None, None)
+    if kind == "rank 3":
+        return "lora", (normal(outputs, 3, *ones), normal(3, inputs, *kernel), 1.5, None, None)
+    if kind == "mid":
+        return "lora", (normal(outputs, RANK, 1, 1), normal(RANK, inputs, 1, 1), alpha, normal(RANK, RANK, *kernel), None)
+    if kind == "dora":
+        return "lora", (normal(outputs, RANK, *ones), normal(RANK, inputs, *kernel), alpha, None, 1 + normal(outputs, 1, *ones))
+    if kind == "loha":
+        flat = inputs * torch.Size(kernel).numel()
+        return "loha", (2 * normal(outputs, RANK), 2 * normal(RANK, flat), alpha, 2 * normal(outputs, RANK), 2 * normal(RANK, flat))
+    if kind == "diff":
+        return "diff", (normal(*shape),)
+    if kind == "scaled":
+        return "scaled", (normal(outputs, *[1] * (len(shape) - 1)),)
+    if kind == "misfit":
+        return "lora", (normal(3, RANK), normal(RANK, 3), alpha, None, None)
+    raise ValueError(kind)
