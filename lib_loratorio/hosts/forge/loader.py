@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import networks
 
+from lib_loratorio.adapters import is_out_of_memory
 from lib_loratorio.hosts.forge.backend import Patches, this_backend
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
 from lib_loratorio.schedule import Window, window
@@ -64,8 +66,7 @@ def _tag(params) -> tuple[str, float, float, int | None, Window]:
 
 def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None, window: Window) -> Adapter:
     original = sd_model.forge_objects_original
-    networks.load_networks([name], [te], [unet], [dyn])
-    require([name], lambda name: networks.loaded_networks)
+    require([name], lambda name: _is_loaded(name, te, unet, dyn))
     (network,) = networks.loaded_networks
     alone = sd_model.forge_objects
     patches = backend.patches(alone.unet, original.unet)
@@ -76,12 +77,25 @@ def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None, 
     return Adapter(name, filename, network.mtime, te, unet, dyn, alone.unet, alone.clip, patches if unet else {}, bool(text) and te != 0, window)
 
 
+def _is_loaded(name: str, te: float, unet: float, dyn: int | None) -> bool:
+    """Has the host load a network, and tells whether it could read the file."""
+    try:
+        networks.load_networks([name], [te], [unet])  # these hosts read a rank in a tag, and do nothing with it
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        logging.warning(f"LoRAtorio: LoRA {name}: {type(error).__name__}: {error}")
+        return False
+    return bool(networks.loaded_networks)
+
+
 @contextmanager
 def _loader(sd_model) -> Iterator[None]:
     """The host's loader at our disposal: afterwards it has loaded what it had before."""
     former = list(networks.loaded_networks)
     kept = {name: getattr(sd_model, name) for name in ("forge_objects", "forge_objects_after_applying_lora", "current_lora_hash")}
     sd_model.forge_objects = sd_model.forge_objects.shallow_copy()
+    sd_model.current_lora_hash = None  # else what the host has loaded already would come with the changes of other extensions
     try:
         yield
     finally:

@@ -55,7 +55,8 @@ class HostBatch:
         fixed = dict(self.fixed)
         if "transformer_options" in fixed:
             fixed["transformer_options"] = self._options(fixed["transformer_options"], chunks, flags)
-        return {"input": tree["x"], "timestep": tree["timestep"], "c": {**tree["c"], **fixed}, "cond_or_uncond": flags}
+        c = map_tensors(lambda tensor: tensor, tree["c"])  # the model takes out of ControlNet's lists what it has used
+        return {"input": tree["x"], "timestep": tree["timestep"], "c": {**c, **fixed}, "cond_or_uncond": flags}
 
     def _options(self, options: dict, chunks: list[int], flags: list[int]) -> dict:
         """The batch's description for the model and its patches, for these chunks."""
