@@ -76,7 +76,13 @@ class Backend(Protocol):
 
 
 def this_backend() -> Backend:
-    return import_module(f"lib_loratorio.hosts.forge.{'main' if _has('backend.sampling.sampling_function') else 'reforge'}")
+    return import_module(f"lib_loratorio.hosts.forge.{_member()}")
+
+
+def _member() -> str:
+    if not _has("backend.sampling.sampling_function"):
+        return "reforge"
+    return "main" if hasattr(import_module("backend.patcher.lora"), "LoraLoader") else "neo"
 
 
 def _has(module: str) -> bool:

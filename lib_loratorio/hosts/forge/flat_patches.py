@@ -1,0 +1,51 @@
+"""Patchers that hold their patches in one list a weight, with a number for the whole that tells the host when to merge anew."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from lib_loratorio.hosts.forge.backend import Factors, Patches
+
+
+def patches(patcher: Any, original: Any) -> Patches:
+    return _without(patcher.patches, original.patches)
+
+
+def _without(patches: Patches, others: Patches) -> dict[str, list]:
+    found = {}
+    for key, of_weight in patches.items():
+        known = [id(patch) for patch in others.get(key, ())]
+        if rest := [patch for patch in of_weight if id(patch) not in known]:
+            found[key] = rest
+    return found
+
+
+def without_networks(patcher: Any, merged: Any, original: Any) -> Any:
+    return _with(patcher, _without(patcher.patches, patches(merged, original)), original)
+
+
+def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
+    added = patches(networks, original)
+    every = {key: [*patcher.patches.get(key, ()), *added.get(key, ())] for key in {**patcher.patches, **added}}
+    return _with(patcher, every, original)
+
+
+def _with(patcher: Any, patches: Patches, original: Any) -> Any:
+    """A clone with these patches. Which they are the host tells by a number alone, so it must be a new one, or the original's
+    where they are the original's, which saves the host from merging anew."""
+    clone = patcher.clone()
+    clone.patches = dict(patches)
+    same = {key: list(map(id, value)) for key, value in patches.items()} == {key: list(map(id, value)) for key, value in original.patches.items()}
+    clone.patches_uuid = original.patches_uuid if same else uuid.uuid4()
+    return clone
+
+
+def factors(patch: Any, lora_adapter: type) -> Factors | None:
+    strength, value, strength_model, offset, function, *_ = patch
+    if strength_model != 1.0 or function is not None or not isinstance(value, lora_adapter):
+        return None
+    up, down, alpha, mid, dora_scale, *reshape = value.weights
+    if dora_scale is not None or any(shape is not None for shape in reshape):
+        return None
+    return Factors(up, down, mid, alpha, strength, offset)
