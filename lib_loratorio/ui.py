@@ -8,9 +8,17 @@ from typing import Any
 
 import gradio as gr
 
-from lib_loratorio.settings import INFOTEXT, METHODS, TEXT_ENCODER_MODES, Settings, SettingsError
+from lib_loratorio.settings import INFOTEXT, METHODS, PRESETS, TEXT_ENCODER_MODES, Settings, SettingsError
 
 TITLE = "LoRAtorio"
+RESET = "reset"
+_METHODS_OF = {
+    "patch_size": ("loratorio",), "temperature": ("loratorio",), "lam": ("loratorio",), "top_k": ("loratorio",),
+    "start": ("loratorio", "composite", "switch"), "end": ("loratorio", "composite", "switch"), "text_encoder": ("loratorio", "composite", "switch"),
+    "adapters_per_pass": ("loratorio", "composite"), "verify": ("loratorio", "composite", "switch"), "maps": ("loratorio",),
+}
+"""The methods that make use of a setting, for those that not all of them use."""
+
 HELP = (
     "Evaluates each LoRA of the prompt alone in every step, and lets the LoRA decide that has most to say in each "
     "part of the picture. Slower by about the number of LoRAs. "
@@ -21,8 +29,12 @@ HELP = (
 def build(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> list:
     """The controls. `accordion` is the host's InputAccordion; `elem_id` names an element."""
     default = Settings()
+    buttons = {}
     with accordion(default.enabled, label=TITLE, elem_id=elem_id("enabled")) as enabled:
         gr.HTML(HELP, elem_classes="loratorio-help", elem_id=elem_id("help"))
+        with gr.Row():
+            for name in (*PRESETS, RESET):
+                buttons[name] = gr.Button(name, size="sm", elem_id=elem_id(f"preset_{name}"))
         with gr.Row():
             method = gr.Dropdown(list(METHODS), value=default.method, label="Method", elem_id=elem_id("method"),
                                  info="loratorio weighs LoRAs by place; composite averages them; switch takes turns; merge is the WebUI's own")
@@ -49,7 +61,23 @@ def build(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> list:
             with gr.Column():
                 maps = gr.Checkbox(default.maps, label="Show weight maps: where each LoRA weighed most, beside each picture", elem_id=elem_id("maps"))
                 verify = gr.Checkbox(default.verify, label="Verify (slow): compare every evaluation with the WebUI's own merge", elem_id=elem_id("verify"))
-    return [enabled, method, patch_size, temperature, lam, top_k, start, end, text_encoder, adapters_per_pass, verify, maps]
+    controls = [enabled, method, patch_size, temperature, lam, top_k, start, end, text_encoder, adapters_per_pass, verify, maps]
+    for name, button in buttons.items():
+        button.click(_preset(name), inputs=[], outputs=controls[1:], show_progress=False)
+    of_methods = [control for control, field in zip(controls, fields(Settings)) if field.name in _METHODS_OF]
+    method.change(_greyed, inputs=[method], outputs=of_methods, show_progress=False)
+    return controls
+
+
+def _preset(name: str) -> Callable[[], list]:
+    """Sets every control but the check box."""
+    values = Settings(**PRESETS.get(name, {})).to_api()
+    return lambda: [value for field, value in values.items() if field != "enabled"]
+
+
+def _greyed(method: str) -> list:
+    """Greys the controls that the method makes no use of."""
+    return [gr.update(interactive=method in _METHODS_OF[field.name]) for field in fields(Settings) if field.name in _METHODS_OF]
 
 
 def infotext_fields(controls: list) -> list[tuple]:

@@ -7,7 +7,7 @@ time with the host's loader, evaluates row by row, and composes patch by patch i
 import importlib
 import json
 import math
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +16,7 @@ import torch
 from equations import assert_close, differs, patch_weights
 
 from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.settings import Settings
+from lib_loratorio.settings import PRESETS, Settings
 
 A, B, TEXT = ("a", 0.8, 0.8), ("b", 0.6, 0.6), ("text", 0.7, 0.9)
 TAGS = "<lora:a:0.8> <lora:b:0.6>"
@@ -832,3 +832,28 @@ def test_maps_that_cannot_be_drawn_are_a_note(host, monkeypatch):
     p, _ = host.generate(f"a cat {TAGS}", {**ON, "maps": True})
     assert "could not be drawn: OSError: no such font" in p.extra_generation_params["LoRAtorio note"]
     assert len(p.processed.images) == 1
+
+
+def test_presets_set_every_control_but_the_check_box(host):
+    host.gradio.Button.made.clear()
+    _, *controls = host.script.ui(False)
+    names = [button.value for button in host.gradio.Button.made]
+    assert names == [*PRESETS, "reset"]
+    for button in host.gradio.Button.made:
+        function, inputs, outputs = button.events["click"]
+        assert inputs == [] and outputs == controls
+        assert Settings(False, *function()) == Settings(**PRESETS.get(button.value, {}))
+
+
+@pytest.mark.parametrize("method, grey", [
+    ("loratorio", []),
+    ("composite", ["patch_size", "temperature", "lam", "top_k", "maps"]),
+    ("merge", ["patch_size", "temperature", "lam", "top_k", "start", "end", "text_encoder", "adapters_per_pass", "verify", "maps"]),
+])
+def test_controls_that_a_method_does_not_use_are_grey(host, method, grey):
+    controls = host.script.ui(False)
+    names = [field.name for field in fields(Settings)]
+    function, inputs, outputs = controls[1].events["change"]
+    assert inputs == [controls[1]]
+    changes = dict(zip((names[controls.index(control)] for control in outputs), function(method), strict=True))
+    assert [name for name, change in changes.items() if not change["interactive"]] == grey

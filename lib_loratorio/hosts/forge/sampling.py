@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,6 +102,7 @@ class Session:
         p.sd_model.forge_objects.unet = self.base
         self.denoiser = p.sampler.model_wrap_cfg
         self.plan = self.call = self.patch_weights = self.error = None
+        self.is_composed, self.base_text = False, ([], None)
 
     def sample(self, launch_sampling, steps, func):
         with self.running():
@@ -132,6 +133,7 @@ class Session:
     def begin(self, params) -> None:
         """on_cfg_denoiser: what this call is to be, and the text for it."""
         self.plan = self.patch_weights = None
+        self.is_composed = False
         if self.p.sd_model.forge_objects.unet.model is not self.model:
             return self._leave_to_refiner()
         fraction, step = step_now(self.denoiser)
@@ -149,7 +151,7 @@ class Session:
                 params.text_cond, params.text_uncond = cond, uncond
             else:
                 self.own[number] = backend.compile_weighted_conditions(cond, composition), backend.compile_conditions(uncond)
-        self.plan = plan
+        self.own_shown, self.plan = self.own, plan
         return None
 
     def _set_weights(self, patcher: Any) -> None:
@@ -165,10 +167,13 @@ class Session:
     def calc(self, original: Callable, model, cond, uncond, x: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> tuple:
         """In place of the host's evaluation of conditional and unconditional rows: the host's own, then composed."""
         self._raise_error()
-        if self.plan is None or model is not self.model or not cond:
+        if self.plan is None or self.is_composed or model is not self.model or not cond:
             return original(model, cond, uncond, x, timestep, model_options)
-        _check(cond, uncond)
-        self.shown = [(c, area) for c in cond if (area := backend.area_and_mult(c, x, timestep)) is not None]
+        _check(cond, uncond, self.own)
+        areas = [backend.area_and_mult(c, x, timestep) for c in cond]
+        places = [place for place, area in enumerate(areas) if area is not None]
+        self.shown = [(cond[place], areas[place]) for place in places]
+        self.own_shown = {model: ([conditions[place] for place in places], unconditional) for model, (conditions, unconditional) in self.own.items()}
         pictures = x.shape[0]
         picture_of = torch.arange(pictures, device=x.device).repeat(len(self.shown))
         self.base_text = [c for c, _ in self.shown], uncond
@@ -186,7 +191,7 @@ class Session:
                 self.p.loratorio.panels.add(composed, self.call.adapters, picture_of)
         finally:
             self.call = None
-        self.patch_weights = composed.weights
+        self.patch_weights, self.is_composed = composed.weights, True
         self.verified.calls += 1
         conditional = _blended(composed.conditional.split(pictures), [area.mult for _, area in self.shown])
         return conditional, unconditional if composed.unconditional is None else composed.unconditional
@@ -201,24 +206,26 @@ class Session:
             return self._through({**args, "c": c})
         self.batch = HostBatch.of(args, c)
         if tags is not None:
-            return self._chunks(self.call, tags[:: self.batch.pictures].tolist())
+            numbers = tags[:: self.batch.pictures].tolist()
+            predictions, rows = self._chunks(self.call, numbers, places=sorted(number for number in numbers if number != UNCONDITIONAL))
+            return predictions[rows.argsort()]
         return self._of_another_extension()
 
-    def _chunks(self, call: SamplerCall, numbers: list[int]) -> torch.Tensor:
-        """Evaluates the batch for `call`; `numbers` are its chunks' conditions, or `UNCONDITIONAL`."""
+    def _chunks(self, call: SamplerCall, numbers: list[int], places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Evaluates the batch for `call`, conditions first, and tells which rows of the batch the predictions are for.
+
+        `numbers` are the chunks' conditions, or `UNCONDITIONAL`; `places` are the conditions' places in the whole call.
+        """
         batch = self.batch
         order = sorted(range(len(numbers)), key=lambda chunk: (numbers[chunk] == UNCONDITIONAL, numbers[chunk]))
-        rows = batch.rows_of(order)
-        numbers = [numbers[chunk] for chunk in order]
-        conditions = [number for number in numbers if number != UNCONDITIONAL]
+        rows, numbers = batch.rows_of(order), [numbers[chunk] for chunk in order]
         base = batch.taken(rows)
         own = {model: self._with_own_text(model, base, numbers) for model in self.own}
-        places = [number * batch.pictures + row for number in conditions for row in range(batch.pictures)]
         predictions = call.evaluate(
-            len(conditions) * batch.pictures, (len(numbers) - len(conditions)) * batch.pictures,
-            lambda model, span: take_rows(own.get(model, base), span), places,
+            len(places) * batch.pictures, (len(numbers) - len(places)) * batch.pictures, lambda model, span: take_rows(own.get(model, base), span),
+            [place * batch.pictures + row for place in places for row in range(batch.pictures)],
         )
-        return predictions[rows.argsort()]
+        return predictions, rows
 
     def _of_another_extension(self) -> torch.Tensor:
         """Rows that the host's own sampling step does not ask for, such as a perturbed prediction to move away from.
@@ -228,25 +235,27 @@ class Session:
         batch = self.batch
         numbers = [self._condition_of(chunk) for chunk in range(len(batch.flags))]
         conditions = sorted(number for number in numbers if number != UNCONDITIONAL)
-        if self.patch_weights is None and not conditions:
+        if not conditions and not self.is_composed:
             raise LoratorioError(
                 "LoRAtorio: another extension evaluates the negative prompt alone, before the step's own evaluation. Switch it off, or LoRAtorio."
             )
-        complete = self.patch_weights is not None and conditions in ([], list(range(len(self.base_text[0]))))
-        picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(len(self.base_text[0]) if complete else len(conditions))
-        verify = self._verify if self.settings.verify else None
-        call = SamplerCall(self.step_method, self.plan, self.evaluator, picture_of, verify=verify)
-        renumbered = numbers if complete else [number if number == UNCONDITIONAL else conditions.index(number) for number in numbers]
-        self._chunks(call, renumbered)
-        x = batch.tree["x"][: batch.pictures].repeat(max(1, len(conditions)), 1, 1, 1)
-        composed = call.combine(x, weights=self.patch_weights if complete else None)
-        parts = [composed.unconditional if number == UNCONDITIONAL else composed.conditional.split(batch.pictures)[number] for number in renumbered]
-        return torch.cat(parts)
+        picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(len(conditions or self.base_text[0]))
+        call = SamplerCall(self.step_method, self.plan, self.evaluator, picture_of, verify=self._verify if self.settings.verify else None)
+        _, rows = self._chunks(call, numbers, places=range(len(conditions)))
+        composed = call.combine(batch.tree["x"][rows][: len(conditions) * batch.pictures], weights=self._weights_of(conditions))
+        return torch.cat([part for part in composed[:2] if part is not None])[rows.argsort()]
+
+    def _weights_of(self, conditions: Sequence[int]) -> torch.Tensor | None:
+        """The step's patch weights for these conditions, or for the negative prompt where there are none; None for others than the step's."""
+        if self.patch_weights is None or not conditions:
+            return self.patch_weights
+        by_condition = self.patch_weights.split(self.batch.pictures, 1)
+        return torch.cat([by_condition[number] for number in conditions], 1) if conditions[-1] < len(by_condition) else None
 
     def _condition_of(self, chunk: int) -> int:
         """Which of the step's conditions the text of a chunk is; other texts by what the batch says they are."""
         text = self.batch.tree["c"].get("c_crossattn")
-        conditions, unconditional = getattr(self, "base_text", ([], None))
+        conditions, unconditional = self.base_text
         if text is not None:
             text = text[self.batch.rows_of([chunk])]
             for number, condition in [*enumerate(conditions), *((UNCONDITIONAL, u) for u in unconditional or ())]:
@@ -264,7 +273,7 @@ class Session:
 
     def _with_own_text(self, model: int, base: dict, numbers: Sequence[int]) -> dict:
         """A batch's tree with the text conditions of a model in place of the base's, and what ControlNet makes of them."""
-        conditions, unconditional = self.own[model]
+        conditions, unconditional = self.own_shown[model]
         x = base["x"][: self.batch.pictures]
         wanted = [unconditional[0] if number == UNCONDITIONAL else conditions[number] for number in numbers]
         own = backend.cond_cat([backend.area_and_mult(condition, x, base["timestep"][: self.batch.pictures]).conditioning for condition in wanted])
@@ -273,7 +282,8 @@ class Session:
         if control is not None:
             args = self.batch.call(tree)
             c = {key: value for key, value in args["c"].items() if key not in ("control", "control_model")}
-            tree["c"]["control"] = control.get_control(args["input"], args["timestep"], c, len(args["cond_or_uncond"]))
+            with _described_to(control, c["transformer_options"]):
+                tree["c"]["control"] = control.get_control(args["input"], args["timestep"], c, len(args["cond_or_uncond"]))
         return tree
 
     def _fits(self, rows: int) -> bool:
@@ -299,13 +309,33 @@ def _tagged(condition: dict, number: int, x: torch.Tensor) -> dict:
     return {**condition, "model_conds": {**condition["model_conds"], TAG: tag}}
 
 
-def _check(cond: list[dict], uncond: list[dict] | None) -> None:
+@contextmanager
+def _described_to(control: Any, options: dict) -> Iterator[None]:
+    """For the time of the block every ControlNet of a chain knows the batch by these `transformer_options`."""
+    links = []
+    while control is not None:
+        links.append((control, control.transformer_options))
+        control.transformer_options = options
+        control = control.previous_controlnet
+    try:
+        yield
+    finally:
+        for link, former in links:
+            link.transformer_options = former
+
+
+def _check(cond: list[dict], uncond: list[dict] | None, own: Mapping[int, tuple]) -> None:
     """Raises LoratorioError for conditions that cannot be composed."""
     every = [*cond, *(uncond or ())]
     if any("area" in condition or "default" in condition or condition.get("hooks") is not None for condition in every) or len(uncond or [1]) != 1:
         raise LoratorioError(
             "LoRAtorio: this prompt is divided by areas, or has several negative prompts, in a way that LoRAtorio cannot compose. "
             "Switch off the extension that does so, or LoRAtorio."
+        )
+    if any(len(conditions) != len(cond) for conditions, _ in own.values()):
+        raise LoratorioError(
+            "LoRAtorio: another extension adds prompts that LoRAs with a text encoder of their own know nothing of. "
+            "Switch it off, or set LoRAtorio's text encoder to 'merged'."
         )
 
 

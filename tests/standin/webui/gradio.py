@@ -15,11 +15,31 @@ class Component:
         self.args, self.kwargs = args, kwargs
         self.value = kwargs.get("value", args[0] if args else None)
 
+        self.events = {}
+
+    def click(self, function, inputs, outputs, show_progress=True):
+        self.events["click"] = function, inputs, outputs
+
+    def change(self, function, inputs, outputs, show_progress=True):
+        self.events["change"] = function, inputs, outputs
+
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         return None
+
+
+def update(**changes):
+    return changes
+
+
+class Button(Component):
+    made: list = []
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.made.append(self)
 
 
 class HTML(Component):
