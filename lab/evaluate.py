@@ -25,7 +25,7 @@ from lib_loratorio.settings import Settings
 COUNTS = (2, 3, 4, 5)
 STEPS, CFG = 20, 4.0
 CAPTIONS = 4                                   # of every set of skills
-SPLITS = {"dev": (1_000_000, 3), "test": (2_000_000, 15)}      # first seed, sets for each N
+SPLITS = {"dev": (1_000_000, 2), "test": (2_000_000, 13)}      # first seed, sets for each N
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Stage:
 STAGES = {"ae": Stage(steps=1000, batch=32, rate=2e-3, scenes=0, seed=1),
           "base": Stage(steps=2800, batch=32, rate=1e-3, scenes=12000, seed=2),
           "lora": Stage(steps=1000, batch=16, rate=3e-3, scenes=1200, seed=3)}
-STEPS = {"alien": 2000, "cat": 2000, "hatching": 500, "palette": 500, "bricks": 500, "waves": 500}    # of the LoRAs that need more or fewer
+STEPS = {"alien": 3000, "cat": 2000, "hatching": 500, "palette": 500, "bricks": 500, "waves": 500}    # of the LoRAs that need more or fewer
 EMA = 0.995                    # of the base's weights, per step
 KL = 1e-6                      # weight of the autoencoder's KL term
 DROP = 0.1                     # captions dropped, for classifier-free guidance
