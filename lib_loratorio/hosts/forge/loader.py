@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import networks
@@ -13,7 +13,7 @@ import networks
 from lib_loratorio.adapters import is_out_of_memory
 from lib_loratorio.hosts.forge.backend import Patches, this_backend
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
-from lib_loratorio.schedule import Window, window
+from lib_loratorio.schedule import ALWAYS, Window, window
 
 backend = this_backend()
 
@@ -32,7 +32,7 @@ class Adapter:
     clip: Any
     patches: Patches
     changes_text: bool
-    window: Window
+    window: Window = ALWAYS
 
     @property
     def key(self) -> tuple:
@@ -47,7 +47,7 @@ def requested_adapters(p) -> list[Adapter]:
         require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
     wanted = [_tag(params) for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional]
     with _loader(p.sd_model):
-        adapters = [_loaded_alone(p.sd_model, *of_tag) for of_tag in wanted if of_tag[1] or of_tag[2]]
+        adapters = [_adapter(p, window, name, te, unet, dyn) for name, te, unet, dyn, window in wanted if te or unet]
     return [adapter for adapter in adapters if adapter.patches or adapter.changes_text]
 
 
@@ -64,7 +64,15 @@ def _tag(params) -> tuple[str, float, float, int | None, Window]:
     return positional[0], te, unet, None if dyn is None else int(dyn), window(named, positional[0])
 
 
-def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None, window: Window) -> Adapter:
+def _adapter(p, window: Window, *tag) -> Adapter:
+    """A tag's adapter, loaded once a request and model: the batches of a request prepare their samplings anew."""
+    kept, key = p.loratorio.adapters, (id(p.sd_model), tag)
+    if key not in kept:
+        kept[key] = _loaded_alone(p.sd_model, *tag)
+    return replace(kept[key], window=window)
+
+
+def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None) -> Adapter:
     original = sd_model.forge_objects_original
     require([name], lambda name: _is_loaded(name, te, unet, dyn))
     (network,) = networks.loaded_networks
@@ -74,7 +82,7 @@ def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None, 
     if not patches and not text:
         raise matches_nothing(name)
     filename = network.network_on_disk.filename
-    return Adapter(name, filename, network.mtime, te, unet, dyn, alone.unet, alone.clip, patches if unet else {}, bool(text) and te != 0, window)
+    return Adapter(name, filename, network.mtime, te, unet, dyn, alone.unet, alone.clip, patches if unet else {}, bool(text) and te != 0)
 
 
 def _is_loaded(name: str, te: float, unet: float, dyn: int | None) -> bool:

@@ -48,6 +48,7 @@ class Kept:
     bank: AdapterBank | None = None
     bank_key: Hashable = None
     panels: Panels | None = None
+    adapters: dict = field(default_factory=dict)
 
 
 def start(p) -> None:
