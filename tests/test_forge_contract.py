@@ -609,6 +609,13 @@ def test_guidance_of_another_extension_is_composed_with_the_steps_weights(host, 
         assert_clean(host, p)
 
 
+@pytest.mark.parametrize(("equations", "extension"), [(Perturbed, perturbed_attention), (SelfAttention, self_attention)], ids=["perturbed", "self"])
+def test_such_guidance_by_the_hosts_function_of_the_moment(host, equations, extension):
+    now = extension(lambda *args: host.sampling_function.calc_cond_uncond_batch(*args))
+    _, latents = host.generate(f"a cat {TEXT_TAGS}", ON, after=[now], negative_prompt="bad")
+    assert_close(latents, equations(host, [A, TEXT, B], one("a cat"), "bad").latents())
+
+
 @pytest.mark.parametrize("memory", [1.5, 2.5])
 def test_such_guidance_in_short_memory(host, memory):
     host.memory_management.free_memory = memory
@@ -637,6 +644,16 @@ def test_conditions_with_areas_are_refused(host):
     with pytest.raises(LoratorioError, match="divided by areas"):
         host.processing.process_images(p)
     assert_clean(host, p)
+
+
+def test_prompts_that_another_extension_adds(host):
+    def added(model, x, timestep, uncond, cond, *rest):
+        return model, x, timestep, uncond, cond * 2, *rest
+
+    fields = {"before": [lambda p: changed(p).add_conditioning_modifier(added)]}
+    assert_close(host.generate(f"a cat {TAGS}", ON, **fields)[1], expected(host, [A, B], [[("a cat", 1), ("a cat", 1)]]))
+    with pytest.raises(LoratorioError, match="another extension adds prompts"):
+        host.generate(f"a cat {TEXT_TAGS}", ON, **fields)
 
 
 class Masked(Equations):

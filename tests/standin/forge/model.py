@@ -30,19 +30,24 @@ class Linear(nn.Module):
         self.weight = nn.Parameter((self.weight / self.scale).round().to(torch.int8).flatten(), requires_grad=False)
 
     def forward(self, x):
-        weight, bias = self.weight, self.bias
+        weight = self.weight
         if self.scale is not None:
             weight = (weight.to(x) * self.scale).reshape(self.out_features, self.in_features)
-        online = vars(self).get("forge_online_loras", {})
-        if "weight" in online:
-            weight = merge_lora_to_weight(online["weight"], weight, computation_dtype=weight.dtype)
-        if "bias" in online:
-            bias = merge_lora_to_weight(online["bias"], bias, computation_dtype=bias.dtype)
-        return F.linear(x, weight, bias)
+        return F.linear(x, *_with_online_networks(self, weight))
 
 
 class Conv2d(nn.Conv2d):
-    pass
+    def forward(self, x):
+        return self._conv_forward(x, *_with_online_networks(self, self.weight))
+
+
+def _with_online_networks(layer, weight):
+    """Weight and bias with the patches that are not merged into what is stored."""
+    patches = vars(layer).get("forge_online_loras", {})
+    return [
+        merge_lora_to_weight(patches[name], value, computation_dtype=value.dtype) if name in patches else value
+        for name, value in (("weight", weight), ("bias", layer.bias))
+    ]
 
 
 class UNet(nn.Module):
