@@ -1,0 +1,22 @@
+"""The translation has every text of the accordion and the settings page, and no other."""
+
+import json
+from pathlib import Path
+
+import pytest
+import standin
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "localizations").glob("*.json")), ids=lambda file: file.stem)
+def test_every_text_is_translated(file):
+    with standin.installed() as host:
+        host.gradio.Button.made.clear()
+        controls = host.script.ui(False)
+        texts = {control.kwargs.get(key) for control in controls for key in ("label", "info")} - {None, "LoRAtorio"}
+        texts |= {button.value for button in host.gradio.Button.made}
+        texts |= {info.label.split(" (")[0] for info in host.shared.opts.data_labels.values()}
+    translation = json.loads(file.read_text(encoding="utf-8"))
+    assert set(translation) == texts
+    assert all(translation[text] and translation[text] != text for text in texts)
