@@ -61,11 +61,8 @@ class Equations:
         self.image = plain.image_conditioning(self.x)
 
     def latents(self):
-        with self._host_put_back(), torch.no_grad():
+        with HostPutBack(self.host), torch.no_grad():
             return self.config.function(self.denoiser, self.x, self.config.schedule(self.steps), {})
-
-    def _host_put_back(self):
-        return HostPutBack(self.host)
 
     def denoiser(self, x, sigma, **_):
         self.fraction = self.call / self.total
@@ -271,12 +268,12 @@ def test_one_adapter(host):
     assert_close(host.generate("a cat <lora:text:0.7:0.9>", {**ON, "lam": 0.0})[1], merged_picture(host, "a cat <lora:text:0.7:0.9>"))
 
 
-@pytest.mark.parametrize("settings", [
-    {"lam": 0.0}, {"lam": 1.0}, {"patch_size": 1}, {"patch_size": 4, "temperature": 0.5}, {"top_k": 1}, {"top_k": 2},
-    {"adapters_per_pass": 1}, {"adapters_per_pass": 2}, {"start": 0.3}, {"end": 0.5}, {"start": 0.3, "end": 0.6},
-    {"method": "composite"}, {"method": "switch"}, {"text_encoder": "merged"},
+@pytest.mark.parametrize(("sampler", "settings"), [
+    ("Euler", {"lam": 0.0}), ("Euler", {"lam": 1.0, "adapters_per_pass": 1}), ("Euler", {"patch_size": 1, "adapters_per_pass": 2}),
+    ("Euler", {"patch_size": 4, "temperature": 0.5}), ("Euler", {"top_k": 1}), ("Euler", {"top_k": 2}), ("Euler", {"method": "composite"}),
+    ("Euler", {"text_encoder": "merged"}), ("Euler", {"start": 0.3}), ("Heun", {"end": 0.5}), ("Heun", {"start": 0.3, "end": 0.6}),
+    ("Heun", {"method": "switch"}),
 ], ids=str)
-@pytest.mark.parametrize("sampler", ["Euler", "Heun"])
 def test_every_setting(host, settings, sampler):
     steps = 6 if settings.get("method") == "switch" else 3
     p, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, **settings}, sampler_name=sampler, steps=steps)
@@ -326,26 +323,31 @@ def test_steps_without_guidance(host):
 
 
 MEMORY = [1.5, 2.5, 3.5, 7.5, math.inf]
+"""From every condition alone, the negative prompt first, to all together."""
 
 
-@pytest.mark.parametrize("memory", MEMORY)
+def with_memory(host, *args, memory=MEMORY, **fields):
+    """The request with little and with much memory."""
+    for rows in memory:
+        host.memory_management.free_memory = rows
+        yield host.generate(*args, **fields)
+
+
 @pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
-def test_and_prompts_with_weights_in_a_batch(host, memory, tags):
-    host.memory_management.free_memory = memory
+def test_and_prompts_with_weights_in_a_batch(host, tags):
     prompts = [f"a cat AND a dog:0.4 AND a tree:-0.3 {tags}", "a bird AND a fish:0.4 AND a stone:-0.3"]
     subprompts = [[("a cat", 1), ("a dog", 0.4), ("a tree", -0.3)], [("a bird", 1), ("a fish", 0.4), ("a stone", -0.3)]]
-    p, latents = host.generate(prompts, ON, batch_size=2, negative_prompt="bad")
-    assert_close(latents, expected(host, of_tags(tags), subprompts, "bad"))
-    assert_clean(host, p)
+    right = expected(host, of_tags(tags), subprompts, "bad", steps=2)
+    for p, latents in with_memory(host, prompts, ON, batch_size=2, negative_prompt="bad", steps=2):
+        assert_close(latents, right)
+        assert_clean(host, p)
 
 
-@pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize("lengths", [("a cat", LONG), (LONG, "bad"), (" ".join([LONG] * 2), "bad"), (" ".join([LONG] * 3), "bad"), (" ".join([LONG] * 2), LONG)], ids=str)
-def test_texts_of_unequal_length(host, memory, lengths):
-    host.memory_management.free_memory = memory
-    text, negative = lengths
-    _, latents = host.generate(f"{text} {TEXT_TAGS}", ON, negative_prompt=negative)
-    assert_close(latents, expected(host, [A, TEXT, B], one(text), negative))
+@pytest.mark.parametrize(("text", "negative"), [("a cat", LONG), (LONG, "bad"), (f"{LONG} {LONG}", "bad"), (f"{LONG} {LONG}", LONG), (f"{LONG} " * 3, "bad")])
+def test_texts_of_unequal_length(host, text, negative):
+    right = expected(host, [A, TEXT, B], one(text), negative, steps=2)
+    for _, latents in with_memory(host, f"{text} {TEXT_TAGS}", ON, negative_prompt=negative, steps=2, memory=[1.5, math.inf]):
+        assert_close(latents, right)
     assert host.errors.reported == []
 
 
@@ -380,14 +382,13 @@ def test_memory_that_runs_out_is_gone_around(host, monkeypatch):
 
 @pytest.mark.parametrize("model", [{"dict_conditions": True}, {"channels": 9}], ids=["pooled text", "inpainting"])
 @pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
-@pytest.mark.parametrize("memory", [2.5, math.inf])
-def test_other_models(host, model, tags, memory):
+def test_other_models(host, model, tags):
     host.use(**model)
     add_networks(host)
-    host.memory_management.free_memory = memory
-    p, latents = host.generate([f"a cat {tags}", "a dog"], ON, batch_size=2, negative_prompt="bad")
-    assert_close(latents, expected(host, of_tags(tags), [*one("a cat"), *one("a dog")], "bad"))
-    assert_clean(host, p)
+    right = expected(host, of_tags(tags), [*one("a cat"), *one("a dog")], "bad", steps=2)
+    for p, latents in with_memory(host, [f"a cat {tags}", "a dog"], ON, batch_size=2, negative_prompt="bad", steps=2, memory=[2.5, math.inf]):
+        assert_close(latents, right)
+        assert_clean(host, p)
 
 
 def test_prompt_editing_is_followed_by_every_adapter(host):
@@ -431,15 +432,16 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("budget", [1024, 0])
-def test_kinds(host, kind, budget):
-    host.shared.opts.loratorio_dense_budget_mb = budget
+def test_kinds(host, kind):
     host.add("kind", KINDS[kind], seed=7)
-    p, latents = host.generate("a cat <lora:kind:0.7> <lora:b:0.6>", {**ON, "verify": True})
-    assert_close(latents, expected(host, [("kind", 0.7, 0.7), B], one("a cat")), SINGLE)
-    assert verified(p) < SINGLE
-    assert_clean(host, p)
-    assert differs(latents, host.generate("a cat <lora:kind:0.001> <lora:b:0.6>", ON)[1]), "so that the kind's patch shows"
+    right = expected(host, [("kind", 0.7, 0.7), B], one("a cat"), steps=2)
+    for budget in (1024, 0):
+        host.shared.opts.loratorio_dense_budget_mb = budget
+        p, latents = host.generate("a cat <lora:kind:0.7> <lora:b:0.6>", {**ON, "verify": True}, steps=2)
+        assert_close(latents, right, SINGLE)
+        assert verified(p) < SINGLE
+        assert_clean(host, p)
+    assert differs(latents, host.generate("a cat <lora:kind:0.001> <lora:b:0.6>", ON, steps=2)[1]), "so that the kind's patch shows"
 
 
 def test_quantised_models_take_plain_loras(host):
@@ -459,7 +461,7 @@ def test_quantised_models_decline_other_kinds_by_name(host):
     host.add("dense", {"to_q": "loha"}, seed=7)
     p, _ = host.generate("a cat <lora:kind:1> <lora:b:0.6>", ON)
     assert "1 of 2 layers of the LoRA 'kind'" in p.extra_generation_params[NOTE] and "quantised" in p.extra_generation_params[NOTE]
-    with pytest.raises(LoratorioError, match="none of the 1 layers of the LoRA 'dense' .* quantised models"):
+    with pytest.raises(LoratorioError, match=r"none of the 1 layers of the LoRA 'dense' .* quantised models"):
         host.generate("a cat <lora:dense:1> <lora:b:0.6>", ON)
     assert_close(host.generate(f"a cat {TAGS}", ON)[1], expected(host, [A, B], one("a cat")))
 
@@ -477,27 +479,27 @@ def test_after_a_merge_that_failed_in_the_host(host):
 # Other extensions
 
 
-def controlled(pictures, links=1):
+def controlled(host, pictures, links):
     def add(p):
         unet = changed(p)
         for link in range(links):
             hint = torch.linspace(-1, 2, pictures * 30, dtype=torch.float64).reshape(pictures, 1, 5, 6) * (link + 1)
-            unet.add_patched_controlnet(__import__("model").ControlNet(hint))
+            unet.add_patched_controlnet(host.model.ControlNet(hint))
 
     return add
 
 
-@pytest.mark.parametrize("memory", [2.5, 4.5, math.inf])
 @pytest.mark.parametrize("links", [1, 2])
 @pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
-def test_control(host, tags, links, memory):
-    host.memory_management.free_memory = memory
-    before = [controlled(2, links)]
-    p, latents = host.generate([f"a cat AND a tree:0.5 {tags}", "a dog AND a bird:0.5"], {**ON, "verify": True}, before=before, batch_size=2, negative_prompt="bad")
-    subprompts = [[("a cat", 1), ("a tree", 0.5)], [("a dog", 1), ("a bird", 0.5)]]
-    assert_close(latents, expected(host, of_tags(tags), subprompts, "bad", before=before))
-    assert verified(p) < SINGLE
-    assert_clean(host, p)
+def test_control(host, tags, links):
+    before = [controlled(host, pictures=2, links=links)]
+    prompts = [f"a cat AND a tree:0.5 {tags}", "a dog AND a bird:0.5"]
+    right = expected(host, of_tags(tags), [[("a cat", 1), ("a tree", 0.5)], [("a dog", 1), ("a bird", 0.5)]], "bad", before=before, steps=2)
+    fields = {"before": before, "batch_size": 2, "negative_prompt": "bad", "steps": 2}
+    for p, latents in with_memory(host, prompts, {**ON, "verify": True}, memory=[2.5, 4.5, math.inf], **fields):
+        assert_close(latents, right)
+        assert verified(p) < SINGLE
+        assert_clean(host, p)
 
 
 def wrapped(p):
@@ -595,18 +597,18 @@ def self_attention(calc):
     return add
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("equations", "extension"), [(Perturbed, perturbed_attention), (SelfAttention, self_attention)], ids=["perturbed", "self"])
 @pytest.mark.parametrize("prompt", ["a cat", "a cat AND a dog:0.5", LONG])
 @pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
-def test_guidance_of_another_extension_is_composed_with_the_steps_weights(host, when, equations, extension, prompt, tags):
+def test_guidance_of_another_extension_is_composed_with_the_steps_weights(host, equations, extension, prompt, tags):
     subprompts = [[("a cat", 1), ("a dog", 0.5)]] if "AND" in prompt else one(prompt)
-    p, latents = host.generate(
-        f"{prompt} {tags}", {**ON, "end": 0.6, "verify": True}, **{when: [extension(host.calc_cond_uncond_batch)]}, batch_size=2, negative_prompt="bad")
-    assert_close(latents, equations(host, of_tags(tags), subprompts * 2, "bad", settings={"end": 0.6}).latents())
-    assert verified(p) < SINGLE
-    if when == "before":
-        assert_clean(host, p)
+    right = equations(host, of_tags(tags), subprompts * 2, "bad", settings={"end": 0.6}).latents()
+    for when in ("after", "before"):
+        others = {when: [extension(host.calc_cond_uncond_batch)]}
+        p, latents = host.generate(f"{prompt} {tags}", {**ON, "end": 0.6, "verify": True}, batch_size=2, negative_prompt="bad", **others)
+        assert_close(latents, right)
+        assert verified(p) < SINGLE
+    assert_clean(host, p)
 
 
 @pytest.mark.parametrize(("equations", "extension"), [(Perturbed, perturbed_attention), (SelfAttention, self_attention)], ids=["perturbed", "self"])
@@ -616,11 +618,11 @@ def test_such_guidance_by_the_hosts_function_of_the_moment(host, equations, exte
     assert_close(latents, equations(host, [A, TEXT, B], one("a cat"), "bad").latents())
 
 
-@pytest.mark.parametrize("memory", [1.5, 2.5])
-def test_such_guidance_in_short_memory(host, memory):
-    host.memory_management.free_memory = memory
-    _, latents = host.generate(f"a cat AND a dog:0.5 {TEXT_TAGS}", ON, after=[perturbed_attention(host.calc_cond_uncond_batch)], negative_prompt="bad")
-    assert_close(latents, Perturbed(host, [A, TEXT, B], [[("a cat", 1), ("a dog", 0.5)]], "bad").latents())
+def test_such_guidance_in_short_memory(host):
+    right = Perturbed(host, [A, TEXT, B], [[("a cat", 1), ("a dog", 0.5)]], "bad").latents()
+    after = [perturbed_attention(host.calc_cond_uncond_batch)]
+    for _, latents in with_memory(host, f"a cat AND a dog:0.5 {TEXT_TAGS}", ON, after=after, negative_prompt="bad"):
+        assert_close(latents, right)
 
 
 @pytest.mark.parametrize("method", ["composite", "switch"])
@@ -726,7 +728,8 @@ def test_refiner_ends_the_composition_with_a_note(host):
 
 
 def test_adapters_take_part_within_their_windows(host):
-    p, latents = host.generate("a cat <lora:a:0.8:ltend=0.5> <lora:text:0.7:0.9:ltstart=0.25:ltend=0.75> <lora:b:0.6:ltend=0.75>", {**ON, "verify": True}, steps=8)
+    tags = "<lora:a:0.8:ltend=0.5> <lora:text:0.7:0.9:ltstart=0.25:ltend=0.75> <lora:b:0.6:ltend=0.75>"
+    p, latents = host.generate(f"a cat {tags}", {**ON, "verify": True}, steps=8)
     windows = [(0, 0.5), (0.25, 0.75), (0, 0.75)]
     assert_close(latents, expected(host, [A, TEXT, B], one("a cat"), steps=8, windows=windows))
     assert p.extra_generation_params[VERIFY].endswith("over 8 calls") and verified(p) < SINGLE
@@ -781,8 +784,10 @@ def fail_at(host, monkeypatch, call, error):
     monkeypatch.setattr(host.model.KModel, "apply_model", failing)
 
 
-@pytest.mark.parametrize("error", [OddError("inside the model"), RuntimeError("inside the model"), KeyboardInterrupt("inside the model")], ids=repr)
-@pytest.mark.parametrize(("call", "settings"), [(0, {}), (2, {}), (2, {"verify": True}), (2, {"end": 0.5})], ids=str)
+@pytest.mark.parametrize(("error", "call", "settings"), [
+    (OddError("inside the model"), 0, {}), (RuntimeError("inside the model"), 2, {}), (KeyboardInterrupt("inside the model"), 2, {}),
+    (OddError("inside the model"), 2, {"verify": True}), (OddError("inside the model"), 2, {"end": 0.5}),
+], ids=str)
 def test_an_error_in_the_model_is_the_hosts_and_leaves_nothing(host, monkeypatch, call, settings, error):
     fail_at(host, monkeypatch, call, error)
     p = host.request(f"a cat {TEXT_TAGS}", {**ON, **settings})

@@ -4,6 +4,7 @@ import math
 from collections import namedtuple
 
 import torch
+
 from backend import memory_management
 from backend.sampling.condition import Condition, compile_conditions, compile_weighted_conditions
 
