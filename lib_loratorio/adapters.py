@@ -113,8 +113,8 @@ def _add(rows: torch.Tensor, delta: torch.Tensor) -> None:
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    """Also for hosts whose linear layers are classes of their own."""
-    return isinstance(layer, nn.Linear) or hasattr(layer, "in_features")
+    """Also for hosts whose linear layers are classes of their own, the quantised ones without any sizes."""
+    return isinstance(layer, nn.Linear) or hasattr(layer, "in_features") or type(layer).__name__ == "Linear"
 
 
 def _kernel(layer: nn.Module) -> tuple[int, ...]:
@@ -126,8 +126,11 @@ def weight_shape(layer: nn.Module) -> tuple[int, ...]:
 
     Raises RuntimeError for kinds of layers that cannot be changed for some rows only.
     """
-    if _is_linear(layer):
+    if hasattr(layer, "in_features"):
         return layer.out_features, layer.in_features
+    if _is_linear(layer):
+        # bitsandbytes keeps the shape of what it has packed; GGUF's weights tell it as their own.
+        return tuple((getattr(layer.weight, "quant_state", None) or layer.weight).shape)
     if isinstance(layer, nn.Conv2d):
         return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
     if isinstance(layer, (nn.GroupNorm, nn.LayerNorm)) and layer.weight is not None:

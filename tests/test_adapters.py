@@ -1,14 +1,16 @@
 """The AdapterBank: a batch's rows, each with its own adapter, against forwards with weights merged by hand."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import standin
 import torch
+import torch.nn.functional as F
 from standin.weights import KINDS, RANK, random_weights
 from torch import nn
 
-from lib_loratorio.adapters import AdapterBank, Block, Dense, Layout, LowRank, fits_low_rank
+from lib_loratorio.adapters import AdapterBank, Block, Dense, Layout, LowRank, fits_low_rank, weight_shape
 from lib_loratorio.methods import BASE
 
 BUDGET = 2**20
@@ -419,6 +421,30 @@ def test_factors_of_another_shape_do_not_fit():
         assert not fits_low_rank(layer, LowRank(torch.zeros(down), torch.zeros(up)))
     assert not fits_low_rank(nn.Conv2d(6, 6, 3, groups=2), LowRank(torch.zeros(2, 3, 3, 3), torch.zeros(6, 2)))
     assert not fits_low_rank(nn.LayerNorm(8), LowRank(torch.zeros(2), torch.zeros(8, 2)))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_quantised_linear_layers_without_sizes_take_factors(generator, packed):
+    """As bitsandbytes keeps them: packed bytes, whose true shape is in their `quant_state`."""
+    weight = torch.randn(6, 8, generator=generator)
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(24, 1, dtype=torch.uint8) if packed else weight, requires_grad=False)
+            self.weight.quant_state = SimpleNamespace(shape=torch.Size((6, 8))) if packed else None
+
+        def forward(self, x):
+            return F.linear(x, weight)
+
+    layer = Linear()
+    delta = LowRank(torch.randn(2, 8, generator=generator), torch.randn(6, 2, generator=generator))
+    assert weight_shape(layer) == (6, 8) and fits_low_rank(layer, delta)
+    bank, x = AdapterBank({"layer": layer}, [{"layer": delta}], 0), torch.randn(3, 5, 8, generator=generator)
+    with bank.attached(), bank.rows(Layout((Block(BASE, 1), Block(0, 2)))):
+        y = layer(x)
+    torch.testing.assert_close(y[:1], F.linear(x[:1], weight))
+    torch.testing.assert_close(y[1:], F.linear(x[1:], weight + delta.up @ delta.down))
 
 
 def test_layouts_count_their_rows():
