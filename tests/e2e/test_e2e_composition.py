@@ -216,11 +216,21 @@ def test_named_strengths(webui):
     strengths = "te=0.5:unet=0.7:dyn=2"
     average = {"method": "composite", "lam": 0.0}
     composed = check_composed(webui, f"a cat {lora('te', strengths)} {lora('locon', '0.6:0.9')}", average, calls=4)
-    for other in ("te=0.5:unet=0.7", "te=0.5:unet=0.2:dyn=2", "te=1.5:unet=0.7:dyn=2"):
+    for other in ("te=0.5:unet=0.2:dyn=2", "te=1.5:unet=0.7:dyn=2"):
         changed = webui.generate(f"a cat {lora('te', other)} {lora('locon', '0.6:0.9')}", average)
         assert difference(composed, changed) > VISIBLE, other
     alone = f"a cat {lora('te', strengths)}"
     assert difference(webui.generate(alone, average), webui.generate(alone)) <= CLOSE
+
+
+def test_rank_counts_as_it_does_for_the_webui_itself(webui):
+    average = {"method": "composite", "lam": 0.0}
+
+    def lower_rank_shows(settings):
+        whole, part = (webui.generate(f"a cat {lora('te', tag)}", settings) for tag in ("te=0.5:unet=0.7", "te=0.5:unet=0.7:dyn=2"))
+        return difference(whole, part) > VISIBLE
+
+    assert lower_rank_shows(average) == lower_rank_shows(None)
 
 
 def test_networks_applied_in_each_forward(webui):

@@ -93,6 +93,8 @@ def test_going_on_in_spite_of_bad_settings(webui):
 @pytest.mark.parametrize("tag, name", BAD_TAGS.values(), ids=list(BAD_TAGS))
 def test_going_on_in_spite_of_a_bad_lora(webui, tag, name):
     prompt = f"{PAIR} {tag}"
+    if not webui.generates(prompt):
+        pytest.skip("the WebUI itself makes no picture with such a LoRA")
     made = webui.generate(prompt, {}, **GO_ON)
     assert difference(made, webui.generate(prompt)) == 0
     assert name in made.params[NOTE]

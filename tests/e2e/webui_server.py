@@ -93,15 +93,22 @@ class WebUI:
         same = {"hr_cfg": fields.get("cfg_scale", REQUEST["cfg_scale"]), "hr_additional_modules": ["Use same choices"]}
         return {name: value for name, value in same.items() if fields.get("enable_hr") and name in self.request_fields}
 
+    def generates(self, prompt: str) -> bool:
+        """Whether the WebUI itself makes a picture of this prompt."""
+        try:
+            self.generate(prompt)
+        except RuntimeError:
+            # A host that fails amid a merge keeps a part of it in its model until other networks are asked for than before it.
+            for others in ("a cat", f"a cat {lora('lora')}"):
+                self.generate(others)
+            return False
+        return True
+
     def applies(self, kind: str) -> bool:
         """Whether the WebUI itself applies adapters of this kind: one that it cannot read leaves its picture as it is."""
         if kind not in self._applied:
-            try:
-                self._applied[kind] = difference(self.generate(f"a cat {lora(kind)}"), self.generate("a cat")) > 0
-            except RuntimeError:
-                # A host that fails amid a merge keeps that part of it in its model until other networks are asked for.
-                self.generate(f"a cat {lora('lora')}")
-                self._applied[kind] = False
+            prompt = f"a cat {lora(kind)}"
+            self._applied[kind] = self.generates(prompt) and difference(self.generate(prompt), self.generate("a cat")) > 0
         return self._applied[kind]
 
     def post(self, **request) -> Pictures:
@@ -115,7 +122,11 @@ class WebUI:
         if endpoint == "img2img":
             # The host encodes the picture with the random numbers' state that the request before has left.
             self.generate("a cat", steps=1)
-        return pictures(self.client.custom_post(endpoint, request, baseurl=True))
+        try:
+            return pictures(self.client.custom_post(endpoint, request, baseurl=True))
+        except RuntimeError:
+            self.client.session.close()  # some servers close a connection after an error, and the next request would find out
+            raise
 
     def refusal(self, prompt: str, settings: dict, **fields) -> str:
         """The message of a generation that the extension is expected to stop."""
