@@ -73,7 +73,7 @@ def test_infotext_round_trip(settings):
 
 
 def test_infotext_is_compact():
-    assert Settings(enabled=True, temperature=0.1).to_infotext() == "method=loratorio patch_size=2 temperature=0.1 lam=0.5"
+    assert Settings(enabled=True, patch_size=3).to_infotext() == "method=loratorio patch_size=3 temperature=0.1 lam=0.5"
 
 
 @pytest.mark.parametrize("text", ["temperature", "temperature=hot", "colour=blue"])

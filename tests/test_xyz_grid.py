@@ -37,7 +37,7 @@ def test_axes_are_added_once(plot):
     assert labels[0] == "Seed" and len(labels) == len(set(labels)) == 9
 
 
-@pytest.mark.parametrize("args", [[{"enabled": True, "lam": 0.25}], [True, "loratorio", 2, 0.05, 0.25]])
+@pytest.mark.parametrize("args", [[{"enabled": True, "patch_size": 2, "temperature": 0.05, "lam": 0.25}], [True, "loratorio", 2, 0.05, 0.25]])
 @pytest.mark.parametrize("label, text, expected", [
     ("Temperature", "0.3", {"temperature": 0.3}),
     ("Patch size", "5", {"patch_size": 5}),
@@ -52,7 +52,7 @@ def test_axes_are_added_once(plot):
 def test_an_axis_changes_its_setting_and_no_other(plot, args, label, text, expected):
     axis, p = option(plot, label), SimpleNamespace()
     axis.apply(p, axis.type(text), [])
-    assert settings(p, args) == Settings(**{"enabled": True, "lam": 0.25, "temperature": 0.05, **expected})
+    assert settings(p, args) == Settings(**{"enabled": True, "patch_size": 2, "temperature": 0.05, "lam": 0.25, **expected})
 
 
 def test_cells_do_not_share_their_values(plot):

@@ -272,7 +272,7 @@ def test_schedulers_without_alphas_are_refused(pipes, files, kind):
 def test_weight_maps_follow_the_run(pipes, files):
     composition, _ = record(pipes["epsilon"], loras(files, "epsilon"), Settings())
     maps = composition.run.maps
-    assert maps.mean.shape == (3, 2, 4, 4) and len(maps.shares_by_call) == 3
+    assert maps.mean.shape == (3, 2, 8, 8) and len(maps.shares_by_call) == 3
     torch.testing.assert_close(maps.shares().sum(0), torch.ones(2))
     assert composition.labels == ["with.text", "conv (1)", "conv (2)"]
 
