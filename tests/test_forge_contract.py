@@ -519,6 +519,26 @@ def test_an_earlier_wrapper_is_called_through(host, tags):
     assert_clean(host, p)
 
 
+@pytest.mark.parametrize("blocks, models", [(1, {3}), (2, {1})])
+def test_attention_shared_among_a_batch_sees_one_model_at_a_time(host, blocks, models):
+    seen = set()
+
+    def watched(p):
+        options = changed(p).model_options
+        options["transformer_options"] = {"patches_replace": {"attn1": {("input", number): None for number in range(blocks)}}}
+
+        def wrapper(apply_model, args):
+            seen.add(len(args["cond_or_uncond"]) // 2)
+            return apply_model(args["input"], args["timestep"], **args["c"])
+
+        options["model_function_wrapper"] = wrapper
+
+    p, latents = host.generate(f"a cat {TAGS}", {**ON, "lam": 0.5}, before=[watched])
+    assert seen == models
+    assert_close(latents, expected(host, [A, B], one("a cat"), settings={"lam": 0.5}))
+    assert_clean(host, p)
+
+
 def test_a_later_wrapper_that_calls_no_other_is_refused(host):
     def replace(p):
         changed(p).set_model_unet_function_wrapper(lambda apply_model, args: args["input"])

@@ -9,6 +9,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 PAIR = f"a cat {lora('lora', 0.8)} {lora('te', 0.6)}"
 
 
+def read_again(webui, infotext):
+    """The picture that the API makes of an infotext."""
+    try:
+        webui.post(infotext="a cat\nSteps: 1, Size: 64x64")
+    except RuntimeError:
+        pytest.skip("the WebUI's own API fails to read any infotext")
+    return webui.post(infotext=infotext)
+
+
 def test_settings_are_in_the_infotext(webui):
     made = webui.generate(PAIR, {"temperature": 0.125, "lam": 0.25, "patch_size": 4})
     field = made.params[SCRIPT]
@@ -31,7 +40,7 @@ def test_settings_are_in_the_infotext(webui):
 )
 def test_the_infotext_gives_the_same_picture(webui, settings):
     made = webui.generate(PAIR, settings)
-    again = webui.post(infotext=made.infotext)
+    again = read_again(webui, made.infotext)
     assert difference(again, made) == 0
     assert again.params[SCRIPT] == made.params[SCRIPT]
     assert difference(made, webui.generate(PAIR)) > VISIBLE
@@ -39,7 +48,7 @@ def test_the_infotext_gives_the_same_picture(webui, settings):
 
 def test_the_infotext_of_an_ordinary_picture_does_not_enable(webui):
     ordinary = webui.generate(PAIR)
-    again = webui.post(infotext=ordinary.infotext)
+    again = read_again(webui, ordinary.infotext)
     assert difference(again, ordinary) == 0
     assert SCRIPT not in again.infotext
 

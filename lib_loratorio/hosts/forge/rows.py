@@ -71,6 +71,13 @@ class HostBatch:
         return options
 
 
+def looks_across_rows(transformer_options: dict) -> bool:
+    """Whether another extension has replaced the self-attention of several blocks, as those do that share attention among a batch's
+    pictures: they expect the batch to be one model's. What replaces a single block's looks at each row for itself.
+    """
+    return len(transformer_options.get("patches_replace", {}).get("attn1", ())) > 1
+
+
 def _by_rows(tree: Any, key: str, rows: int) -> Any:
     """Tensors of one row stand for all rows."""
 

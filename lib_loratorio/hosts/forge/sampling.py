@@ -13,7 +13,7 @@ from lib_loratorio.evaluation import Evaluator, Request, take_rows
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.forge.deltas import bank_of
 from lib_loratorio.hosts.forge.loader import Adapter, backend, requested_adapters
-from lib_loratorio.hosts.forge.rows import HostBatch
+from lib_loratorio.hosts.forge.rows import HostBatch, looks_across_rows
 from lib_loratorio.hosts.forge.text import text_conditions
 from lib_loratorio.hosts.webui import messages, request
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
@@ -287,6 +287,9 @@ class Session:
         return tree
 
     def _fits(self, rows: int) -> bool:
+        """Whether several models' rows can be evaluated in one call."""
+        if looks_across_rows(self.batch.fixed.get("transformer_options", {})):
+            return False
         x = self.batch.tree["x"]
         return backend.fits(self.model, (rows, *x.shape[1:]), x.device)
 

@@ -1,5 +1,7 @@
 """The few components of gradio that an accordion is made of; they record what they were made with."""
 
+from typing import ClassVar
+
 warnings: list[str] = []
 
 
@@ -35,7 +37,7 @@ def update(**changes):
 
 
 class Button(Component):
-    made: list = []
+    made: ClassVar[list] = []
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
