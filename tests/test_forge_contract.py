@@ -520,23 +520,39 @@ def test_an_earlier_wrapper_is_called_through(host, tags):
 
 
 @pytest.mark.parametrize("blocks, models", [(1, {3}), (2, {1})])
-def test_attention_shared_among_a_batch_sees_one_model_at_a_time(host, blocks, models):
-    seen = set()
+def test_attention_shared_among_a_batch_sees_one_model_at_a_time(host, blocks, models, monkeypatch):
+    seen, model = set(), host.shared.sd_model.forge_objects.unet.model
+    apply_model = model.apply_model
+    monkeypatch.setattr(model, "apply_model", lambda x, t, **c: seen.add(x.shape[0] // 2) or apply_model(x, t, **c))
 
-    def watched(p):
-        options = changed(p).model_options
-        options["transformer_options"] = {"patches_replace": {"attn1": {("input", number): None for number in range(blocks)}}}
+    def shared(p):
+        changed(p).model_options["transformer_options"] = {"patches_replace": {"attn1": {("input", number): None for number in range(blocks)}}}
 
-        def wrapper(apply_model, args):
-            seen.add(len(args["cond_or_uncond"]) // 2)
-            return apply_model(args["input"], args["timestep"], **args["c"])
-
-        options["model_function_wrapper"] = wrapper
-
-    p, latents = host.generate(f"a cat {TAGS}", {**ON, "lam": 0.5}, before=[watched])
+    p, latents = host.generate(f"a cat {TAGS}", ON, before=[shared])
     assert seen == models
-    assert_close(latents, expected(host, [A, B], one("a cat"), settings={"lam": 0.5}))
+    assert_close(latents, expected(host, [A, B], one("a cat")))
     assert_clean(host, p)
+
+
+def test_a_wrapper_may_make_other_batches_of_the_rows(host):
+    """As one that evaluates a picture in tiles does: all rows' first tile, then all rows' second."""
+
+    def in_halves(p):
+        def wrapper(apply_model, args):
+            x, c, copies = args["input"], args["c"], 2
+            c = {key: torch.cat([value] * copies) if isinstance(value, torch.Tensor) else value for key, value in c.items()}
+            options = c["transformer_options"]
+            rows, flags = len(options["cond_mark"]), options["cond_or_uncond"] * copies
+            indices = {key: [copy * rows + row for copy in range(copies) for row in options[key]] for key in ("cond_indices", "uncond_indices")}
+            c["transformer_options"] = {**options, **indices, "cond_or_uncond": flags, "cond_mark": torch.cat([options["cond_mark"]] * copies)}
+            both = apply_model(torch.cat([x] * copies), torch.cat([args["timestep"]] * copies), **c)
+            return both.chunk(copies)[1]
+
+        changed(p).model_options["model_function_wrapper"] = wrapper
+
+    p, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, "verify": True}, before=[in_halves], batch_size=2)
+    assert_close(latents, expected(host, of_tags(TEXT_TAGS), one("a cat") * 2))
+    assert verified(p) < SINGLE
 
 
 def test_a_later_wrapper_that_calls_no_other_is_refused(host):

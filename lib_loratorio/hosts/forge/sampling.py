@@ -287,8 +287,11 @@ class Session:
         return tree
 
     def _fits(self, rows: int) -> bool:
-        """Whether several models' rows can be evaluated in one call."""
-        if looks_across_rows(self.batch.fixed.get("transformer_options", {})):
+        """Whether several models' rows can be evaluated in one call.
+
+        An earlier wrapper may make other batches of the rows, as tiles do: it gets one model's at a time.
+        """
+        if self.wrapper or looks_across_rows(self.batch.fixed.get("transformer_options", {})):
             return False
         x = self.batch.tree["x"]
         return backend.fits(self.model, (rows, *x.shape[1:]), x.device)
