@@ -12,7 +12,7 @@ ONE = f"a cat {lora('te', 0.9)}"
 
 EXTENSIONS = {
     "dynamicthresholding": {0: True, 1: 2.0},
-    "latentmodifier": {0: True, 1: 100.0},
+    "latentmodifier": {0: True, 3: 1.0, 9: 0.5},
     "selfattentionguidance": {0: True, 1: 3.0},
     "perturbedattentionguidance": {0: True, 1: 3.0},
     "freeu": {0: True, 1: 1.4, 2: 1.6},
