@@ -16,6 +16,7 @@ import torch
 from equations import assert_close, differs, patch_weights
 
 from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.methods import METHODS
 from lib_loratorio.settings import PRESETS, Settings
 
 A, B, TEXT = ("a", 0.8, 0.8), ("b", 0.6, 0.6), ("text", 0.7, 0.9)
@@ -511,14 +512,14 @@ def test_interruption_leaves_nothing(host, monkeypatch):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("where", ["plan", "combine"])
 def test_an_error_of_ours_in_a_callback_ends_the_generation(host, monkeypatch, steps, where):
-    class Broken(host.a1111.sampling.METHODS["loratorio"]):
+    class Broken(METHODS["loratorio"]):
         pass
 
     def fail(*args):
         raise OddError("a mistake")
 
     setattr(Broken, where, fail)
-    monkeypatch.setitem(host.a1111.sampling.METHODS, "loratorio", Broken)
+    monkeypatch.setitem(METHODS, "loratorio", Broken)
     p = host.request(f"a cat {TEXT_TAGS}", ON, steps=steps)
     with pytest.raises(LoratorioError, match="OddError: a mistake"):
         host.processing.process_images(p)
@@ -653,8 +654,8 @@ def test_verify_says_when_there_was_nothing_to_verify(host):
 def test_switch_changes_on_time(host, monkeypatch):
     """15 / 22 * 22 is a little less than 15 in floating point."""
     turns = []
-    plan = host.a1111.sampling.METHODS["switch"].plan
-    monkeypatch.setattr(host.a1111.sampling.METHODS["switch"], "plan", lambda self, n, step: turns.append(step) or plan(self, n, step))
+    plan = METHODS["switch"].plan
+    monkeypatch.setattr(METHODS["switch"], "plan", lambda self, n, step: turns.append(step) or plan(self, n, step))
     host.generate(f"a cat {TAGS}", {**ON, "method": "switch"}, steps=22)
     assert turns == list(range(22))
 
@@ -766,7 +767,7 @@ def test_one_dict_equals_the_positional_form(host):
 
 def test_adapters_take_part_within_their_windows(host, monkeypatch):
     present = []
-    method = host.a1111.sampling.METHODS["loratorio"]
+    method = METHODS["loratorio"]
     plan = method.plan
     monkeypatch.setattr(method, "plan", lambda self, these, step: present.append((step, tuple(these))) or plan(self, these, step))
     p, _ = host.generate("a cat <lora:a:1:ltend=0.5> <lora:b:0.5:ltstart=0.25:ltend=0.75>", {**ON, "verify": True}, steps=8)

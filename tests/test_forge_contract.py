@@ -14,6 +14,7 @@ from equations import assert_close, differs, patch_weights
 from standin import forge_host
 
 from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.methods import METHODS
 from lib_loratorio.settings import Settings
 
 A, B, TEXT = ("a", 0.8, 0.8), ("b", 0.6, 0.6), ("text", 0.7, 0.9)
@@ -852,14 +853,14 @@ def test_interruption_leaves_nothing(host, monkeypatch):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("where", ["plan", "combine"])
 def test_an_error_of_ours_ends_the_generation(host, monkeypatch, steps, where):
-    class Broken(host.forge.sampling.METHODS["loratorio"]):
+    class Broken(METHODS["loratorio"]):
         pass
 
     def fail(*args):
         raise OddError("a mistake")
 
     setattr(Broken, where, fail)
-    monkeypatch.setitem(host.forge.sampling.METHODS, "loratorio", Broken)
+    monkeypatch.setitem(METHODS, "loratorio", Broken)
     p = host.request(f"a cat {TEXT_TAGS}", ON, steps=steps)
     with pytest.raises((LoratorioError, OddError), match="a mistake"):
         host.processing.process_images(p)

@@ -10,8 +10,9 @@ The host merges networks lazily, in each layer's forward: with its list of loade
 forward restores the base's weights first. That is why the list is emptied, and only during the call.
 """
 
-from lib_loratorio.hosts.a1111.sampling import finish, on_cfg_denoised, on_cfg_denoiser, prepare, start
+from lib_loratorio.hosts.a1111.sampling import on_cfg_denoised, on_cfg_denoiser, prepare
 from lib_loratorio.hosts.webui.messages import note, stop
 from lib_loratorio.hosts.webui.request import leave_alone, picture_done
+from lib_loratorio.hosts.webui.session import finish, start
 
 __all__ = ["finish", "leave_alone", "note", "on_cfg_denoised", "on_cfg_denoiser", "picture_done", "prepare", "start", "stop"]

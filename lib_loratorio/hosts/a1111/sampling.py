@@ -13,30 +13,12 @@ from lib_loratorio.evaluation import Evaluator, Request, take_rows
 from lib_loratorio.hosts.a1111.deltas import bank_of
 from lib_loratorio.hosts.a1111.loader import Adapter, requested_adapters
 from lib_loratorio.hosts.a1111.text import text_conditions
-from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.hosts.webui import request
-from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
-from lib_loratorio.hosts.webui.request import begin_maps, hand_over, leave_alone, step_now, tell_that_merge_has_no_windows
-from lib_loratorio.hosts.webui.text import forget_conditions
-from lib_loratorio.methods import BASE, METHODS, planned
-from lib_loratorio.schedule import taking_part
-from lib_loratorio.settings import INFOTEXT, Settings
+from lib_loratorio.hosts.webui import session
+from lib_loratorio.methods import BASE
+from lib_loratorio.settings import Settings
 from lib_loratorio.step import SamplerCall
 
 _current: Session | None = None
-
-
-def start(p) -> None:
-    """A request begins."""
-    request.start(p)
-    forget_conditions()  # a request that failed never came to `finish`
-
-
-def finish(p, processed) -> None:
-    """A request is over: its memory is given back, as are text conditions where the host keeps none either."""
-    hand_over(p, processed)
-    p.loratorio = None
-    forget_conditions()
 
 
 def declined(p) -> str | None:
@@ -54,38 +36,19 @@ def declined(p) -> str | None:
 
 def prepare(p, settings: Settings) -> None:
     """Arranges that the sampling about to start is composed. Raises LoratorioError."""
-    reason = declined(p)
-    adapters = [] if reason else requested_adapters(p)
-    if not adapters:
-        return leave_alone(p, f"LoRAtorio did nothing: {reason or 'the prompt has no LoRA of a strength other than 0'}.")
-    if settings.method == "merge":
-        tell_that_merge_has_no_windows(p, [adapter.window for adapter in adapters])
-    else:
-        instead_of_sampling(p.sampler, Session(p, settings, adapters).sample)
-    begin_maps(p, settings, [adapter.name for adapter in adapters])
-    p.loratorio.composed = True
-    p.extra_generation_params[INFOTEXT] = settings.to_infotext()
-    return None
+    session.prepare(p, settings, declined(p), requested_adapters, Session)
 
 
-class Session:
+class Session(session.Session):
     """One pass of sampling, composed."""
 
     def __init__(self, p, settings: Settings, adapters: Sequence[Adapter]):
-        self.p, self.settings, self.adapters = p, settings, adapters
-        self.verified = p.loratorio.verified
+        super().__init__(p, settings, adapters)
         self.bank = bank_of(p, adapters)
         self.texts = text_conditions(p, adapters) if settings.text_encoder == "own" else {}
-        self.method = METHODS[settings.method](settings)
-        self.denoiser = p.sampler.model_wrap_cfg
         self.model = self.denoiser.inner_model
         self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass)
         self.call: SamplerCall | None = None
-        self.error: Exception | None = None
-
-    def sample(self, launch_sampling, steps, func):
-        with self.running():
-            return launch_sampling(steps, func)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -99,8 +62,7 @@ class Session:
                 self.model.forward = self._evaluate
                 _current = self
                 yield
-            self._raise_error()
-            self._report()
+            self.report()
         finally:
             _current = None
             self.call = None
@@ -109,25 +71,14 @@ class Session:
             if forward_before is not None:
                 self.model.forward = forward_before
 
-    def _raise_error(self) -> None:
-        if self.error:
-            raise LoratorioError(f"LoRAtorio: {type(self.error).__name__}: {self.error}") from self.error
-
-    def _report(self) -> None:
-        if self.settings.verify:
-            self.verified.report(self.p)
-
     # One sampler call, in the order the host calls these three
 
     def begin(self, params) -> None:
         """on_cfg_denoiser: from here to `finish` the model is the base."""
         self.call = None
         if self.denoiser.inner_model is not self.model:
-            return self._leave_to_refiner()
-        fraction, step = step_now(self.denoiser)
-        if not self.settings.active(fraction):
-            return None
-        method, plan = planned(self.method, taking_part([adapter.window for adapter in self.adapters], fraction), step)
+            return self.leave_to_refiner()
+        method, plan = self.planned()
         if plan is None:
             return None
         if self.texts:
@@ -144,7 +95,7 @@ class Session:
 
     def _evaluate(self, x: torch.Tensor, sigma: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """The model's forward: the host may ask for a call's rows at once or in several chunks."""
-        self._raise_error()
+        self.raise_error()
         if self.call is None:
             return self.forward(x, sigma, *args, **kwargs)
         start, rows = self.offset, x.shape[0]
@@ -173,13 +124,7 @@ class Session:
         else:  # a step without guidance: the host has put each picture's first conditional row here
             first = torch.searchsorted(call.picture_of, torch.arange(self.pictures, device=call.picture_of.device))
             params.x[self.conditionals :] = composed.conditional[first]
-        self.verified.calls += 1
-        if self.p.loratorio.panels:
-            self.p.loratorio.panels.add(composed, call.adapters, call.picture_of)
-
-    def _leave_to_refiner(self) -> None:
-        note(self.p, "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.")
-        self.denoiser = None
+        self.count(call, composed)
 
     def _model_rows(self, inputs) -> torch.Tensor:
         x, sigma, args, kwargs = inputs
@@ -243,25 +188,16 @@ def _with_text(condition: dict, parts: list) -> dict:
     return {**condition, "c_crossattn": [torch.cat(parts)]}
 
 
-# The host's callbacks. It prints and ignores what they raise, so the next model call raises it again.
+# The host's callbacks
 
 
 def on_cfg_denoiser(params) -> None:
     if _current and params.denoiser is _current.denoiser:
-        with _kept(_current):
+        with _current.kept():
             _current.begin(params)
 
 
 def on_cfg_denoised(params) -> None:
     if _current and _current.denoiser is not None:
-        with _kept(_current):
+        with _current.kept():
             _current.finish(params)
-
-
-@contextmanager
-def _kept(session: Session) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        session.error = error
-        raise

@@ -8,8 +8,9 @@ that the composed predictions are what every later guidance function sees, in wh
 What differs among the family's members lies in `main` and `reforge`.
 """
 
-from lib_loratorio.hosts.forge.sampling import finish, on_cfg_denoised, on_cfg_denoiser, prepare, start, stop
+from lib_loratorio.hosts.forge.sampling import on_cfg_denoised, on_cfg_denoiser, prepare, stop
 from lib_loratorio.hosts.webui.messages import note
 from lib_loratorio.hosts.webui.request import leave_alone, picture_done
+from lib_loratorio.hosts.webui.session import finish, start
 
 __all__ = ["finish", "leave_alone", "note", "on_cfg_denoised", "on_cfg_denoiser", "picture_done", "prepare", "start", "stop"]

@@ -15,13 +15,9 @@ from lib_loratorio.hosts.forge.deltas import bank_of
 from lib_loratorio.hosts.forge.loader import Adapter, backend, requested_adapters
 from lib_loratorio.hosts.forge.rows import HostBatch, looks_across_rows
 from lib_loratorio.hosts.forge.text import text_conditions
-from lib_loratorio.hosts.webui import messages, request
-from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
-from lib_loratorio.hosts.webui.request import begin_maps, hand_over, leave_alone, step_now, tell_that_merge_has_no_windows
-from lib_loratorio.hosts.webui.text import forget_conditions
-from lib_loratorio.methods import BASE, METHODS, planned
-from lib_loratorio.schedule import taking_part
-from lib_loratorio.settings import INFOTEXT, Settings
+from lib_loratorio.hosts.webui import messages, session
+from lib_loratorio.methods import BASE
+from lib_loratorio.settings import Settings
 from lib_loratorio.step import SamplerCall
 
 TAG = "loratorio"
@@ -30,19 +26,6 @@ TAG = "loratorio"
 UNCONDITIONAL = -1
 
 _current: Session | None = None
-
-
-def start(p) -> None:
-    """A request begins."""
-    request.start(p)
-    forget_conditions()  # a request that failed never came to `finish`
-
-
-def finish(p, processed) -> None:
-    """A request is over: its memory is given back, as are text conditions where the host keeps none either."""
-    hand_over(p, processed)
-    p.loratorio = None
-    forget_conditions()
 
 
 def stop(p, message: str) -> None:
@@ -62,21 +45,10 @@ def declined(p) -> str | None:
 
 def prepare(p, settings: Settings) -> None:
     """Arranges that the sampling about to start is composed. Raises LoratorioError."""
-    reason = declined(p)
-    adapters = [] if reason else requested_adapters(p)
-    if not adapters:
-        return leave_alone(p, f"LoRAtorio did nothing: {reason or 'the prompt has no LoRA of a strength other than 0'}.")
-    if settings.method == "merge":
-        tell_that_merge_has_no_windows(p, [adapter.window for adapter in adapters])
-    else:
-        instead_of_sampling(p.sampler, Session(p, settings, adapters).sample)
-    begin_maps(p, settings, [adapter.name for adapter in adapters])
-    p.loratorio.composed = True
-    p.extra_generation_params[INFOTEXT] = settings.to_infotext()
-    return None
+    session.prepare(p, settings, declined(p), requested_adapters, Session)
 
 
-class Session:
+class Session(session.Session):
     """One pass of sampling, composed.
 
     From here on until the end of the sampling the host's UNet patcher is a clone without the networks' patches, with our
@@ -84,8 +56,7 @@ class Session:
     """
 
     def __init__(self, p, settings: Settings, adapters: Sequence[Adapter]):
-        self.p, self.settings, self.adapters = p, settings, adapters
-        self.verified = p.loratorio.verified
+        super().__init__(p, settings, adapters)
         self.sd_model = p.sd_model
         self.former = p.sd_model.forge_objects.unet
         self.model = self.former.model
@@ -94,19 +65,13 @@ class Session:
         backend.apply(self.base)
         self.weights = self.base
         self.bank = bank_of(p, self.model, adapters)
-        self.method = METHODS[settings.method](settings)
         self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass, self._fits)
         self.wrapper = self.base.model_options.get("model_function_wrapper")
         self.base.set_model_unet_function_wrapper(_wrapper_around(self.wrapper))
         backend.install(self.base, _calc)
         p.sd_model.forge_objects.unet = self.base
-        self.denoiser = p.sampler.model_wrap_cfg
-        self.plan = self.call = self.patch_weights = self.error = None
+        self.plan = self.call = self.patch_weights = None
         self.is_composed, self.base_text = False, ([], None)
-
-    def sample(self, launch_sampling, steps, func):
-        with self.running():
-            return launch_sampling(steps, func)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -116,17 +81,11 @@ class Session:
             with self.bank.attached(), backend.bracket(_calc):
                 _current = self
                 yield
-            self._raise_error()
-            if self.settings.verify:
-                self.verified.report(self.p)
+            self.report()
         finally:
             _current = self.plan = self.call = None
             if self.sd_model.forge_objects.unet is self.base:
                 self.sd_model.forge_objects.unet = self.former
-
-    def _raise_error(self) -> None:
-        if self.error:
-            raise LoratorioError(f"LoRAtorio: {type(self.error).__name__}: {self.error}") from self.error
 
     # One sampler call
 
@@ -135,11 +94,8 @@ class Session:
         self.plan = self.patch_weights = None
         self.is_composed = False
         if self.p.sd_model.forge_objects.unet.model is not self.model:
-            return self._leave_to_refiner()
-        fraction, step = step_now(self.denoiser)
-        plan = None
-        if self.settings.active(fraction):
-            self.step_method, plan = planned(self.method, taking_part([adapter.window for adapter in self.adapters], fraction), step)
+            return self.leave_to_refiner()
+        self.step_method, plan = self.planned()
         self._set_weights(self.former if plan is None else self.base)
         if plan is None:
             return None
@@ -160,13 +116,9 @@ class Session:
             backend.apply(patcher)
             self.weights = patcher
 
-    def _leave_to_refiner(self) -> None:
-        note(self.p, "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.")
-        self.denoiser = None
-
     def calc(self, original: Callable, model, cond, uncond, x: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> tuple:
         """In place of the host's evaluation of conditional and unconditional rows: the host's own, then composed."""
-        self._raise_error()
+        self.raise_error()
         if self.plan is None or self.is_composed or model is not self.model or not cond:
             return original(model, cond, uncond, x, timestep, model_options)
         _check(cond, uncond, self.own)
@@ -187,18 +139,16 @@ class Session:
                     "Switch it off, or LoRAtorio."
                 )
             composed = self.call.combine(x.repeat(len(self.shown), 1, 1, 1))
-            if self.p.loratorio.panels:
-                self.p.loratorio.panels.add(composed, self.call.adapters, picture_of)
+            self.count(self.call, composed)
         finally:
             self.call = None
         self.patch_weights, self.is_composed = composed.weights, True
-        self.verified.calls += 1
         conditional = _blended(composed.conditional.split(pictures), [area.mult for _, area in self.shown])
         return conditional, unconditional if composed.unconditional is None else composed.unconditional
 
     def evaluate(self, apply_model: Callable, args: dict) -> torch.Tensor:
         """In place of the model: the rows that the host asks for, of every model of the plan."""
-        self._raise_error()
+        self.raise_error()
         c = dict(args["c"])
         tags = c.pop(TAG, None)
         self.apply_model = apply_model
@@ -382,11 +332,8 @@ def _calc(original: Callable, model, cond, uncond, x, timestep, model_options) -
 
 def on_cfg_denoiser(params) -> None:
     if _current and params.denoiser is _current.denoiser:
-        try:
+        with _current.kept():
             _current.begin(params)
-        except Exception as error:  # which the host prints and ignores, so the next evaluation raises it again
-            _current.error = error
-            raise
 
 
 def on_cfg_denoised(params) -> None:

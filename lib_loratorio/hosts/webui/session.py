@@ -1,0 +1,99 @@
+"""A request's passes, from its begin to its end, and what every WebUI's session of one pass has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.webui import request
+from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
+from lib_loratorio.hosts.webui.text import forget_conditions
+from lib_loratorio.methods import METHODS, Composed, Method, Plan, planned
+from lib_loratorio.schedule import taking_part
+from lib_loratorio.settings import INFOTEXT, Settings
+from lib_loratorio.step import SamplerCall
+
+
+def start(p) -> None:
+    """A request begins."""
+    request.start(p)
+    forget_conditions()  # a request that failed never came to `finish`
+
+
+def finish(p, processed) -> None:
+    """A request is over: its memory is given back, as are text conditions where the host keeps none either."""
+    request.hand_over(p, processed)
+    p.loratorio = None
+    forget_conditions()
+
+
+def prepare(p, settings: Settings, declined: str | None, requested_adapters: Callable[[Any], Sequence], session: type[Session]) -> None:
+    """Arranges that the sampling about to start is composed, by a `session` of the host. Raises LoratorioError."""
+    adapters = [] if declined else requested_adapters(p)
+    if not adapters:
+        return request.leave_alone(p, f"LoRAtorio did nothing: {declined or 'the prompt has no LoRA of a strength other than 0'}.")
+    if settings.method == "merge":
+        request.tell_that_merge_has_no_windows(p, [adapter.window for adapter in adapters])
+    else:
+        instead_of_sampling(p.sampler, session(p, settings, adapters).sample)
+    request.begin_maps(p, settings, [adapter.name for adapter in adapters])
+    p.loratorio.composed = True
+    p.extra_generation_params[INFOTEXT] = settings.to_infotext()
+    return None
+
+
+class Session:
+    """One pass of sampling, composed. A host's own adds `running`, the bracket, and what happens within a sampler call."""
+
+    def __init__(self, p, settings: Settings, adapters: Sequence):
+        self.p, self.settings, self.adapters = p, settings, adapters
+        self.verified = p.loratorio.verified
+        self.method = METHODS[settings.method](settings)
+        self.denoiser = p.sampler.model_wrap_cfg
+        self.error: Exception | None = None
+
+    def sample(self, launch_sampling, steps, func):
+        with self.running():
+            return launch_sampling(steps, func)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Hooks and callbacks in place for the time of the sampling; everything back afterwards."""
+        raise NotImplementedError
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """For the host's callbacks: it prints and ignores what they raise, so the next model call raises it again."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
+
+    def raise_error(self) -> None:
+        if self.error:
+            raise LoratorioError(f"LoRAtorio: {type(self.error).__name__}: {self.error}") from self.error
+
+    def report(self) -> None:
+        """At the end of the sampling: an error of its last step, and what verification has found."""
+        self.raise_error()
+        if self.settings.verify:
+            self.verified.report(self.p)
+
+    def planned(self) -> tuple[Method, Plan | None]:
+        """What the model call about to be made is combined with, and its plan; None where the host's own merge applies."""
+        fraction, step = request.step_now(self.denoiser)
+        if not self.settings.active(fraction):
+            return self.method, None
+        return planned(self.method, taking_part([adapter.window for adapter in self.adapters], fraction), step)
+
+    def count(self, call: SamplerCall, composed: Composed) -> None:
+        """A sampler call has been composed."""
+        self.verified.calls += 1
+        if self.p.loratorio.panels:
+            self.p.loratorio.panels.add(composed, call.adapters, call.picture_of)
+
+    def leave_to_refiner(self) -> None:
+        note(self.p, "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.")
+        self.denoiser = None
