@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from lib_loratorio.settings import SettingsError
+from lib_loratorio.settings import SettingsError, within
 
 NAMES = ("ltstart", "ltend")
 
@@ -20,7 +20,7 @@ class Window:
     end: float = 1.0
 
     def holds(self, fraction: float) -> bool:
-        return self.start <= fraction and (fraction < self.end or self.end == 1.0)
+        return within(fraction, self.start, self.end)
 
     @property
     def tag(self) -> str:

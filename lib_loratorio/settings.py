@@ -19,6 +19,11 @@ class SettingsError(ValueError):
     """A setting has a value that cannot be used; the message names field, value and allowed range."""
 
 
+def within(fraction: float, start: float, end: float) -> bool:
+    """Whether a fraction of the sampling is in `[start, end)`; an end of 1 includes the last step, and samplers may run past it."""
+    return start <= fraction and (fraction < end or end == 1.0)
+
+
 @dataclass(frozen=True)
 class Settings:
     """All settings of one generation. Field order is the positional API form.
@@ -49,7 +54,7 @@ class Settings:
 
     def active(self, fraction: float) -> bool:
         """Whether the step at this fraction of the sampling is composed; samplers may run past 1."""
-        return self.start <= fraction and (fraction < self.end or self.end == 1.0)
+        return within(fraction, self.start, self.end)
 
     @classmethod
     def from_api(cls, values: Mapping[str, Any]) -> Settings:
@@ -63,14 +68,19 @@ class Settings:
     @classmethod
     def from_args(cls, args: Sequence[Any]) -> Settings:
         """From a script's arguments: one dict first, or the values in field order. Raises SettingsError."""
+        return cls.from_api(cls.named(args))
+
+    @classmethod
+    def named(cls, args: Sequence[Any]) -> dict[str, Any]:
+        """A script's arguments as one dict, unchecked: what they say of settings by name."""
         if args and isinstance(args[0], Mapping):
-            return cls.from_api(args[0])
-        return cls.from_api(dict(zip((field.name for field in fields(cls)), args)))
+            return dict(args[0])
+        return dict(zip((field.name for field in fields(cls)), args))
 
     @staticmethod
     def is_off(args: Sequence[Any]) -> bool:
         """Whether a script's arguments leave the extension off, in which case the other values do not matter."""
-        enabled = (args[0].get("enabled", False) if isinstance(args[0], Mapping) else args[0]) if args else False
+        enabled = Settings.named(args).get("enabled", False)
         return enabled is False or str(enabled).strip().lower() == "false"
 
     def to_api(self) -> dict[str, Any]:

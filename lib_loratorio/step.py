@@ -97,5 +97,11 @@ class SamplerCall:
         return self.method.combine(predictions, weights)
 
 
+def larger_error(worst: float, prediction: torch.Tensor, reference: torch.Tensor) -> float:
+    """The larger one of `worst` and the prediction's largest error, relative to the reference's largest value."""
+    error = ((prediction - reference).abs().max() / reference.abs().max()).item()
+    return worst if error <= worst else error  # so that a prediction that is no number shows
+
+
 def _stand_in(chunks: dict[int, list[torch.Tensor]]) -> torch.Tensor:
     return chunks[min(chunks)][-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
 from typing import Any
 
 from lib_loratorio.settings import METHODS, TEXT_ENCODER_MODES, Settings
@@ -14,11 +13,7 @@ PREFIX = "[LoRAtorio] "
 def with_axes(p: Any, args: Sequence[Any]) -> Sequence[Any]:
     """A script's arguments with the values that the axes of an X/Y/Z plot have set on the request `p`."""
     axes = getattr(p, "loratorio_axes", None)
-    if not axes:
-        return args
-    if args and isinstance(args[0], dict):
-        return [{**args[0], **axes}]
-    return [{**dict(zip((field.name for field in fields(Settings)), args)), **axes}]
+    return [{**Settings.named(args), **axes}] if axes else args
 
 
 def _apply(*names: str, read: Callable[[Any], Iterable[Any]] = lambda x: (x,)) -> Callable:

@@ -77,11 +77,11 @@ def _add_options():
     ).info("LoHa, LoKr, full, OFT, DoRA and the like; what does not fit is computed anew in each step"))
 
 
-script_callbacks.on_ui_settings(_add_options)
 def _add_routes(_, app):
     add_routes(app, networks.available_networks)
 
 
+script_callbacks.on_ui_settings(_add_options)
 script_callbacks.on_app_started(_add_routes)
 script_callbacks.on_before_ui(lambda: add_axes(scripts.scripts_data))
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)

@@ -19,7 +19,7 @@ from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_terms
 from lib_loratorio.methods import BASE, METHODS, planned
 from lib_loratorio.schedule import taking_part
 from lib_loratorio.settings import Settings
-from lib_loratorio.step import SamplerCall
+from lib_loratorio.step import SamplerCall, larger_error
 from lib_loratorio.weight_maps import WeightMaps, of_pictures
 
 MERGED = -2
@@ -217,9 +217,7 @@ class Composition:
             for request, prediction in zip(requests, predictions):
                 activate(self.pipe.unet, () if request.adapter == BASE else (self.adapters[request.adapter],))
                 reference = self.forward(**request.inputs, return_dict=False)[0]
-                error = ((prediction - reference).abs().max() / reference.abs().max()).item()
-                if not error <= self.run.worst:  # so that a prediction that is no number shows
-                    self.run.worst = error
+                self.run.worst = larger_error(self.run.worst, prediction, reference)
         finally:
             activate(self.pipe.unet, ())
 

@@ -28,6 +28,19 @@ class Factors(NamedTuple):
     offset: tuple[int, int, int] | None
 
 
+QUANTISED = "quantised models can be composed with plain LoRAs only, as other kinds need the full weight"
+"""Why a weight cannot be read as such."""
+
+
+def low_rank_factors(patch: Any, values: tuple) -> Factors | None:
+    """The factors of a patch whose own `values` are low-rank: up, down, alpha, mid, DoRA's scale and what newer hosts add to them."""
+    strength, _, strength_model, offset, function, *_ = patch
+    up, down, alpha, mid, *others = values
+    if strength_model != 1.0 or function is not None or any(other is not None for other in others):
+        return None
+    return Factors(up, down, mid, alpha, strength, offset)
+
+
 class Backend(Protocol):
     """A module with these functions. Patchers are the host's ModelPatchers."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from lib_loratorio.hosts.forge.backend import Factors, Patches
+from lib_loratorio.hosts.forge.backend import Factors, Patches, low_rank_factors
 
 
 def patches(patcher: Any, original: Any) -> Patches:
@@ -42,10 +42,5 @@ def _with(patcher: Any, patches: Patches, original: Any) -> Any:
 
 
 def factors(patch: Any, lora_adapter: type) -> Factors | None:
-    strength, value, strength_model, offset, function, *_ = patch
-    if strength_model != 1.0 or function is not None or not isinstance(value, lora_adapter):
-        return None
-    up, down, alpha, mid, dora_scale, *reshape = value.weights
-    if dora_scale is not None or any(shape is not None for shape in reshape):
-        return None
-    return Factors(up, down, mid, alpha, strength, offset)
+    value = patch[1]
+    return low_rank_factors(patch, value.weights) if isinstance(value, lora_adapter) else None

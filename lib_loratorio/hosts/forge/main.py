@@ -13,7 +13,7 @@ from backend.sampling import sampling_function
 from backend.sampling.condition import Condition, compile_conditions, compile_weighted_conditions
 from backend.sampling.sampling_function import cond_cat, get_area_and_mult
 
-from lib_loratorio.hosts.forge.backend import Factors, Patches
+from lib_loratorio.hosts.forge.backend import QUANTISED, Factors, Patches, low_rank_factors
 
 __all__ = ["Condition", "compile_conditions", "compile_weighted_conditions", "cond_cat"]
 
@@ -51,13 +51,8 @@ def apply(patcher: Any) -> None:
 
 
 def factors(patch: Any) -> Factors | None:
-    strength, value, strength_model, offset, function = patch
-    if strength_model != 1.0 or function is not None or value[0] != "lora":
-        return None
-    up, down, alpha, mid, dora_scale, *reshape = value[1]
-    if dora_scale is not None or any(shape is not None for shape in reshape):
-        return None
-    return Factors(up, down, mid, alpha, strength, offset)
+    value = patch[1]
+    return low_rank_factors(patch, value[1]) if value[0] == "lora" else None
 
 
 def merged(patches: list, weight: torch.Tensor, key: str) -> torch.Tensor:
@@ -67,7 +62,7 @@ def merged(patches: list, weight: torch.Tensor, key: str) -> torch.Tensor:
 def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:
     weight = getattr(layer, parameter)
     if hasattr(weight, "bnb_quantized") or getattr(weight, "gguf_cls", None) is not None or not weight.dtype.is_floating_point:
-        raise RuntimeError("quantised models can be composed with plain LoRAs only, as other kinds need the full weight")
+        raise RuntimeError(QUANTISED)
     scale = getattr(layer, "scale_weight", None)
     return weight if scale is None or parameter != "weight" else weight.float() * scale.float()
 

@@ -15,7 +15,7 @@ from ldm_patched.modules.weight_adapter import LoRAAdapter
 from modules_forge import forge_sampler
 
 from lib_loratorio.hosts.forge import flat_patches
-from lib_loratorio.hosts.forge.backend import Factors
+from lib_loratorio.hosts.forge.backend import QUANTISED, Factors
 from lib_loratorio.hosts.forge.flat_patches import patches, with_patches, without_networks
 
 __all__ = ["Condition", "cond_cat", "patches", "with_patches", "without_networks"]
@@ -46,7 +46,7 @@ def merged(patches: list, weight: torch.Tensor, key: str) -> torch.Tensor:
 def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:
     weight = getattr(layer, parameter)
     if not weight.dtype.is_floating_point:
-        raise RuntimeError("quantised models can be composed with plain LoRAs only, as other kinds need the full weight")
+        raise RuntimeError(QUANTISED)
     return weight
 
 

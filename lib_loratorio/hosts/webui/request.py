@@ -15,6 +15,7 @@ from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
 from lib_loratorio.schedule import ALWAYS, Window, window
 from lib_loratorio.settings import INFOTEXT, Settings
+from lib_loratorio.step import larger_error
 
 VERIFY = "LoRAtorio verify"
 
@@ -27,9 +28,7 @@ class Verified:
     worst: float = 0.0
 
     def add(self, prediction, reference) -> None:
-        error = ((prediction - reference).abs().max() / reference.abs().max()).item()
-        if not error <= self.worst:  # so that a prediction that is no number shows
-            self.worst = error
+        self.worst = larger_error(self.worst, prediction, reference)
 
     def report(self, p) -> None:
         text = f"max relative error {self.worst:.1e} over {self.calls} calls" if self.calls else "nothing was composed, so nothing was verified"
