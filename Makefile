@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.ready
+# The WebUIs' versions of gradio, each for a page of its own: only of use to a browser.
+PAGES := $(if $(shell command -v chromium),.venv-gradio3/.ready .venv-gradio4/.ready)
 
 .PHONY: demo test lint clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python -m lab.demo
 
-test: $(STAMP)
+test: $(STAMP) $(PAGES)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest
 
@@ -20,5 +22,10 @@ $(STAMP): requirements-dev.txt lab/requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $(STAMP)
 
+.venv-gradio%/.ready: tests/page/gradio%.txt
+	$(PYTHON) -m venv .venv-gradio$*
+	.venv-gradio$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-gradio3 .venv-gradio4

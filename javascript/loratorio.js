@@ -2,10 +2,19 @@
 (function () {
     "use strict";
 
+    const NONE = "No LoRA in the prompt: the picture will be the ordinary one.";
+    const ONE = "1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.";
+    const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step instead of 2.";
+
     function lorasOf(prompt) {
-        return [...prompt.matchAll(/<(?:lora|lyco):([^:>]+)((?::[^>]*)?)>/g)]
-            .map((match) => ({name: match[1], strength: match[2].split(":").filter((part) => part && !part.includes("="))[0] ?? "1"}))
-            .filter((lora) => Number(lora.strength) !== 0);
+        return [...prompt.matchAll(/<(?:lora|lyco):([^:>]+)(?::([^>]*))?>/g)].map(([, name, rest]) => {
+            const parts = (rest ?? "").split(":");
+            const named = Object.fromEntries(parts.filter((part) => part.includes("=")).map((part) => part.split("=")));
+            const [first, second] = parts.filter((part) => part && !part.includes("="));
+            const text = named.te ?? first ?? "1";
+            const unet = named.unet ?? second ?? text;
+            return {name, strength: text === unet ? unet : `${text}/${unet}`, used: Number(text) !== 0 || Number(unet) !== 0};
+        }).filter((lora) => lora.used);
     }
 
     // How many times the model is evaluated in a step, the negative prompt's included.
@@ -18,12 +27,11 @@
     }
 
     function describe(loras, method, lambda) {
-        if (loras.length === 0) {
-            return "No LoRA in the prompt: the picture will be the ordinary one.";
-        }
-        const names = loras.map((lora) => `${lora.name} ${lora.strength}`).join(", ");
-        return `${loras.length} LoRA${loras.length > 1 ? "s" : ""} (${names}): `
-            + `${evaluations(loras.length, method, lambda)} model evaluations a step instead of 2.`;
+        const text = [NONE, ONE][loras.length] ?? MORE;
+        return (window.localization?.[text] || text)
+            .replace("{count}", loras.length)
+            .replace("{evaluations}", evaluations(loras.length, method, lambda))
+            .replace("{names}", () => loras.map((lora) => `${lora.name} ${lora.strength}`).join(", "));
     }
 
     function update(tab) {
@@ -40,5 +48,6 @@
         }
     }
 
-    onAfterUiUpdate(() => ["txt2img", "img2img"].forEach(update));
+    // Values that the page itself fills in, as presets and pasting do, make no event to wait for.
+    setInterval(() => ["txt2img", "img2img"].forEach(update), 300);
 })();

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import gradio as gr
@@ -12,72 +12,89 @@ from lib_loratorio.settings import INFOTEXT, METHODS, PRESETS, TEXT_ENCODER_MODE
 
 TITLE = "LoRAtorio"
 RESET = "reset"
-_METHODS_OF = {
-    "patch_size": ("loratorio",), "temperature": ("loratorio",), "lam": ("loratorio",), "top_k": ("loratorio",),
-    "start": ("loratorio", "composite", "switch"), "end": ("loratorio", "composite", "switch"), "text_encoder": ("loratorio", "composite", "switch"),
-    "adapters_per_pass": ("loratorio", "composite"), "verify": ("loratorio", "composite", "switch"), "maps": ("loratorio",),
-}
-"""The methods that make use of a setting, for those that not all of them use."""
+PARALLEL = ("loratorio", "composite")
+APART = (*PARALLEL, "switch")
 
 HELP = (
     "Evaluates each LoRA of the prompt alone in every step, and lets the LoRA decide that has most to say in each "
-    "part of the picture. Slower by about the number of LoRAs. "
-    '<span class="loratorio-live"></span>'
+    "part of the picture. Slower by about the number of LoRAs."
 )
 
 
-def build(accordion: Callable[..., Any], elem_id: Callable[[str], str]) -> list:
-    """The controls. `accordion` is the host's InputAccordion; `elem_id` names an element."""
-    default = Settings()
-    buttons = {}
-    with accordion(default.enabled, label=TITLE, elem_id=elem_id("enabled")) as enabled:
-        gr.HTML(HELP, elem_classes="loratorio-help", elem_id=elem_id("help"))
+@dataclass(frozen=True)
+class Control:
+    """How a setting is shown. `methods` are those that make use of it: with others it is grey."""
+
+    component: str
+    label: str
+    info: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    methods: tuple[str, ...] = METHODS
+
+    def make(self, value: Any, **kwargs) -> Any:
+        info = {"info": self.info} if self.info else {}
+        return getattr(gr, self.component)(value=value, label=self.label, **info, **self.options, **kwargs)
+
+
+def _slider(label: str, info: str, low: float, high: float, step: float, methods: tuple[str, ...]) -> Control:
+    return Control("Slider", label, info, {"minimum": low, "maximum": high, "step": step}, methods)
+
+
+ENABLED = Control("Checkbox", TITLE)
+CONTROLS = {
+    "method": Control("Dropdown", "Method", "loratorio weighs LoRAs by place; composite averages them; switch takes turns; merge is the WebUI's own",
+                      {"choices": list(METHODS)}),
+    "text_encoder": Control("Radio", "Text encoder", "own: each LoRA reads the prompt with its own text encoder; merged: all read it as the WebUI does",
+                            {"choices": list(TEXT_ENCODER_MODES)}, APART),
+    "patch_size": _slider("Patch size", "edge of the places that are weighed, in latent pixels (8 picture pixels each)", 1, 32, 1, ("loratorio",)),
+    "temperature": _slider("Temperature", "low: one LoRA wins each place; high: all share it", 0.001, 1, 0.001, ("loratorio",)),
+    "lam": _slider("Base weight (lambda)", "share of the bare model in what the guidance moves away from; 1 is also cheaper", 0, 1, 0.05, ("loratorio",)),
+    "top_k": _slider("LoRAs per place (top k)", "0: all of them", 0, 16, 1, ("loratorio",)),
+    "start": _slider("Start", "fraction of the sampling; before it LoRAs are merged as usual", 0, 1, 0.01, APART),
+    "end": _slider("End", "fraction of the sampling; after it LoRAs are merged as usual", 0, 1, 0.01, APART),
+    "maps": Control("Checkbox", "Show weight maps: where each LoRA weighed most, beside each picture", methods=("loratorio",)),
+    "verify": Control("Checkbox", "Verify (slow): compare every evaluation with the WebUI's own merge", methods=APART),
+    "adapters_per_pass": _slider("Evaluations per pass", "0: as many as fit into memory; fewer need less memory", 0, 16, 1, PARALLEL),
+}
+"""The controls by the setting's name, in the order they are shown, two in a row."""
+
+
+def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], default: Settings | None = None) -> list:
+    """The controls. `accordion` is the host's InputAccordion; `elem_id` names an element; `default` is what they start with."""
+    default = default or Settings()
+    buttons, made, names = {}, {}, list(CONTROLS)
+    with accordion(default.enabled, label=ENABLED.label, elem_id=elem_id("enabled")) as made["enabled"]:
+        gr.HTML(f'<span>{HELP}</span> <span class="loratorio-live"></span>', elem_classes="loratorio-help", elem_id=elem_id("help"))
         with gr.Row():
             for name in (*PRESETS, RESET):
-                buttons[name] = gr.Button(name, size="sm", elem_id=elem_id(f"preset_{name}"))
-        with gr.Row():
-            method = gr.Dropdown(list(METHODS), value=default.method, label="Method", elem_id=elem_id("method"),
-                                 info="loratorio weighs LoRAs by place; composite averages them; switch takes turns; merge is the WebUI's own")
-            text_encoder = gr.Radio(list(TEXT_ENCODER_MODES), value=default.text_encoder, label="Text encoder", elem_id=elem_id("text_encoder"),
-                                    info="own: each LoRA reads the prompt with its own text encoder; merged: all read it as the WebUI does")
-        with gr.Row():
-            patch_size = gr.Slider(1, 32, value=default.patch_size, step=1, label="Patch size", elem_id=elem_id("patch_size"),
-                                   info="edge of the places that are weighed, in latent pixels (8 picture pixels each)")
-            temperature = gr.Slider(0.001, 1, value=default.temperature, step=0.001, label="Temperature", elem_id=elem_id("temperature"),
-                                    info="low: one LoRA wins each place; high: all share it")
-        with gr.Row():
-            lam = gr.Slider(0, 1, value=default.lam, step=0.05, label="Base weight (lambda)", elem_id=elem_id("lam"),
-                            info="share of the bare model in what the guidance moves away from; 1 is also cheaper")
-            top_k = gr.Slider(0, 16, value=default.top_k, step=1, label="LoRAs per place (top k)", elem_id=elem_id("top_k"),
-                              info="0: all of them")
-        with gr.Row():
-            start = gr.Slider(0, 1, value=default.start, step=0.01, label="Start", elem_id=elem_id("start"),
-                              info="fraction of the sampling; before it LoRAs are merged as usual")
-            end = gr.Slider(0, 1, value=default.end, step=0.01, label="End", elem_id=elem_id("end"),
-                            info="fraction of the sampling; after it LoRAs are merged as usual")
-        with gr.Row():
-            adapters_per_pass = gr.Slider(0, 16, value=default.adapters_per_pass, step=1, label="Evaluations per pass",
-                                          elem_id=elem_id("adapters_per_pass"), info="0: as many as fit into memory; fewer need less memory")
-            with gr.Column():
-                maps = gr.Checkbox(default.maps, label="Show weight maps: where each LoRA weighed most, beside each picture", elem_id=elem_id("maps"))
-                verify = gr.Checkbox(default.verify, label="Verify (slow): compare every evaluation with the WebUI's own merge", elem_id=elem_id("verify"))
-    controls = [enabled, method, patch_size, temperature, lam, top_k, start, end, text_encoder, adapters_per_pass, verify, maps]
+                buttons[name] = gr.Button(name, size="sm", min_width=60, elem_id=elem_id(f"preset_{name}"))
+        for row in zip(names[::2], [*names[1::2], None]):
+            with gr.Row():
+                for name in filter(None, row):
+                    control = CONTROLS[name]
+                    made[name] = control.make(getattr(default, name), elem_id=elem_id(name), interactive=default.method in control.methods)
+    controls = [made[field.name] for field in fields(Settings)]
+    for control in (*controls, getattr(made["enabled"], "accordion", None)):
+        if control is not None:
+            control.do_not_save_to_config = True  # the host would go on with the defaults of the version it saw first
     for name, button in buttons.items():
-        button.click(_preset(name), inputs=[], outputs=controls[1:], show_progress=False)
-    of_methods = [control for control, field in zip(controls, fields(Settings)) if field.name in _METHODS_OF]
-    method.change(_greyed, inputs=[method], outputs=of_methods, show_progress=False)
+        values = (default if name == RESET else Settings(**PRESETS[name])).to_api()
+        button.click(_giving([values[name] for name in values if name != "enabled"]), inputs=[], outputs=controls[1:], show_progress=False)
+    made["method"].change(_greyed, inputs=[made["method"]], outputs=[made[name] for name in _of_some_methods()], show_progress=False)
     return controls
 
 
-def _preset(name: str) -> Callable[[], list]:
-    """Sets every control but the check box."""
-    values = Settings(**PRESETS.get(name, {})).to_api()
-    return lambda: [value for field, value in values.items() if field != "enabled"]
+def _giving(values: list) -> Callable[[], list]:
+    return lambda: values
+
+
+def _of_some_methods() -> list[str]:
+    return [name for name, control in CONTROLS.items() if control.methods != METHODS]
 
 
 def _greyed(method: str) -> list:
     """Greys the controls that the method makes no use of."""
-    return [gr.update(interactive=method in _METHODS_OF[field.name]) for field in fields(Settings) if field.name in _METHODS_OF]
+    return [gr.update(interactive=method in CONTROLS[name].methods) for name in _of_some_methods()]
 
 
 def infotext_fields(controls: list) -> list[tuple]:

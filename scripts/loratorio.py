@@ -1,8 +1,7 @@
 """The extension's script: shows the accordion and hands each sampling over to the host's module."""
 
-import gradio as gr
 import networks
-from modules import errors, script_callbacks, scripts, shared
+from modules import errors, script_callbacks, scripts
 from modules.ui_components import InputAccordion
 
 from lib_loratorio import ui
@@ -10,6 +9,7 @@ from lib_loratorio.adapters import is_out_of_memory
 from lib_loratorio.api import add_routes
 from lib_loratorio.hosts import of_this_webui
 from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.webui import options
 from lib_loratorio.settings import INFOTEXT, Settings, SettingsError
 from lib_loratorio.xyz_grid import add_axes, with_axes
 
@@ -24,7 +24,7 @@ class LoratorioScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        controls = ui.build(InputAccordion, self.elem_id)
+        controls = ui.build(InputAccordion, self.elem_id, options.starting_settings())
         self.infotext_fields = ui.infotext_fields(controls)
         self.paste_field_names = [INFOTEXT]
         return controls
@@ -61,27 +61,17 @@ class LoratorioScript(scripts.Script):
 
 
 def _refuse(p, message):
-    if getattr(shared.opts, "loratorio_stop_on_error", True):  # without a page, options have no defaults
+    if options.stop_on_error():
         host.stop(p, message)
     else:
         host.leave_alone(p, message)
-
-
-def _add_options():
-    section = ("loratorio", ui.TITLE)
-    shared.opts.add_option("loratorio_stop_on_error", shared.OptionInfo(
-        True, "Stop the generation when LoRAtorio cannot do what was asked", gr.Checkbox, section=section,
-    ).info("off: go on without LoRAtorio, and say so"))
-    shared.opts.add_option("loratorio_dense_budget_mb", shared.OptionInfo(
-        1024, "Memory for LoRA kinds without a compact form, in MB", gr.Number, {"precision": 0}, section=section,
-    ).info("LoHa, LoKr, full, OFT, DoRA and the like; what does not fit is computed anew in each step"))
 
 
 def _add_routes(_, app):
     add_routes(app, networks.available_networks)
 
 
-script_callbacks.on_ui_settings(_add_options)
+script_callbacks.on_ui_settings(options.add_options)
 script_callbacks.on_app_started(_add_routes)
 script_callbacks.on_before_ui(lambda: add_axes(scripts.scripts_data))
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)

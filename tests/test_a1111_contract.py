@@ -825,6 +825,13 @@ def test_saved_grids_are_the_host_s_choice(host):
     assert len(p.processed.images) == 2 and importlib.import_module("modules.images").saved == []
 
 
+@pytest.mark.parametrize("chosen, ending", [("as grids", "jpg"), ("webp", "webp")])
+def test_format_of_saved_maps(host, chosen, ending):
+    host.shared.opts.grid_format, host.shared.opts.loratorio_map_format = "jpg", chosen
+    host.generate(f"a cat {TAGS}", {**ON, "maps": True})
+    assert [one["extension"] for one in importlib.import_module("modules.images").saved] == [ending]
+
+
 def test_maps_that_cannot_be_drawn_are_a_note(host, monkeypatch):
     def no_font(size):
         raise OSError("no such font")
@@ -857,4 +864,32 @@ def test_controls_that_a_method_does_not_use_are_grey(host, method, grey):
     function, inputs, outputs = controls[1].events["change"]
     assert inputs == [controls[1]]
     changes = dict(zip((names[controls.index(control)] for control in outputs), function(method), strict=True))
-    assert [name for name, change in changes.items() if not change["interactive"]] == grey
+    assert {name for name, change in changes.items() if not change["interactive"]} == set(grey)
+    host.shared.opts.loratorio_default_method = method
+    assert {name for name, control in zip(names, host.script.ui(False)) if control.kwargs.get("interactive") is False} == set(grey)
+
+
+def test_accordion_starts_with_the_settings_page_s_defaults(host):
+    chosen = Settings(enabled=True, method="loratorio", patch_size=4, temperature=0.02, lam=1.0, start=0.25, text_encoder="merged", maps=True)
+    for name, value in chosen.to_api().items():
+        assert host.shared.opts.data_labels[f"loratorio_default_{name}"].default == getattr(Settings(), name)
+        setattr(host.shared.opts, f"loratorio_default_{name}", value)
+    host.gradio.Button.made.clear()
+    controls = host.script.ui(False)
+    assert tuple(control.value for control in controls) == astuple(chosen)
+    assert all(control.do_not_save_to_config for control in controls)
+    (reset,) = (button for button in host.gradio.Button.made if button.value == "reset")
+    function, _, _ = reset.events["click"]
+    assert Settings(True, *function()) == chosen
+
+
+def test_defaults_that_do_not_go_together_are_not_used(host, caplog):
+    host.shared.opts.loratorio_default_start, host.shared.opts.loratorio_default_end = 0.8, 0.2
+    assert tuple(control.value for control in host.script.ui(False)) == astuple(Settings())
+    assert "start is 0.8" in caplog.text
+
+
+def test_defaults_are_the_page_s_and_not_a_request_s(host):
+    host.shared.opts.loratorio_default_temperature = 0.7
+    p, _ = host.generate(f"a cat {TAGS}", ON)
+    assert p.extra_generation_params["LoRAtorio"] == Settings(enabled=True).to_infotext()

@@ -1,6 +1,7 @@
 """The translation has every text of the accordion and the settings page, and no other."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ def test_every_text_is_translated(file):
         controls = host.script.ui(False)
         texts = {control.kwargs.get(key) for control in controls for key in ("label", "info")} - {None, "LoRAtorio"}
         texts |= {button.value for button in host.gradio.Button.made}
-        texts |= {info.label.split(" (")[0] for info in host.shared.opts.data_labels.values()}
+        texts |= {info.label for info in host.shared.opts.data_labels.values()} - {"LoRAtorio"}
+        texts |= {host.extension.ui.HELP, host.extension.options.AS_GRIDS}
+    texts |= set(re.findall(r'const [A-Z]+ = "(.*)";', (ROOT / "javascript" / "loratorio.js").read_text(encoding="utf-8")))
     translation = json.loads(file.read_text(encoding="utf-8"))
     assert set(translation) == texts
     assert all(translation[text] and translation[text] != text for text in texts)

@@ -10,7 +10,8 @@ from modules import devices, shared
 
 from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank
 from lib_loratorio.hosts.a1111.loader import UNET, Adapter, restore_base
-from lib_loratorio.hosts.webui.request import dense_budget, report_failures
+from lib_loratorio.hosts.webui.options import dense_budget
+from lib_loratorio.hosts.webui.request import report_failures
 
 
 def _deltas(adapter: Adapter) -> dict[str, LowRank | Dense]:

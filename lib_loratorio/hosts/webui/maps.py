@@ -9,6 +9,7 @@ import torch
 from modules import images, shared
 from PIL.Image import Image
 
+from lib_loratorio.hosts.webui.options import map_format
 from lib_loratorio.methods import Composed
 from lib_loratorio.weight_maps import WeightMaps, of_pictures, weight_panel
 
@@ -59,7 +60,7 @@ class Panels:
             text = processed.infotexts[place]
             if shared.opts.grid_save and not getattr(p, "do_not_save_grid", False):
                 seed, prompt = p.all_seeds[min(number, len(p.all_seeds) - 1)], p.all_prompts[min(number, len(p.all_prompts) - 1)]
-                images.save_image(panel, p.outpath_grids, "loratorio", seed, prompt, shared.opts.grid_format, info=text,
+                images.save_image(panel, p.outpath_grids, "loratorio", seed, prompt, map_format(), info=text,
                                   short_filename=not shared.opts.grid_extended_filename, p=p, grid=True)
             processed.images.append(panel)
             processed.infotexts.append(text)

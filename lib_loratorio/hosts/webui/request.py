@@ -6,7 +6,6 @@ import logging
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from modules import shared
 from PIL.Image import Image
 
 from lib_loratorio.adapters import AdapterBank
@@ -146,11 +145,6 @@ def report_failures(p, name: str, failures: dict[str, str], applied: int, change
 def tell_that_merge_has_no_windows(p, windows: Sequence[Window]) -> None:
     if any(window != ALWAYS for window in windows):
         note(p, "LoRAtorio: with the method merge, ltstart and ltend have no effect; the WebUI merges LoRAs for the whole sampling.")
-
-
-def dense_budget() -> int:
-    """Bytes that cached dense deltas may take."""
-    return getattr(shared.opts, "loratorio_dense_budget_mb", 1024) * 2**20
 
 
 def step_now(denoiser) -> tuple[float, int]:

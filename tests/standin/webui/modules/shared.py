@@ -8,10 +8,14 @@ from modules import errors  # noqa: F401  (scripts may reach it from here, too)
 class OptionInfo:
     def __init__(self, default=None, label="", component=None, component_args=None, section=None):
         self.default, self.label, self.component, self.component_args, self.section = default, label, component, component_args, section
+        self.comment_after = ""
 
     def info(self, text):
-        self.label += f" ({text})"
+        self.comment_after += f" ({text})"
         return self
+
+    def needs_reload_ui(self):
+        return self.info("requires Reload UI")
 
 
 class Options:

@@ -1,0 +1,151 @@
+"""The accordion in the system's Chromium, on a page of each gradio that the WebUIs have. Needs no WebUI."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import chromium
+import pytest
+
+from lib_loratorio.settings import PRESETS, Settings
+
+ROOT = Path(__file__).parents[2]
+TABS = ("txt2img", "img2img")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium.browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module", params=["gradio3", "gradio4"])
+def url(request, browser):
+    python = ROOT / f".venv-{request.param}" / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"needs {python.parents[1].name}, which `make test` sets up where there is a Chromium")
+    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", "PYTHONDONTWRITEBYTECODE": "1"}
+    script = Path(__file__).with_name("page.py")
+    with subprocess.Popen([python, script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield next(line.strip() for line in server.stdout if line.startswith("http"))
+        server.stdin.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    with chromium.page(browser, url) as page:
+        page.add_script_tag(content="function gradioApp() { return document; }")
+        page.add_script_tag(path=ROOT / "javascript" / "loratorio.js")
+        yield Accordions(page)
+        assert page.problems == []
+
+
+class Accordions:
+    """The page's two accordions."""
+
+    def __init__(self, page):
+        from playwright.sync_api import expect
+
+        self.page, self.expect = page, expect
+        self.show("txt2img")
+
+    def show(self, tab):
+        self.tab = tab
+        self.page.locator(".tab-nav button", has_text=tab).click()
+        self.expect(self.prompt).to_be_visible()
+
+    @property
+    def prompt(self):
+        return self.page.locator(f"#{self.tab}_prompt textarea")
+
+    def control(self, name, element="input"):
+        return self.page.locator(f"#script_{self.tab}_loratorio_{name} {element}").first
+
+    def says(self, text, tab=None):
+        self.expect(self.page.locator(f"#script_{tab or self.tab}_loratorio_help .loratorio-live")).to_have_text(text)
+
+    def press(self, name):
+        self.page.locator(f"#{self.tab}_{name}, #script_{self.tab}_loratorio_{name}").click()
+
+    def settings(self):
+        """What a generation would get."""
+        box = self.page.locator(f"#{self.tab}_values textarea")
+        before = box.input_value()
+        self.press("read")
+        self.expect(box).not_to_have_value(before)
+        return json.loads(box.input_value().partition(" ")[2])
+
+    def paste(self, infotext):
+        self.page.locator(f"#{self.tab}_infotext textarea").fill(infotext)
+        self.press("paste")
+
+
+def test_starts_with_the_defaults(page):
+    for tab in TABS:
+        page.show(tab)
+        assert page.settings() == Settings().to_api()
+
+
+def test_price_while_typing(page):
+    page.says("No LoRA in the prompt: the picture will be the ordinary one.")
+    asked = []
+    page.page.on("request", lambda request: asked.append(request.url))
+    page.prompt.press_sequentially("a cat <lora:anna:0.8> ")
+    page.says("1 LoRA (anna 0.8): 4 model evaluations a step instead of 2.")
+    page.prompt.press_sequentially("<lora:style:0.5:0.7:ltstart=0.2> <lora:off:0> <lora:unet:0:1>, <lora:named:te=0.1:unet=0.1>")
+    page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.")
+    assert asked == [], "the script talks to nobody"
+    page.says("No LoRA in the prompt: the picture will be the ordinary one.", "img2img")
+    page.show("img2img")
+    page.prompt.fill("<lora:b:1>")
+    page.says("1 LoRA (b 1): 4 model evaluations a step instead of 2.")
+    page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.", "txt2img")
+
+
+def test_price_in_another_language(page):
+    page.page.evaluate("window.localization = {'1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.': '{evaluations} statt 2: {names}'}")
+    page.prompt.fill("<lora:$&:1>")
+    page.says("4 statt 2: $& 1")
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_presets_and_reset(page, tab):
+    page.show(tab)
+    page.prompt.fill("<lora:a:1> <lora:b:1>")
+    for name in (*PRESETS, "reset"):
+        page.paste("method=composite patch_size=7 temperature=0.9 lam=0.3 top_k=2 start=0.1 end=0.8 adapters_per_pass=3 maps=True")
+        page.says("2 LoRAs (a 1, b 1): 4 model evaluations a step instead of 2.")
+        page.expect(page.control("patch_size", "input[type=number]")).to_have_value("7")
+        page.press(f"preset_{name}")
+        page.expect(page.control("patch_size", "input[type=number]")).to_have_value("1")
+        page.says(f"2 LoRAs (a 1, b 1): {4 if name == 'fast' else 6} model evaluations a step instead of 2.")
+        assert page.settings() == Settings(enabled=True, **PRESETS.get(name, {})).to_api()
+
+
+def test_controls_that_do_not_matter_are_grey(page):
+    temperature, start, verify = page.control("temperature"), page.control("start"), page.control("verify")
+    page.expect(temperature).to_be_enabled()
+    for method, disabled in (("composite", [temperature]), ("merge", [temperature, start, verify]), ("loratorio", [])):
+        page.control("method").click()
+        page.page.locator("ul.options li", has_text=method).click()
+        for control in (temperature, start, verify):
+            page.expect(control).to_be_enabled(enabled=control not in disabled)
+
+
+def test_pasting(page):
+    page.paste("method=switch patch_size=2 temperature=0.25 lam=1.0 text_encoder=merged verify=True")
+    page.expect(page.control("patch_size", "input[type=number]")).to_have_value("2")
+    assert page.settings() == Settings(True, "switch", 2, 0.25, 1.0, text_encoder="merged", verify=True).to_api()
+    page.paste("method=loratorio temperature=-1")
+    page.expect(page.page.get_by_text("temperature is '-1'")).to_be_visible()
+    page.paste("")
+    page.expect(page.page.locator("#script_txt2img_loratorio_enabled-checkbox input")).not_to_be_checked()
+    assert page.settings() == Settings(False, "switch", 2, 0.25, 1.0, text_encoder="merged", verify=True).to_api()
+
+
+def test_fits_a_narrow_window(page):
+    page.page.set_viewport_size({"width": 400, "height": 900})
+    accordion = page.page.locator("#script_txt2img_loratorio_enabled")
+    assert accordion.evaluate("element => element.scrollWidth <= element.clientWidth")
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 400
