@@ -4,6 +4,7 @@
 
     const NONE = "No LoRA in the prompt: the picture will be the ordinary one.";
     const ONE = "1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.";
+    const POOL = "The LoRAs of the pool come on top.";
     const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step instead of 2.";
 
     function lorasOf(prompt) {
@@ -13,25 +14,29 @@
             const [first, second] = parts.filter((part) => part && !part.includes("="));
             const text = named.te ?? first ?? "1";
             const unet = named.unet ?? second ?? text;
-            return {name, strength: text === unet ? unet : `${text}/${unet}`, used: Number(text) !== 0 || Number(unet) !== 0};
+            return {name, strength: text === unet ? unet : `${text}/${unet}`, everywhere: named.lt === "global", used: Number(text) !== 0 || Number(unet) !== 0};
         }).filter((lora) => lora.used);
     }
 
-    // How many times the model is evaluated in a step, the negative prompt's included.
-    function evaluations(loras, method, lambda) {
-        switch (method) {
-            case "composite": return 2 * loras;
-            case "switch": case "merge": return 2;
-            default: return lambda === 1 ? loras + 2 : lambda === 0 ? 2 * loras + 1 : 2 * loras + 2;
+    // How many times the model is evaluated in a step, the negative prompt's included; global LoRAs are part of the others' evaluations.
+    function evaluations(loras, {method, lambda, every}) {
+        const count = loras.filter((lora) => !lora.everywhere).length;
+        if (count === 0 || method === "switch" || method === "merge") {
+            return 2;
         }
+        const positive = method === "composite" ? count : count + 1;
+        const saves = every > 1 && !(method === "loratorio" && lambda === 1);
+        const negative = saves ? (count + every) / every : method === "composite" || lambda === 0 ? count : lambda === 1 ? 1 : count + 1;
+        return Number((positive + negative).toFixed(1));
     }
 
-    function describe(loras, method, lambda) {
-        const text = [NONE, ONE][loras.length] ?? MORE;
-        return (window.localization?.[text] || text)
+    function describe(loras, settings) {
+        const translated = (text) => window.localization?.[text] || text;
+        const text = translated([NONE, ONE][loras.length] ?? MORE)
             .replace("{count}", loras.length)
-            .replace("{evaluations}", evaluations(loras.length, method, lambda))
+            .replace("{evaluations}", evaluations(loras, settings))
             .replace("{names}", () => loras.map((lora) => `${lora.name} ${lora.strength}`).join(", "));
+        return settings.pool ? `${text} ${translated(POOL)}` : text;
     }
 
     function update(tab) {
@@ -39,9 +44,13 @@
         const prompt = find(`#${tab}_prompt textarea`);
         const help = find(`#script_${tab}_loratorio_help .loratorio-live`);
         if (prompt && help) {
-            const method = find(`#script_${tab}_loratorio_method input`)?.value;
-            const lambda = find(`#script_${tab}_loratorio_lam input[type=number]`)?.value ?? "";
-            const text = describe(lorasOf(prompt.value), method, lambda === "" ? 0.5 : Number(lambda));
+            const value = (name, kind, otherwise) => find(`#script_${tab}_loratorio_${name} ${kind}`)?.value || otherwise;
+            const text = describe(lorasOf(prompt.value), {
+                method: value("method", "input"),
+                lambda: Number(value("lam", "input[type=number]", 0.5)),
+                every: Number(value("guidance_every", "input[type=number]", 1)),
+                pool: value("pool", "textarea", "").trim(),
+            });
             if (help.textContent !== text) {
                 help.textContent = text;
             }

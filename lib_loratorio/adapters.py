@@ -2,8 +2,9 @@
 
 Every layer kind here is linear in its weight, so a changed weight `W + D` means `op(x, W) + op(x, D)`.
 Low-rank deltas are kept as factors, stacked over adapters and padded to the largest rank: two batched
-products a layer. Dense deltas (kinds without cheap factors) are computed by the host's own rule, applied
-to their rows only, and cached within a memory budget. A forward hook sits on each layer that any
+products a layer. Of many adapters only those of the batch at hand are stacked on the model's device, the
+others wait in host memory. Dense deltas (kinds without cheap factors) are computed by the host's own rule,
+applied to their rows only, and cached within a memory budget. A forward hook sits on each layer that any
 adapter touches; other layers cost nothing.
 """
 
@@ -18,15 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib_loratorio.methods import BASE
+RESIDENT = 8
+"""Adapters whose factors may all stay on the model's device; of more, only those of two calls are there at a time."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """`D = up @ down`: `down [r, C, *kernel]`, `up [O, r]`, the strength folded into `up`."""
+    """`D = scale * up @ down`: `down [r, C, *kernel]`, `up [O, r]`; `scale` holds the strength."""
 
     down: torch.Tensor
     up: torch.Tensor
+    scale: float | torch.Tensor = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,14 @@ class Dense:
 
 
 class Block(NamedTuple):
-    """Consecutive rows of a batch that belong to one model: `BASE` or an adapter's number."""
+    """Consecutive rows of a batch that belong to one model: the base with these adapters."""
 
-    adapter: int
+    adapters: tuple[int, ...]
     rows: int
 
 
 class _Run(NamedTuple):
-    """Consecutive blocks of equal size whose adapters are consecutive in a layer's stack."""
+    """Consecutive spans of rows, of equal size, whose adapters are consecutive in a layer's stack."""
 
     start: int
     rows: int
@@ -67,6 +70,10 @@ class Layout:
     def rows(self) -> int:
         return sum(block.rows for block in self.blocks)
 
+    @property
+    def adapters(self) -> tuple[int, ...]:
+        return tuple(sorted({adapter for block in self.blocks for adapter in block.adapters}))
+
     def runs(self, members: tuple[int, ...]) -> list[_Run]:
         """The row runs of these adapters, which is where a layer with this stack has work to do."""
         if members not in self._runs:
@@ -75,17 +82,27 @@ class Layout:
 
     def _find_runs(self, members: tuple[int, ...]) -> list[_Run]:
         runs: list[_Run] = []
-        start = 0
-        for adapter, rows in self.blocks:
-            if adapter in members:
-                place = members.index(adapter)
+        for place, adapter in enumerate(members):
+            for start, rows in self._spans(adapter):
                 last = runs[-1] if runs else None
                 if last and last.rows == rows and last.start + last.rows * last.count == start and last.first + last.count == place:
                     runs[-1] = last._replace(count=last.count + 1)
                 else:
                     runs.append(_Run(start, rows, place, 1))
-            start += rows
         return runs
+
+    def _spans(self, adapter: int) -> list[tuple[int, int]]:
+        """The adapter's rows as `(start, rows)`, blocks that touch as one."""
+        spans: list[tuple[int, int]] = []
+        start = 0
+        for adapters, rows in self.blocks:
+            if adapter in adapters:
+                if spans and sum(spans[-1]) == start:
+                    spans[-1] = spans[-1][0], spans[-1][1] + rows
+                else:
+                    spans.append((start, rows))
+            start += rows
+        return spans
 
 
 class MemoryBudget:
@@ -146,49 +163,74 @@ def fits_low_rank(layer: nn.Module, delta: LowRank) -> bool:
     return delta.down.shape[1:] == tuple(inputs) and delta.up.shape == (outputs, delta.down.shape[0])
 
 
-class _LowRankStack:
-    """The factors of all adapters that touch one layer, stacked and padded to the largest rank."""
+class _Stack(NamedTuple):
+    """Factors side by side, padded to the largest rank: `down [n, r, C * kernel]`, `up [n, O, r]`."""
+
+    members: tuple[int, ...]
+    down: torch.Tensor
+    up: torch.Tensor
+
+
+class _LowRankLayer:
+    """The low-rank deltas of all adapters that touch one layer, and the stacks made of them on its device.
+
+    `stacks` maps adapters to the stack of those of them that touch the layer; `placed` is where the layer computes, and
+    in what, None before its first call.
+    """
 
     def __init__(self, layer: nn.Module, deltas: Mapping[int, LowRank]):
-        self.layer = layer
-        self.members = tuple(sorted(deltas))
-        rank = max(delta.down.shape[0] for delta in deltas.values())
-        pad = [(deltas[member].down, deltas[member].up, rank - deltas[member].down.shape[0]) for member in self.members]
-        self.down = torch.stack([F.pad(down.flatten(1), (0, 0, 0, missing)) for down, _, missing in pad])
-        self.up = torch.stack([F.pad(up, (0, missing)) for _, up, missing in pad])
-        self.rank = rank
+        self.layer, self.deltas = layer, dict(sorted(deltas.items()))
+        self.stacks: dict[tuple[int, ...], _Stack] = {}
+        self.placed: tuple[torch.device, torch.dtype] | None = None
         kernel = _kernel(layer)
         self.pointwise = isinstance(layer, nn.Conv2d) and set(kernel + layer.stride) == {1} and set(layer.padding) == {0}
 
-    def to(self, output: torch.Tensor) -> None:
-        if self.down.device != output.device or self.down.dtype != output.dtype:
-            self.down, self.up = self.down.to(output), self.up.to(output)
+    def stack(self, adapters: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> _Stack:
+        stack = self.stacks.get(adapters)
+        if stack is None or (stack.down.device, stack.down.dtype) != (device, dtype):
+            stack = self.stacks[adapters] = self._stacked(adapters, device, dtype)
+            self.placed = device, dtype
+        return stack
 
-    def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout, scale: int) -> None:
-        self.to(output)
-        for run in layout.runs(self.members):
+    def _stacked(self, adapters: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> _Stack:
+        deltas = {adapter: self.deltas[adapter] for adapter in adapters if adapter in self.deltas}
+        rank = max(delta.down.shape[0] for delta in deltas.values())
+        downs, ups = [], []
+        for delta in deltas.values():
+            precise = torch.promote_types(delta.down.dtype, torch.float32)
+            missing = rank - delta.down.shape[0]
+            downs.append(F.pad(delta.down.flatten(1), (0, 0, 0, missing)).to(dtype))
+            ups.append(F.pad(delta.up.to(precise) * delta.scale, (0, missing)).to(dtype))
+        return _Stack(tuple(deltas), torch.stack(downs).to(device), torch.stack(ups).to(device))
+
+    def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout, scale: int, adapters: tuple[int, ...]) -> None:
+        if not any(adapter in self.deltas for adapter in layout.adapters):
+            return
+        stack = self.stack(adapters, output.device, output.dtype)
+        for run in layout.runs(stack.members):
             rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
-            stack = slice(run.first, run.first + run.count)
-            inputs = x[rows].to(output.dtype)
+            of_run = slice(run.first, run.first + run.count)
+            inputs, down, up = x[rows].to(output.dtype), stack.down[of_run], stack.up[of_run]
             if _is_linear(self.layer):
-                self._add_linear(inputs, output[rows], stack, run.count)
+                self._add_linear(inputs, output[rows], down, up)
             else:
-                self._add_convolution(inputs, output[rows], stack, run.count)
+                self._add_convolution(inputs, output[rows], down, up)
 
-    def _add_linear(self, x: torch.Tensor, output: torch.Tensor, stack: slice, count: int) -> None:
-        hidden = torch.bmm(x.reshape(count, -1, x.shape[-1]), self.down[stack].transpose(1, 2))
-        _multiply_into(output, (count, -1, output.shape[-1]), hidden, self.up[stack].transpose(1, 2))
+    def _add_linear(self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
+        count = down.shape[0]
+        hidden = torch.bmm(x.reshape(count, -1, x.shape[-1]), down.transpose(1, 2))
+        _multiply_into(output, (count, -1, output.shape[-1]), hidden, up.transpose(1, 2))
 
-    def _add_convolution(self, x: torch.Tensor, output: torch.Tensor, stack: slice, count: int) -> None:
+    def _add_convolution(self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
+        count, rank = down.shape[:2]
         images = x.shape[0] // count
-        down, up = self.down[stack], self.up[stack]
         if self.pointwise:
             hidden = torch.bmm(down.repeat_interleave(images, 0), x.reshape(*x.shape[:2], -1))
         else:
             side_by_side = x.unflatten(0, (count, images)).transpose(0, 1).flatten(1, 2)
-            kernels = down.reshape(count * self.rank, x.shape[1], *_kernel(self.layer))
+            kernels = down.reshape(count * rank, x.shape[1], *_kernel(self.layer))
             hidden = _convolve(self.layer, side_by_side, kernels, groups=count)
-            hidden = hidden.unflatten(1, (count, self.rank)).transpose(0, 1).flatten(0, 1).flatten(2)
+            hidden = hidden.unflatten(1, (count, rank)).transpose(0, 1).flatten(0, 1).flatten(2)
         shape = (*output.shape[:2], output.shape[2] * output.shape[3])
         _multiply_into(output, shape, up.repeat_interleave(images, 0), hidden)
 
@@ -255,15 +297,15 @@ class _LayerRows:
     """Everything that adapters add to one layer's output."""
 
     def __init__(self, layer: nn.Module, low_rank: Mapping[int, LowRank], dense: Mapping[int, _DenseDelta]):
-        self.stack = _LowRankStack(layer, low_rank) if low_rank else None
+        self.low_rank = _LowRankLayer(layer, low_rank) if low_rank else None
         self.dense = dict(dense)
 
-    def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout) -> None:
+    def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout, adapters: tuple[int, ...]) -> None:
         scale, rest = divmod(output.shape[0], layout.rows)
         if rest or x.shape[0] != output.shape[0]:
             raise RuntimeError(f"a layer got {output.shape[0]} rows, which are not a multiple of the batch's {layout.rows}")
-        if self.stack:
-            self.stack.add(x, output, layout, scale)
+        if self.low_rank:
+            self.low_rank.add(x, output, layout, scale, adapters)
         for adapter, delta in self.dense.items():
             for run in layout.runs((adapter,)):
                 rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
@@ -287,6 +329,9 @@ class AdapterBank:
         self.layout: Layout | None = None
         self.failures: list[dict[str, str]] = [{} for _ in adapters]
         self.counts = [0] * len(adapters)
+        self.streams = len(adapters) > RESIDENT
+        self._everyone = self._stacked = tuple(range(len(adapters)))
+        self._beside: torch.cuda.Stream | None = None
         self._handles: list = []
         shared_budget = MemoryBudget(budget)
         self._layers: list[tuple[nn.Module, _LayerRows]] = []
@@ -330,15 +375,43 @@ class AdapterBank:
     def _hook(self, rows: _LayerRows):
         def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             if self.layout is not None:
-                rows.add(inputs[0], output, self.layout)
+                rows.add(inputs[0], output, self.layout, self._stacked)
 
         return add
 
     @contextmanager
     def rows(self, layout: Layout) -> Iterator[None]:
         """For the time of the block, batches are divided among the models as `layout` says."""
-        self.layout = layout if any(block.adapter != BASE for block in layout.blocks) else None
+        self.layout = layout if layout.adapters else None
+        if self.layout:
+            self._stacked = layout.adapters if self.streams else self._everyone
+            self._keep(self._stacked)
         try:
             yield
         finally:
             self.layout = None
+
+    # Factors of many adapters, on the device for a call only
+
+    def prefetch(self, adapters: Sequence[int]) -> None:
+        """Brings the factors of a coming call to a CUDA device, while that computes the call before."""
+        low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank and rows.low_rank.placed]
+        if not (self.streams and low_rank and low_rank[0].placed[0].type == "cuda"):
+            return
+        self._beside = self._beside or torch.cuda.Stream(low_rank[0].placed[0])
+        with torch.cuda.stream(self._beside):
+            for layer in low_rank:
+                if any(adapter in layer.deltas for adapter in adapters):
+                    layer.stack(tuple(sorted(adapters)), *layer.placed)
+
+    def _keep(self, adapters: tuple[int, ...]) -> None:
+        """Gives the memory of stacks back that this call has no use for, and waits for those on their way."""
+        if not self.streams:
+            return
+        for low_rank in (rows.low_rank for _, rows in self._layers if rows.low_rank):
+            low_rank.stacks = {key: stack for key, stack in low_rank.stacks.items() if key == adapters}
+            for stack in low_rank.stacks.values() if self._beside else ():
+                stack.down.record_stream(torch.cuda.current_stream())
+                stack.up.record_stream(torch.cuda.current_stream())
+        if self._beside:
+            torch.cuda.current_stream().wait_stream(self._beside)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lib_loratorio import __version__
 from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.schedule import Window, window
+from lib_loratorio.schedule import Part, part
 from lib_loratorio.settings import INFOTEXT, METHODS, TEXT_ENCODER_MODES, Settings, SettingsError
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
@@ -51,8 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     add = generate.add_argument
     add("--model", type=Path, required=True, help="diffusers folder or .safetensors checkpoint of SD 1.x, SD 2.x or SDXL")
     add("--config", type=Path, help="for a checkpoint, offline: folder with the pipeline's json and tokenizer files")
-    add("--lora", type=parse_lora, action="append", required=True, metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E]",
-        help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that it takes part in")
+    add("--lora", type=parse_lora, action="append", required=True, metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global]",
+        help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that it takes "
+             "part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places")
     add("--prompt", required=True)
     add("--negative", default="", help="negative prompt")
     add("--steps", type=_whole(1), default=25)
@@ -81,15 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_lora(text: str) -> tuple[Path, float, Window]:
-    """`file`, `file:strength`, either with `:ltstart=NUMBER` and `:ltend=NUMBER` behind it.
+def parse_lora(text: str) -> tuple[Path, float, Part]:
+    """`file`, `file:strength`, either with `:ltstart=NUMBER`, `:ltend=NUMBER` and `:lt=ROLE` behind it.
 
     The colon of a Windows drive is part of the file.
     """
     text, *named = re.split(r":(?=[a-z]+=[^:/\\]*(?::|$))", text)
     path, strength = _file_and_strength(text)
     try:
-        return path, strength, window(dict(part.split("=", 1) for part in named), path.stem)
+        return path, strength, part(dict(name.split("=", 1) for name in named), path.stem)
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -235,7 +236,7 @@ def _save(options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int],
     from lib_loratorio.infotext import infotext, png_info
     from lib_loratorio.weight_maps import weight_panel
 
-    tags = " ".join(f"<lora:{path.stem}:{strength:g}{when.tag}>" for path, strength, when in options.lora if strength)
+    tags = " ".join(f"<lora:{path.stem}:{strength:g}{part.tag}>" for path, strength, part in options.lora if strength)
     written = []
     for number, (picture, seed) in enumerate(zip(pictures, seeds)):
         file = _file(options.out, seed, number, len(pictures))

@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lib_loratorio.adapters import AdapterBank, Block, Layout, is_out_of_memory
+from lib_loratorio.adapters import RESIDENT, AdapterBank, Block, Layout, is_out_of_memory
+
+AT_A_TIME = RESIDENT // 2
+"""Requests a call while adapters wait in host memory: with the next call's on their way, as many are on the device as may stay there."""
 
 
 class Request(NamedTuple):
-    """One model's rows of a call: the adapter's number or `BASE`, and the call's inputs for these rows.
+    """One model's rows of a call: the base with these adapters, and the call's inputs for these rows.
 
     `inputs` is a tree of tuples, lists and dicts; every tensor in it has the rows in dim 0.
     """
 
-    adapter: int
+    adapters: tuple[int, ...]
     rows: int
     inputs: Any
 
@@ -53,7 +56,7 @@ class Evaluator:
     Args:
         model: takes the inputs of a request (a tree with more rows) and returns predictions `[rows, ...]`.
         bank: adds the adapters' deltas to their rows.
-        limit: requests that may share one call; 0 is all.
+        limit: requests that may share one call; 0 is all, or of a bank that is too large to stay on the device, `AT_A_TIME`.
         fits: whether a call with this many rows fits into memory, by the host's estimate.
 
     In a call the base's rows come first; of several calls its call is the last, so that whatever else
@@ -80,9 +83,10 @@ class Evaluator:
         done: list[torch.Tensor] = []  # the last requests' predictions
         while len(done) < len(requests):
             waiting = requests[: len(requests) - len(done)]
-            group = self._fitting(waiting[-self.limit :] if self.limit else waiting)
+            group = self._next(waiting)
             try:
                 done[:0] = self._call(group)
+                self.bank.prefetch({adapter for request in self._next(waiting[: -len(group)]) for adapter in request.adapters})
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(group) == 1:
@@ -93,13 +97,16 @@ class Evaluator:
                 torch.cuda.empty_cache()
         return done
 
-    def _fitting(self, group: Sequence[Request]) -> Sequence[Request]:
+    def _next(self, waiting: Sequence[Request]) -> Sequence[Request]:
+        """Those that share the next call."""
+        limit = self.limit or (AT_A_TIME if self.bank.streams else 0)
+        group = waiting[-limit:] if limit else waiting
         while len(group) > 1 and not self.fits(sum(request.rows for request in group)):
             group = group[len(group) // 2 :]
         return group
 
     def _call(self, group: Sequence[Request]) -> Sequence[torch.Tensor]:
-        layout = Layout(tuple(Block(request.adapter, request.rows) for request in group))
+        layout = Layout(tuple(Block(request.adapters, request.rows) for request in group))
         with self.bank.rows(layout):
             predictions = self.model(_concatenate([request.inputs for request in group]))
         return predictions.split([request.rows for request in group])

@@ -41,6 +41,7 @@ class Predictions:
         cosine sees, `noise_offset + noise_scale * prediction`: with the noisy latents and -1 for denoised latents,
         with `sigma * z` and `alpha` for a variance-preserving velocity.
     picture_of: `[C]`, the picture that a conditional row belongs to.
+    noise_unit: what makes a difference of two unconditional predictions one of noise; a number, or `[B,1,1,1]`.
     """
 
     conditional: Mapping[int, torch.Tensor] | None
@@ -48,6 +49,7 @@ class Predictions:
     noise_offset: torch.Tensor | None
     picture_of: torch.Tensor
     noise_scale: float = -1.0
+    noise_unit: float | torch.Tensor = 1.0
 
     def noise(self, prediction: torch.Tensor) -> torch.Tensor:
         return prediction if self.noise_offset is None else self.noise_offset + self.noise_scale * prediction
@@ -56,12 +58,14 @@ class Predictions:
 class Composed(NamedTuple):
     """What the guidance goes on with; a part is None where there is none to hand over.
 
-    `weights` are the patch weights `[N,C,h,w]` of the conditional rows, from methods that weigh by place.
+    `weights` are the patch weights `[N,C,h,w]` of the conditional rows, from methods that weigh by place. `difference`
+    `[B,c,H,W]` is what later steps may need: `e~() - e_0()`, as noise.
     """
 
     conditional: torch.Tensor | None
     unconditional: torch.Tensor | None
     weights: torch.Tensor | None = None
+    difference: torch.Tensor | None = None
 
 
 class Method(Protocol):
@@ -161,7 +165,7 @@ class Merge:
 
 
 class Bare:
-    """The base model alone, where no adapter takes part in a step."""
+    """The base model alone, where no adapter competes in a step."""
 
     def plan(self, adapters: Sequence[int], step: int) -> Plan:
         return Plan((BASE,), (BASE,))
@@ -169,12 +173,6 @@ class Bare:
     def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
         of = predictions.conditional, predictions.unconditional
         return Composed(*(None if part is None else part[BASE] for part in of))
-
-
-def planned(method: Method, adapters: Sequence[int], step: int) -> tuple[Method, Plan | None]:
-    """What a step with these adapters, which may be none, is combined with, and its plan."""
-    method = method if adapters else Bare()
-    return method, method.plan(adapters, step)
 
 
 METHODS = {"loratorio": LoRAtorio, "composite": Composite, "switch": Switch, "merge": Merge}

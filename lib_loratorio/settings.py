@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+from urllib.parse import quote, unquote
 
 METHODS = ("loratorio", "composite", "switch", "merge")
 TEXT_ENCODER_MODES = ("own", "merged")
+POOL_MODES = ("exact", "scout")
 
 
 INFOTEXT = "LoRAtorio"
@@ -31,6 +33,11 @@ class Settings:
     `start` and `end` are fractions of the sampling: outside `[start, end)` the host's ordinary merged
     LoRAs apply. `top_k` 0 keeps all adapters; `adapters_per_pass` 0 puts as many evaluations into one
     model call as fit. `maps` shows, beside each picture, where each LoRA weighed most.
+
+    `pool` lists LoRAs besides the prompt's. In its mode "exact" all of them are evaluated in every step; in "scout" all up to
+    the fraction `scout` of the sampling and in every `scout_every`-th step (0: no more), and between these only those whose
+    share of the weight was at least `scout_share`. `trigger_words` appends each LoRA's own to its own prompt.
+    `guidance_every` evaluates the LoRAs' unconditional rows in every so many steps only.
     """
 
     enabled: bool = False
@@ -45,6 +52,13 @@ class Settings:
     adapters_per_pass: int = 0
     verify: bool = False
     maps: bool = False
+    pool: str = ""
+    pool_mode: str = "exact"
+    scout: float = 0.2
+    scout_every: int = 0
+    scout_share: float = 0.1
+    trigger_words: bool = False
+    guidance_every: int = 1
 
     def __post_init__(self) -> None:
         for name, convert in _CONVERSIONS.items():
@@ -104,7 +118,7 @@ class Settings:
             name, separator, value = pair.partition("=")
             if not separator:
                 raise SettingsError(f"LoRAtorio: cannot read {pair!r} in the infotext; expected name=value.")
-            values[name] = value
+            values[name] = unquote(value)
         return cls.from_api(values)
 
 
@@ -120,7 +134,7 @@ _ALWAYS_WRITTEN = ("method", "patch_size", "temperature", "lam")
 
 
 def _text(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else quote(str(value), safe="/:,*?")
 
 
 def _refuse(name: str, value: Any, allowed: str) -> SettingsError:
@@ -154,6 +168,20 @@ class _Choice:
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "enum": list(self.choices)}
+
+
+class _List:
+    """Text with entries divided by commas or line breaks, or a list of such; comes out divided by commas."""
+
+    def __call__(self, name: str, value: Any) -> str:
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+            raise _refuse(name, value, "text, or a list of texts")
+        entries = (entry.strip() for part in parts for entry in part.replace("\n", ",").split(","))
+        return ",".join(entry for entry in entries if entry)
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
 
 class _Number:
@@ -192,6 +220,13 @@ _CONVERSIONS = {
     "adapters_per_pass": _Number(0, math.inf, whole=True),
     "verify": _Boolean(),
     "maps": _Boolean(),
+    "pool": _List(),
+    "pool_mode": _Choice(*POOL_MODES),
+    "scout": _Number(0, 1),
+    "scout_every": _Number(0, math.inf, whole=True),
+    "scout_share": _Number(0, 1),
+    "trigger_words": _Boolean(),
+    "guidance_every": _Number(1, math.inf, whole=True),
 }
 
 

@@ -23,13 +23,14 @@ class SamplerCall:
         method, plan: what is evaluated on which rows.
         evaluator: runs the model.
         picture_of: `[C]`, the picture of each conditional row.
+        everywhere: adapters that belong to the base and to every other model.
         same_length: whether a model's conditional and unconditional rows can share a batch.
         verify: called with every evaluated request and its prediction.
     """
 
     def __init__(self, method: Method, plan: Plan, evaluator: Evaluator, picture_of: torch.Tensor,
-                 same_length: Callable[[int], bool] = lambda model: True, verify: Verify | None = None):
-        self.method, self.plan, self.evaluator, self.picture_of = method, plan, evaluator, picture_of
+                 same_length: Callable[[int], bool] = lambda model: True, verify: Verify | None = None, everywhere: Sequence[int] = ()):
+        self.method, self.plan, self.evaluator, self.picture_of, self.everywhere = method, plan, evaluator, picture_of, tuple(everywhere)
         self.same_length, self.verify = same_length, verify
         self._conditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.conditional}
         self._unconditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.unconditional}
@@ -45,14 +46,14 @@ class SamplerCall:
         """
         self._places += places or range(len(self._places), len(self._places) + conditional)
         requests = self._requests(conditional, unconditional, inputs)
-        predictions = self.evaluator([request for request, _ in requests])
+        predictions = self.evaluator([request for _, request, _ in requests])
         if self.verify:
-            self.verify([request for request, _ in requests], predictions)
-        for (request, c), prediction in zip(requests, predictions):
+            self.verify([request for _, request, _ in requests], predictions)
+        for (model, request, c), prediction in zip(requests, predictions):
             if c:
-                self._conditional[request.adapter].append(prediction[:c])
+                self._conditional[model].append(prediction[:c])
             if c < request.rows:
-                self._unconditional[request.adapter].append(prediction[c:])
+                self._unconditional[model].append(prediction[c:])
         parts = []
         if conditional:
             parts.append(_stand_in(self._conditional))
@@ -70,8 +71,8 @@ class SamplerCall:
         """Whether the host has asked for any conditional row yet."""
         return bool(self._places)
 
-    def _requests(self, conditional: int, unconditional: int, inputs: Inputs) -> list[tuple[Request, int]]:
-        """The chunk's requests with how many of each one's rows are conditional; the base's first."""
+    def _requests(self, conditional: int, unconditional: int, inputs: Inputs) -> list[tuple[int, Request, int]]:
+        """The chunk's requests, each with its model and how many of its rows are conditional; the base's first."""
         requests = []
         for model in sorted({*self.plan.conditional, *self.plan.unconditional}):
             c = conditional if model in self.plan.conditional else 0
@@ -81,19 +82,21 @@ class SamplerCall:
                 spans = [(0, c, c), (c, c + u, 0)]
             for start, end, of_condition in spans:
                 if end > start:
-                    requests.append((Request(model, end - start, inputs(model, slice(start, end))), of_condition))
+                    adapters = (*self.everywhere, *(() if model == BASE else (model,)))
+                    requests.append((model, Request(adapters, end - start, inputs(model, slice(start, end))), of_condition))
         return requests
 
-    def combine(self, noise_offset: torch.Tensor | None, noise_scale: float = -1.0, weights: torch.Tensor | None = None) -> Composed:
+    def combine(self, noise_offset: torch.Tensor | None, noise_scale: float = -1.0, noise_unit: float | torch.Tensor = 1.0,
+                weights: torch.Tensor | None = None) -> Composed:
         """The composed predictions; a part is None where the host asked for no such rows.
 
-        `noise_offset` and `noise_scale` say how predictions become noise, see `Predictions`; `weights` are those of
-        another call of the same step, to be used instead of this one's own.
+        `noise_offset`, `noise_scale` and `noise_unit` say how predictions become noise, see `Predictions`; `weights` are
+        those of another call of the same step, to be used instead of this one's own.
         """
         order = torch.tensor(self._places).argsort().to(self.picture_of.device)
         conditional = {model: torch.cat(chunks)[order] for model, chunks in self._conditional.items() if chunks}
         unconditional = {model: torch.cat(chunks) for model, chunks in self._unconditional.items() if chunks}
-        predictions = Predictions(conditional or None, unconditional or None, noise_offset, self.picture_of, noise_scale)
+        predictions = Predictions(conditional or None, unconditional or None, noise_offset, self.picture_of, noise_scale, noise_unit)
         return self.method.combine(predictions, weights)
 
 

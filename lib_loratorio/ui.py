@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import gradio as gr
 
-from lib_loratorio.settings import INFOTEXT, METHODS, PRESETS, TEXT_ENCODER_MODES, Settings, SettingsError
+from lib_loratorio import pool_picker
+from lib_loratorio.settings import INFOTEXT, METHODS, POOL_MODES, PRESETS, TEXT_ENCODER_MODES, Settings, SettingsError
 
 TITLE = "LoRAtorio"
 RESET = "reset"
@@ -55,12 +56,28 @@ CONTROLS = {
     "maps": Control("Checkbox", "Show weight maps: where each LoRA weighed most, beside each picture", methods=("loratorio",)),
     "verify": Control("Checkbox", "Verify (slow): compare every evaluation with the WebUI's own merge", methods=APART),
     "adapters_per_pass": _slider("Evaluations per pass", "0: as many as fit into memory; fewer need less memory", 0, 16, 1, PARALLEL),
+    "guidance_every": _slider("Negative prompt every", "steps between two evaluations of the negative prompt with each LoRA; 1: in every step, more is faster",
+                              1, 10, 1, PARALLEL),
+    "trigger_words": Control("Checkbox", "Trigger words: each LoRA's own, from its file, in its own prompt only", methods=APART),
+    "pool_mode": Control("Radio", "Pool", "exact: all of its LoRAs in every step; scout: all at first, then those that matter",
+                         {"choices": list(POOL_MODES)}, APART),
+    "pool": Control("Textbox", "LoRAs in the pool", "besides the prompt's: name, name:0.8 or folder/*, divided by commas", {"lines": 1, "max_lines": 8}, APART),
+    "scout": _slider("Scout until", "fraction of the sampling in which all of the pool take part", 0, 1, 0.05, ("loratorio",)),
+    "scout_share": _slider("Scout's least share", "of the weight, that a LoRA of the pool needs to stay", 0, 1, 0.01, ("loratorio",)),
+    "scout_every": _slider("Scout again every", "steps; 0: never", 0, 50, 1, ("loratorio",)),
 }
 """The controls by the setting's name, in the order they are shown, two in a row."""
 
 
-def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], default: Settings | None = None) -> list:
-    """The controls. `accordion` is the host's InputAccordion; `elem_id` names an element; `default` is what they start with."""
+def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], default: Settings | None = None, loras: Callable[[], Iterable[str]] = tuple) -> list:
+    """The controls.
+
+    Args:
+        accordion: the host's InputAccordion.
+        elem_id: names an element.
+        default: what the controls start with.
+        loras: gives the host's LoRAs, as paths within their folder.
+    """
     default = default or Settings()
     buttons, made, names = {}, {}, list(CONTROLS)
     with accordion(default.enabled, label=ENABLED.label, elem_id=elem_id("enabled")) as made["enabled"]:
@@ -73,13 +90,15 @@ def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], default:
                 for name in filter(None, row):
                     control = CONTROLS[name]
                     made[name] = control.make(getattr(default, name), elem_id=elem_id(name), interactive=default.method in control.methods)
+        pool_picker.build(made["pool"], loras, elem_id)
     controls = [made[field.name] for field in fields(Settings)]
     for control in (*controls, getattr(made["enabled"], "accordion", None)):
         if control is not None:
             control.do_not_save_to_config = True  # the host would go on with the defaults of the version it saw first
     for name, button in buttons.items():
         values = (default if name == RESET else Settings(**PRESETS[name])).to_api()
-        button.click(_giving([values[name] for name in values if name != "enabled"]), inputs=[], outputs=controls[1:], show_progress=False)
+        changed = [setting for setting in values if setting != "enabled" and (name == RESET or setting != "pool")]
+        button.click(_giving([values[setting] for setting in changed]), inputs=[], outputs=[made[setting] for setting in changed], show_progress=False)
     made["method"].change(_greyed, inputs=[made["method"]], outputs=[made[name] for name in _of_some_methods()], show_progress=False)
     return controls
 

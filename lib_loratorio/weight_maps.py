@@ -18,6 +18,9 @@ TILE = 256
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167), (150, 150, 150))
 """Okabe and Ito's palette, which colour-blind people can tell apart too."""
 
+MOST, OTHERS = len(COLOURS), (60, 60, 60)
+"""How many adapters are shown, and the colour of the places that others win."""
+
 HEAT = ((0.0, (13, 8, 135)), (0.25, (126, 3, 168)), (0.5, (204, 71, 120)), (0.75, (248, 149, 64)), (1.0, (240, 249, 33)))
 """Weight 0 to 1 in colours, after matplotlib's plasma."""
 
@@ -57,21 +60,23 @@ class WeightMaps:
         return self.mean.mean((-2, -1))
 
 
-def of_pictures(weights: torch.Tensor, adapters: Sequence[int], count: int, picture_of: torch.Tensor) -> torch.Tensor:
-    """A call's patch weights `[n, C, h, w]`, of those adapters that took part and of C conditional rows, as `[count, B, h, w]`:
-    0 for adapters that took no part, and for each picture the mean over its rows.
+def of_pictures(weights: torch.Tensor, adapters: Sequence[int], members: Sequence[int], picture_of: torch.Tensor) -> torch.Tensor:
+    """A call's patch weights `[n, C, h, w]`, of those adapters that took part and of C conditional rows, as `[N, B, h, w]` of all
+    N members: 0 for adapters that took no part, and for each picture the mean over its rows.
     """
     pictures = int(picture_of.max()) + 1
-    every = weights.new_zeros(count, pictures, *weights.shape[2:])
+    every = weights.new_zeros(len(members), pictures, *weights.shape[2:])
     rows = torch.bincount(picture_of, minlength=pictures).to(weights).view(1, -1, 1, 1)
-    every[list(adapters)] = weights.new_zeros(len(adapters), *every.shape[1:]).index_add_(1, picture_of, weights) / rows
+    every[[members.index(adapter) for adapter in adapters]] = weights.new_zeros(len(adapters), *every.shape[1:]).index_add_(1, picture_of, weights) / rows
     return every
 
 
 def weight_panel(
     picture: Image.Image, weights: torch.Tensor, names: Sequence[str], patch: int, font: Callable[[int], Font] = ImageFont.load_default,
 ) -> Image.Image:
-    """One row of tiles: the picture, a heat map per adapter with its share, and who wins where.
+    """One row of tiles: the picture, a heat map with its share for each adapter, and who wins where.
+
+    Of more than `MOST` adapters those with the largest shares are shown, and the last line tells what the others have.
 
     Args:
         picture: the finished picture.
@@ -81,23 +86,27 @@ def weight_panel(
         font: gives a font of a size in pixels; the default needs Pillow 10.1.
     """
     weights = weights.detach().float().cpu()
+    shown = weights.mean((-2, -1)).topk(min(MOST, len(weights))).indices.sort().values.tolist()
+    colours = [COLOURS[shown.index(n)] if n in shown else OTHERS for n in range(len(names))]
     factor = max(1, -(-TILE // picture.width))
     size = (picture.width * factor, picture.height * factor)
     plain = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
     grey = plain.convert("L").convert("RGB")
     shares = weights.mean((-2, -1))
     tiles = [(plain, [("picture", None)])]
-    for share, weight, name in zip(shares, weights, names):
-        tiles.append((Image.blend(grey, _on_picture(_heat(weight.numpy()), patch, picture.size, size), 0.6), [(f"{name} {share:.0%}", None)]))
-    legend = [(name, COLOURS[n % len(COLOURS)]) for n, name in enumerate(names)]
-    tiles.append((Image.blend(grey, _on_picture(dominant(weights), patch, picture.size, size), 0.6), legend))
+    for n in shown:
+        heat = Image.blend(grey, _on_picture(_heat(weights[n].numpy()), patch, picture.size, size), 0.6)
+        tiles.append((heat, [(f"{names[n]} {shares[n]:.0%}", None)]))
+    legend = [(names[n], colours[n]) for n in shown]
+    if len(shown) < len(names):
+        legend.append((f"{len(names) - len(shown)} others {1 - shares[shown].sum():.0%}", OTHERS))
+    tiles.append((Image.blend(grey, _on_picture(dominant(weights, colours), patch, picture.size, size), 0.6), legend))
     return _row(tiles, size, font(max(14, size[0] // 20)))
 
 
-def dominant(weights: torch.Tensor) -> Image.Image:
-    """Who wins where: one pixel a patch, in the colour of the adapter that weighs most; `weights [N, h, w]`."""
-    colours = np.array([COLOURS[n % len(COLOURS)] for n in range(len(weights))], np.uint8)
-    return Image.fromarray(colours[weights.argmax(0).cpu().numpy()])
+def dominant(weights: torch.Tensor, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """Who wins where: one pixel a patch, in the colour of the adapter that weighs most; `weights [N, h, w]`, N colours."""
+    return Image.fromarray(np.array(colours, np.uint8)[weights.argmax(0).cpu().numpy()])
 
 
 def _heat(weight: np.ndarray) -> Image.Image:

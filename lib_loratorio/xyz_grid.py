@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lib_loratorio.settings import METHODS, TEXT_ENCODER_MODES, Settings
+from lib_loratorio.settings import METHODS, POOL_MODES, TEXT_ENCODER_MODES, Settings
 
 PREFIX = "[LoRAtorio] "
 
@@ -41,6 +41,9 @@ def axes(option: type) -> list:
         option(PREFIX + "LoRAs per place (top k)", int, _apply("top_k")),
         option(PREFIX + "Step range (0.2-0.8)", str, _apply("start", "end", read=_range)),
         option(PREFIX + "Text encoder", str, _apply("text_encoder"), choices=lambda: list(TEXT_ENCODER_MODES)),
+        option(PREFIX + "Pool mode", str, _apply("pool_mode"), choices=lambda: list(POOL_MODES)),
+        option(PREFIX + "Scout's least share", float, _apply("scout_share")),
+        option(PREFIX + "Negative prompt every", int, _apply("guidance_every")),
     ]
 
 

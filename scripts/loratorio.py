@@ -9,7 +9,7 @@ from lib_loratorio.adapters import is_out_of_memory
 from lib_loratorio.api import add_routes
 from lib_loratorio.hosts import of_this_webui
 from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.hosts.webui import options
+from lib_loratorio.hosts.webui import options, pool
 from lib_loratorio.settings import INFOTEXT, Settings, SettingsError
 from lib_loratorio.xyz_grid import add_axes, with_axes
 
@@ -24,7 +24,7 @@ class LoratorioScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        controls = ui.build(InputAccordion, self.elem_id, options.starting_settings())
+        controls = ui.build(InputAccordion, self.elem_id, options.starting_settings(), lambda: pool.known().values())
         self.infotext_fields = ui.infotext_fields(controls)
         self.paste_field_names = [INFOTEXT]
         return controls

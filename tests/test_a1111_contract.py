@@ -70,14 +70,15 @@ def lengthened(text, tokens):
 
 
 def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps=3, cfg=3.0, seed=1, x=None, size=(48, 40), settings=None,
-                 skipped=lambda call: False, pad=None, refiner=None, switch_at=2.0):
-    """Latents. `prompts`: per picture a list of `(text, or text of a call, weight)`."""
+                 skipped=lambda call: False, pad=None, refiner=None, switch_at=2.0, everywhere=(), words=()):
+    """Latents. `prompts`: per picture a list of `(text, or text of a call, weight)`; `everywhere` are the global adapters, `words` the
+    adapters' trigger words."""
     s = Settings(**(settings or {}))
     checkpoint = host.shared.sd_model
     config = host.sd_samplers.find_sampler_config(sampler)
     total, n, calls = config.total_steps(steps), len(adapters), iter(range(99))
-    models = [(), *((adapter,) for adapter in adapters), tuple(adapters)]
-    merged = n + 1
+    models = [tuple(everywhere), *((*everywhere, adapter) for adapter in adapters), (*everywhere, *adapters)]
+    merged, kept = n + 1, {}
     if x is None:
         x = torch.stack([host.request("", height=size[1], width=size[0], seed=seed).noise(picture) for picture in range(len(prompts))])
     image = host.request("").image_conditioning(x)
@@ -91,7 +92,8 @@ def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps
     def texts(model, call):
         """All conditional rows' texts, and the negative one, as one model has them."""
         reader = models[merged if s.text_encoder == "merged" else model]
-        conditions = [[encode(host, reader, text(call) if callable(text) else text, size) for text, _ in subprompts] for subprompts in prompts]
+        own = f", {words[model - 1]}" if 0 < model <= len(words) and words[model - 1] else ""
+        conditions = [[encode(host, reader, (text(call) if callable(text) else text) + own, size) for text, _ in subprompts] for subprompts in prompts]
         longest = max(length(text) for subprompts in conditions for text in subprompts)
         conditions = [[lengthened(text, longest) for text in subprompts] for subprompts in conditions]
         uncond = encode(host, reader, negative, size)
@@ -125,6 +127,10 @@ def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps
                 mean = sum(weights) / len(weights)
                 lam = s.lam if s.method == "loratorio" else 0
                 uncond = lam * negatives[0] + (1 - lam) * sum(mean[i] * negatives[i + 1] for i in range(n))
+                unit = 1 if sampler == "DDIM" else -sigma[picture]
+                if int(fraction * steps) % s.guidance_every:
+                    uncond = negatives[0] + kept[picture] * unit
+                kept[picture] = (uncond - negatives[0]) / unit
             else:
                 conditional, uncond = [e[merged] for e in conditional], negatives[merged]
             scale = cfg
@@ -529,7 +535,7 @@ def test_an_error_of_ours_in_a_callback_ends_the_generation(host, monkeypatch, s
 
 
 def test_an_error_at_the_start_ends_the_generation(host, monkeypatch):
-    monkeypatch.setattr(host.a1111.deltas, "_deltas", lambda adapter: 1 / 0)
+    monkeypatch.setattr(host.a1111.deltas, "_deltas", lambda adapter, below: 1 / 0)
     p = host.request(f"a cat {TEXT_TAGS}", ON)
     with pytest.raises(LoratorioError, match="could not start: ZeroDivisionError"):
         host.processing.process_images(p)
@@ -775,8 +781,99 @@ def test_adapters_take_part_within_their_windows(host, monkeypatch):
     assert p.loratorio is None and p.extra_generation_params["LoRAtorio verify"].endswith("over 8 calls")
 
 
+GLOBAL = "<lora:text:0.7:0.9:lt=global> <lora:a:0.8> <lora:b:0.6>"
+
+
+@pytest.mark.parametrize("settings", [{}, {"lam": 0.0, "adapters_per_pass": 1}, {"method": "composite"}, {"text_encoder": "merged"}], ids=str)
+def test_global_adapters_are_in_the_base_and_in_every_evaluation(host, settings):
+    p, latents = host.generate(f"a cat {GLOBAL}", {**ON, **settings, "verify": True})
+    assert_close(latents, by_equations(host, [A, B], one("a cat"), settings=settings, everywhere=[TEXT]))
+    assert float(p.extra_generation_params["LoRAtorio verify"].split()[3]) < 1e-9
+    assert_clean(host, p, ("text", "a", "b"))
+
+
+def test_kinds_that_read_the_weight_read_it_with_the_global_adapters(host):
+    """DoRA's and OFT's changes depend on the weight that they change."""
+    host.add("under", {f"diffusion_model_{name}": "full" for name in UNET_LAYERS}, seed=7)
+    host.add("over", {f"diffusion_model_{name}": kind for name, kind in zip(UNET_LAYERS[3:9], ("dora", "norm", "oft", "dora", "glora", "oft"))}, seed=8)
+    _, latents = host.generate("a cat <lora:over:0.6> <lora:under:0.5:lt=global> <lora:b:0.6>", ON)
+    assert_close(latents, by_equations(host, [("over", 0.6, 0.6), B], one("a cat"), everywhere=[("under", 0.5, 0.5)]))
+
+
+def test_a_global_adapter_alone_is_merged(host):
+    _, latents = host.generate("a cat <lora:a:0.8:lt=global>", ON)
+    assert_close(latents, merged_picture(host, "a cat <lora:a:0.8>"))
+
+
+def test_maps_show_local_adapters(host):
+    p, _ = host.generate(f"a cat {GLOBAL}", {**ON, "maps": True})
+    (share,) = json.loads(p.extra_generation_params["LoRAtorio shares"])
+    assert set(share["mean"]) == {"a", "b"} and sum(share["mean"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("pool, text", [("text:0.7, b:0.6", "<lora:a:0.8>"), ("b:0.6, ?e*t:0.7", "<lora:a:0.8>"), ("a:0.8, text:0.7, b:0.6, a:9", "")])
+def test_a_pool_is_composed_like_the_prompts_own(host, pool, text):
+    p, latents = host.generate(f"a cat {text}", {**ON, "pool": pool, "top_k": 2, "verify": True})
+    pooled = [("text", 0.7, 0.7), B] if pool.startswith("text") else [B, ("text", 0.7, 0.7)] if text else [("text", 0.7, 0.7), B]
+    assert_close(latents, by_equations(host, [A, *pooled], one("a cat"), settings={"top_k": 2}))
+    assert p.extra_generation_params["LoRAtorio pool"] == "step 1: " + ", ".join(name for name, *_ in [A, *pooled])
+    assert_clean(host, p, ("a",) if text else ())
+
+
+def test_a_pool_in_portions(host, monkeypatch):
+    """More adapters than stay on the device."""
+    for number in range(12):
+        host.add(f"p{number}", {f"diffusion_model_{UNET_LAYERS[number % 10]}": "lora", "diffusion_model_to_k": "lora"}, seed=20 + number)
+    rows = count_rows(host, monkeypatch)
+    p, latents = host.generate(f"a cat {TAGS}", {**ON, "pool": "p*:0.5"}, steps=1)
+    assert rows == [8, 8, 8, 6]
+    assert_close(latents, by_equations(host, [A, B, *((f"p{number}", 0.5, 0.5) for number in range(12))], one("a cat"), steps=1))
+    assert_clean(host, p)
+
+
+def test_scouting_evaluates_the_few_that_kept_a_share(host):
+    settings = {"pool": "text:0.7,b:0.6,other", "pool_mode": "scout", "scout": 0.5, "scout_share": 0.1, "temperature": 0.1}
+    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, **settings, "maps": True, "verify": True}, steps=4)
+    (share,) = json.loads(p.extra_generation_params["LoRAtorio shares"])
+    means = {name: (share["by_call"][0][name] + share["by_call"][1][name]) / 2 for name in ("text", "b", "other")}
+    kept = ["a", *(name for name, mean in means.items() if mean >= 0.1)]
+    assert 1 < len(kept) < 4, means
+    assert p.extra_generation_params["LoRAtorio pool"] == f"step 1: a, text, b, other; step 3: {', '.join(kept)}"
+    assert float(p.extra_generation_params["LoRAtorio verify"].split()[3]) < 1e-9
+    assert_clean(host, p, ("a",))
+
+
+def test_what_cannot_be_in_a_pool(host):
+    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "foreign, b"})
+    assert "1 LoRAs of the pool" in p.extra_generation_params[NOTE] and "foreign" in p.extra_generation_params[NOTE]
+    assert p.extra_generation_params["LoRAtorio pool"] == "step 1: a, b"
+    for pool, message in (("horse", "'horse', which is none of the WebUI's LoRAs"), ("b:much", "must be a number")):
+        with pytest.raises(LoratorioError, match=message):
+            host.generate("a cat <lora:a:0.8>", {**ON, "pool": pool})
+    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "b", "method": "merge"})
+    assert "no pool" in p.extra_generation_params[NOTE]
+
+
+@pytest.mark.parametrize("settings", [{"guidance_every": 2}, {"guidance_every": 3, "lam": 0.0}, {"guidance_every": 2, "method": "composite"}], ids=str)
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
+def test_cheaper_guidance(host, monkeypatch, settings, sampler):
+    rows = count_rows(host, monkeypatch)
+    _, latents = host.generate(f"a cat {TAGS}", {**ON, **settings}, sampler_name=sampler, steps=4)
+    full, saved = (5, 3) if settings.get("method") else (6, 4)
+    assert rows == [saved if step % settings["guidance_every"] else full for step in range(4)]
+    assert_close(latents, by_equations(host, [A, B], one("a cat"), settings=settings, sampler=sampler, steps=4), 1e-6)
+
+
+def test_trigger_words_are_in_the_adapters_own_prompts(host, monkeypatch):
+    words = {"a.safetensors": "word of a", "b.safetensors": ""}
+    monkeypatch.setattr(host.text, "trigger_words", lambda path: words[path.rpartition("/")[2]])
+    p, latents = host.generate(f"a cat AND a dog :0.5 {TAGS}", {**ON, "trigger_words": True})
+    assert_close(latents, by_equations(host, [A, B], [[("a cat", 1.0), ("a dog", 0.5)]], words=("word of a", "")))
+    assert_clean(host, p)
+
+
 def test_mistyped_windows_stop_the_sampling(host):
-    with pytest.raises(LoratorioError, match="'ltbegin', which is not known; the names are ltstart and ltend"):
+    with pytest.raises(LoratorioError, match="'ltbegin', which is not known; the names are ltstart, ltend and lt"):
         host.generate("a cat <lora:a:1:ltbegin=0.5>", ON)
 
 
@@ -842,21 +939,24 @@ def test_maps_that_cannot_be_drawn_are_a_note(host, monkeypatch):
     assert len(p.processed.images) == 1
 
 
-def test_presets_set_every_control_but_the_check_box(host):
+def test_presets_set_every_control_but_the_check_box_and_the_pool(host):
     host.gradio.Button.made.clear()
-    _, *controls = host.script.ui(False)
-    names = [button.value for button in host.gradio.Button.made]
-    assert names == [*PRESETS, "reset"]
-    for button in host.gradio.Button.made:
-        function, inputs, outputs = button.events["click"]
-        assert inputs == [] and outputs == controls
-        assert Settings(False, *function()) == Settings(**PRESETS.get(button.value, {}))
+    controls = dict(zip((field.name for field in fields(Settings)), host.script.ui(False)))
+    buttons = {button.value: button.events["click"] for button in host.gradio.Button.made[: len(PRESETS) + 1]}
+    assert list(buttons) == [*PRESETS, "reset"]
+    for name, (function, inputs, outputs) in buttons.items():
+        changed = [setting for setting, control in controls.items() if control in outputs]
+        assert inputs == [] and set(controls) - set(changed) == {"enabled"} | ({"pool"} if name in PRESETS else set())
+        assert Settings(**dict(zip(changed, function(), strict=True))) == Settings(**PRESETS.get(name, {}))
+
+
+WEIGHING = ("patch_size", "temperature", "lam", "top_k", "maps", "scout", "scout_every", "scout_share")
 
 
 @pytest.mark.parametrize("method, grey", [
     ("loratorio", []),
-    ("composite", ["patch_size", "temperature", "lam", "top_k", "maps"]),
-    ("merge", ["patch_size", "temperature", "lam", "top_k", "start", "end", "text_encoder", "adapters_per_pass", "verify", "maps"]),
+    ("composite", [*WEIGHING]),
+    ("merge", [*WEIGHING, "start", "end", "text_encoder", "adapters_per_pass", "verify", "pool", "pool_mode", "trigger_words", "guidance_every"]),
 ])
 def test_controls_that_a_method_does_not_use_are_grey(host, method, grey):
     controls = host.script.ui(False)

@@ -112,7 +112,7 @@ def with_weights(layer, x, delta=None, bias=None):
 
 
 def run(bank, layer, x, blocks):
-    with bank.attached(), bank.rows(Layout(tuple(Block(*block) for block in blocks))):
+    with bank.attached(), bank.rows(Layout(tuple(Block(() if adapter == BASE else (adapter,), rows) for adapter, rows in blocks))):
         return layer(x)
 
 
@@ -391,7 +391,7 @@ def test_nothing_is_left_when_the_forward_raises(generator, error):
     before = state(layer)
     bank = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET)
     x = torch.randn((1, *shape), generator=generator, dtype=torch.float64)
-    with pytest.raises(error), bank.attached(), bank.rows(Layout((Block(0, 1),))):
+    with pytest.raises(error), bank.attached(), bank.rows(Layout((Block((0,), 1),))):
         layer(x)
         raise error
     assert unchanged(layer, before)
@@ -405,10 +405,10 @@ def test_hooks_act_only_within_rows(generator):
     bank = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET)
     with bank.attached():
         assert torch.equal(layer(x), plain)
-        with bank.rows(Layout((Block(0, 3),))):
+        with bank.rows(Layout((Block((0,), 3),))):
             assert (layer(x) - plain).abs().max() > 0.1
         assert torch.equal(layer(x), plain)
-        with bank.rows(Layout((Block(BASE, 2),))):  # whatever is called here, none of it is an adapter's
+        with bank.rows(Layout((Block((), 2),))):  # whatever is called here, none of it is an adapter's
             assert torch.equal(layer(x), plain)
     assert torch.equal(layer(x), plain)
 
@@ -441,14 +441,14 @@ def test_quantised_linear_layers_without_sizes_take_factors(generator, packed):
     delta = LowRank(torch.randn(2, 8, generator=generator), torch.randn(6, 2, generator=generator))
     assert weight_shape(layer) == (6, 8) and fits_low_rank(layer, delta)
     bank, x = AdapterBank({"layer": layer}, [{"layer": delta}], 0), torch.randn(3, 5, 8, generator=generator)
-    with bank.attached(), bank.rows(Layout((Block(BASE, 1), Block(0, 2)))):
+    with bank.attached(), bank.rows(Layout((Block((), 1), Block((0,), 2)))):
         y = layer(x)
     torch.testing.assert_close(y[:1], F.linear(x[:1], weight))
     torch.testing.assert_close(y[1:], F.linear(x[1:], weight + delta.up @ delta.down))
 
 
 def test_layouts_count_their_rows():
-    layout = Layout((Block(BASE, 2), Block(0, 3), Block(1, 3)))
+    layout = Layout((Block((), 2), Block((0,), 3), Block((1,), 3)))
     assert layout.rows == 8
     assert [tuple(run) for run in layout.runs((0, 1))] == [(2, 3, 0, 2)]
     assert [tuple(run) for run in layout.runs((1,))] == [(5, 3, 0, 1)]

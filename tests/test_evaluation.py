@@ -36,7 +36,7 @@ class Model:
 def request(adapter, rows=2, tokens=3):
     first = 100.0 * (adapter + 2)
     x = torch.arange(rows).unsqueeze(1) + first
-    return Request(adapter, rows, (x, {"text": torch.full((rows, tokens, 2), float(tokens)), "name": "same for all"}))
+    return Request(() if adapter == BASE else (adapter,), rows, (x, {"text": torch.full((rows, tokens, 2), float(tokens)), "name": "same for all"}))
 
 
 def expected(wanted):
@@ -61,7 +61,7 @@ def test_the_bank_is_told_whose_rows_they_are():
     model = Model()
     wanted = [request(BASE, 1), request(0, 3), request(4, 2)]
     Evaluator(model, model.bank)(wanted)
-    assert model.calls == [(6, (Block(BASE, 1), Block(0, 3), Block(4, 2)))]
+    assert model.calls == [(6, (Block((), 1), Block((0,), 3), Block((4,), 2)))]
     assert model.bank.layout is None
     Evaluator(model, model.bank)([request(BASE)])
     assert model.calls[-1] == (2, None)
@@ -117,9 +117,9 @@ def test_inputs_of_unequal_length_run_apart_and_return_in_order():
     wanted = [request(BASE, 2, 3), request(0, 2, 6), request(1, 3, 3), request(2, 1, 6), request(3, 2, 9)]
     check(Evaluator(model, model.bank)(wanted), wanted)
     assert model.calls == [
-        (5, (Block(BASE, 2), Block(1, 3))),
-        (3, (Block(0, 2), Block(2, 1))),
-        (2, (Block(3, 2),)),
+        (5, (Block((), 2), Block((1,), 3))),
+        (3, (Block((0,), 2), Block((2,), 1))),
+        (2, (Block((3,), 2),)),
     ]
 
 

@@ -50,10 +50,11 @@ class Equations:
     """One request. `prompts`: per picture a list of `(text, weight)`; `before` are the other extensions that run first."""
 
     def __init__(self, host, adapters, prompts, negative="", *, cfg=3.0, steps=3, sampler="Euler", seed=1, x=None, size=(48, 40),
-                 settings=None, windows=None, skipped=lambda call: False, before=(), refiner=None, switch_at=2.0):
+                 settings=None, windows=None, skipped=lambda call: False, before=(), refiner=None, switch_at=2.0, everywhere=(), words=()):
         self.host, self.adapters, self.prompts, self.negative = host, adapters, prompts, negative
         self.settings, self.cfg, self.steps, self.size = Settings(**(settings or {})), cfg, steps, size
         self.windows, self.skipped, self.before = windows or [(0, 1)] * len(adapters), skipped, before
+        self.everywhere, self.words, self.kept = list(everywhere), words, {}
         self.checkpoint, self.refiner, self.switch_at = host.shared.sd_model, refiner, switch_at
         self.config = host.sd_samplers.find_sampler_config(sampler)
         self.total, self.call, self.encoded = self.config.total_steps(steps), 0, {}
@@ -80,8 +81,17 @@ class Equations:
         omegas = [self.omega(x, rows) for rows in conditions]
         cond = self.blended(number, [self.composed(rows, omega) for rows, omega in zip(conditions, omegas)])
         without = self.cfg == 1 or self.skipped(self.call)
-        uncond = torch.zeros_like(x) if without else self.recentred(self.rows(number, x, sigma, None, 1), omegas)
+        uncond = torch.zeros_like(x) if without else self.unconditional(number, x, sigma, omegas)
         return self.guided(number, x, sigma, cond, uncond, omegas, 1 if without else self.cfg)
+
+    def unconditional(self, number, x, sigma, omegas, flag=1, kept=True):
+        rows = self.rows(number, x, sigma, None, flag)
+        if self.call * self.steps // self.total % self.settings.guidance_every:
+            return rows[BASE] + self.kept[number] * sigma
+        recentred = self.recentred(rows, omegas)
+        if kept and self.settings.guidance_every > 1:
+            self.kept[number] = (recentred - rows[BASE]) / sigma
+        return recentred
 
     def guided(self, number, x, sigma, cond, uncond, omegas, cfg):
         return uncond + (cond - uncond) * cfg * sum(weight for _, weight in self.prompts[number])
@@ -96,7 +106,9 @@ class Equations:
     def rows(self, number, x, sigma, place, flag, **options):
         """By model its prediction for a sub-prompt, or for the negative prompt."""
         text = self.negative if place is None else self.prompts[number][place][0]
-        return {model: self.predict(model, number, x, sigma, text, flag, options) for model in ([BASE, *self.present()] if self.is_composed() else [MERGED])}
+        own = {model: f"{text}, {words}" for model, words in enumerate(self.words) if words and place is not None}
+        models = [BASE, *self.present()] if self.is_composed() else [MERGED]
+        return {model: self.predict(model, number, x, sigma, own.get(model, text), flag, options) for model in models}
 
     def omega(self, x, rows):
         """`[N,H,W]`, of the adapters present."""
@@ -131,7 +143,7 @@ class Equations:
     # One row of one model
 
     def networks_of(self, model):
-        return {BASE: [], MERGED: self.adapters}[model] if model < 0 else [self.adapters[model]]
+        return self.everywhere + ({BASE: [], MERGED: self.adapters}[model] if model < 0 else [self.adapters[model]])
 
     def predict(self, model, number, x, sigma, text, flag, options):
         sd_model = self.host.shared.sd_model
@@ -619,7 +631,7 @@ class SelfAttention(Equations):
     """Guided away from the prediction for the negative prompt on other latents."""
 
     def guided(self, number, x, sigma, cond, uncond, omegas, cfg):
-        degraded = self.recentred(self.rows(number, x * 0.8, sigma, None, 0), omegas)
+        degraded = self.unconditional(number, x * 0.8, sigma, omegas, 0, kept=False)
         return super().guided(number, x, sigma, cond, uncond, omegas, cfg) + (uncond - degraded) * 2
 
 
@@ -770,6 +782,68 @@ def test_adapters_take_part_within_their_windows(host):
     windows = [(0, 0.5), (0.25, 0.75), (0, 0.75)]
     assert_close(latents, expected(host, [A, TEXT, B], one("a cat"), steps=8, windows=windows))
     assert p.extra_generation_params[VERIFY].endswith("over 8 calls") and verified(p) < SINGLE
+    assert_clean(host, p)
+
+
+GLOBAL = "<lora:text:0.7:0.9:lt=global> <lora:a:0.8> <lora:b:0.6>"
+
+
+@pytest.mark.parametrize("settings", [{}, {"lam": 0.0, "adapters_per_pass": 1}, {"method": "composite"}, {"text_encoder": "merged"}], ids=str)
+def test_global_adapters_are_in_the_base_and_in_every_evaluation(host, settings):
+    p, latents = host.generate(f"a cat {GLOBAL}", {**ON, **settings, "verify": True})
+    assert_close(latents, expected(host, [A, B], one("a cat"), settings=settings, everywhere=[TEXT]))
+    assert verified(p) < 1e-9
+    assert_clean(host, p)
+
+
+def test_two_readers_of_the_text_share_a_text_encoder(host):
+    p, latents = host.generate("a cat <lora:text:0.7:0.9:lt=global> <lora:other:1.5> <lora:b:0.6>", ON)
+    assert_close(latents, expected(host, [("other", 1.5, 1.5), B], one("a cat"), everywhere=[TEXT]))
+    assert_clean(host, p)
+
+
+def test_kinds_that_read_the_weight_read_it_with_the_global_adapters(host):
+    """DoRA's changes depend on the weight that they change."""
+    host.add("under", {"to_q": "diff", "to_k": "lora", "to_out": "loha"}, seed=7)
+    host.add("over", {"to_q": "dora", "to_k": "dora", "to_out": "dora"}, seed=8)
+    _, latents = host.generate("a cat <lora:over:0.6> <lora:under:0.5:lt=global> <lora:b:0.6>", ON)
+    assert_close(latents, expected(host, [("over", 0.6, 0.6), B], one("a cat"), everywhere=[("under", 0.5, 0.5)]), SINGLE)
+
+
+@pytest.mark.parametrize("pool, tag", [("text:0.7, b:0.6", "<lora:a:0.8>"), ("a:0.8, text:0.7, b:0.6", "")])
+def test_a_pool_is_composed_like_the_prompts_own(host, pool, tag):
+    p, latents = host.generate(f"a cat {tag}", {**ON, "pool": pool, "top_k": 2, "verify": True})
+    assert_close(latents, expected(host, [A, ("text", 0.7, 0.7), B], one("a cat"), settings={"top_k": 2}))
+    assert p.extra_generation_params["LoRAtorio pool"] == "step 1: a, text, b" and verified(p) < 1e-9
+    assert_clean(host, p)
+
+
+def test_what_cannot_be_in_a_pool(host):
+    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "foreign, b"})
+    assert "1 LoRAs of the pool" in p.extra_generation_params[NOTE] and "foreign" in p.extra_generation_params[NOTE]
+    assert p.extra_generation_params["LoRAtorio pool"] == "step 1: a, b"
+    with pytest.raises(LoratorioError, match="'horse', which is none of the WebUI's LoRAs"):
+        host.generate("a cat <lora:a:0.8>", {**ON, "pool": "horse"})
+
+
+@pytest.mark.parametrize("settings", [{"guidance_every": 2}, {"guidance_every": 3, "lam": 0.0}, {"guidance_every": 2, "method": "composite"}], ids=str)
+def test_cheaper_guidance(host, settings):
+    _, latents = host.generate(f"a cat {TAGS}", {**ON, **settings}, steps=4)
+    assert_close(latents, expected(host, [A, B], one("a cat"), settings=settings, steps=4), 1e-6)
+
+
+def test_guidance_of_another_extension_does_not_change_what_later_steps_reuse(host):
+    """Here one that evaluates the negative prompt of a changed picture."""
+    settings = {"guidance_every": 2}
+    _, latents = host.generate(f"a cat {TAGS}", {**ON, **settings}, after=[self_attention(host.calc_cond_uncond_batch)], steps=4)
+    assert_close(latents, SelfAttention(host, [A, B], one("a cat"), settings=settings, steps=4).latents(), 1e-6)
+
+
+def test_trigger_words_are_in_the_adapters_own_prompts(host, monkeypatch):
+    words = {"a.safetensors": "word of a", "b.safetensors": ""}
+    monkeypatch.setattr(host.text, "trigger_words", lambda path: words[path.rpartition("/")[2]])
+    p, latents = host.generate(f"a cat {TAGS}", {**ON, "trigger_words": True})
+    assert_close(latents, expected(host, [A, B], one("a cat"), words=("word of a", "")))
     assert_clean(host, p)
 
 

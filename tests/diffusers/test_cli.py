@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from lib_loratorio import cli
 from lib_loratorio.hosts.diffusers.models import load_pipeline
-from lib_loratorio.schedule import ALWAYS, Window
+from lib_loratorio.schedule import LOCAL, Part
 from lib_loratorio.settings import Settings
 
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -141,13 +141,13 @@ def test_missing_packages(folder, capsys, monkeypatch):
 ])
 def test_lora_arguments(text, path, strength):
     found = cli.parse_lora(text)
-    assert (str(found[0]), found[1], found[2]) == (path, strength, ALWAYS)
+    assert (str(found[0]), found[1], found[2]) == (path, strength, LOCAL)
 
 
 @pytest.mark.parametrize("text, path, strength, window", [
-    ("a.safetensors:0.8:ltstart=0.2:ltend=0.7", "a.safetensors", 0.8, Window(0.2, 0.7)),
-    ("a.safetensors:ltend=0.5", "a.safetensors", 1.0, Window(0.0, 0.5)),
-    (r"C:\loras\x=y\a.safetensors:1:ltstart=0.5", r"C:\loras\x=y\a.safetensors", 1.0, Window(0.5)),
+    ("a.safetensors:0.8:ltstart=0.2:ltend=0.7", "a.safetensors", 0.8, Part(0.2, 0.7)),
+    ("a.safetensors:ltend=0.5", "a.safetensors", 1.0, Part(0.0, 0.5)),
+    (r"C:\loras\x=y\a.safetensors:1:ltstart=0.5", r"C:\loras\x=y\a.safetensors", 1.0, Part(0.5)),
 ])
 def test_lora_arguments_with_windows(text, path, strength, window):
     found = cli.parse_lora(text)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.hosts.diffusers.noise import noise_terms, signal_and_noise
-from lib_loratorio.methods import SWITCH_EVERY
-from lib_loratorio.schedule import Window
+from lib_loratorio.methods import SWITCH_EVERY, Switch
+from lib_loratorio.schedule import Part
 from lib_loratorio.settings import Settings
 
 PROMPTS = ["a red cat", "two blue dogs"]
@@ -210,7 +210,7 @@ def test_outside_of_start_and_end_loras_are_merged(pipes, files):
 
 def test_adapters_outside_their_window_are_not_evaluated(pipes, files):
     pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
-    windows = Window(0, 0.5), Window(0.25, 0.75), Window(0.25, 0.5)
+    windows = Part(0, 0.5), Part(0.25, 0.75), Part(0.25, 0.5)
     chosen = [Lora(*lora, window) for lora, window in zip((first, second, third), windows)]
     composition, calls = record(pipe, chosen, Settings(verify=True), steps=4)
     assert composition.run.rows == 2 * 2 * (2 + 4 + 2 + 1)
@@ -252,9 +252,9 @@ def test_switch_takes_turns_by_steps_not_calls(pipes, files, calls, make, monkey
     pipe.scheduler = make(pipe.scheduler.config)
     per_step = pipe.scheduler.order
     turns = []
-    with composed(pipe, loras(files, "epsilon"), Settings(method="switch")) as composition:
-        plan = composition.method.plan
-        monkeypatch.setattr(composition.method, "plan", lambda adapters, step: turns.append(plan(adapters, step).conditional[0]) or plan(adapters, step))
+    plan = Switch.plan
+    monkeypatch.setattr(Switch, "plan", lambda self, adapters, step: turns.append(plan(self, adapters, step).conditional[0]) or plan(self, adapters, step))
+    with composed(pipe, loras(files, "epsilon"), Settings(method="switch")):
         picture(pipe, PROMPTS[:1], steps=2 * SWITCH_EVERY + 2, output_type="latent")
     each = SWITCH_EVERY * per_step
     assert turns == [0] * each + [1] * each + [2] * (2 * per_step - (per_step - 1))

@@ -24,7 +24,7 @@ WEBUI = Path(__file__).parent / "webui"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "loratorio.py"
 
 _HOST_MODULES = ("modules", "networks", "network", "model", "gradio", "backend", "modules_forge")
-_IMPORTING_THEM = ("lib_loratorio.hosts.a1111", "lib_loratorio.hosts.forge", "lib_loratorio.hosts.webui", "lib_loratorio.ui")
+_IMPORTING_THEM = ("lib_loratorio.hosts.a1111", "lib_loratorio.hosts.forge", "lib_loratorio.hosts.webui", "lib_loratorio.ui", "lib_loratorio.pool_picker")
 
 
 @contextmanager
@@ -75,7 +75,8 @@ class Host:
             setattr(self, name, importlib.import_module(name))
         self.extension = load_script()
         self.a1111 = importlib.import_module("lib_loratorio.hosts.a1111")
-        self.messages = importlib.import_module("lib_loratorio.hosts.webui.messages")
+        self.messages, self.text = (importlib.import_module(f"lib_loratorio.hosts.webui.{name}") for name in ("messages", "text"))
+        self.picker = importlib.import_module("lib_loratorio.pool_picker")
         self.script_callbacks.ui_settings_callback()
         self.script = self.extension.LoratorioScript()
         self.use()

@@ -35,7 +35,7 @@ class Host:
         for name in ("args", "memory_management", "sampling.sampling_function", "sampling.condition"):
             setattr(self, name.rpartition(".")[2], importlib.import_module(f"backend.{name}"))
         self.extension = load_script()
-        self.forge = importlib.import_module("lib_loratorio.hosts.forge")
+        self.forge, self.text = importlib.import_module("lib_loratorio.hosts.forge"), importlib.import_module("lib_loratorio.hosts.webui.text")
         self.calc_cond_uncond_batch = self.sampling_function.calc_cond_uncond_batch
         self.script_callbacks.ui_settings_callback()
         self.script = self.extension.LoratorioScript()

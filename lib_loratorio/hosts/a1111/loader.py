@@ -10,8 +10,10 @@ from typing import Any
 import networks
 from modules import shared
 
-from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require, windows_by_name
-from lib_loratorio.schedule import ALWAYS, Window
+from lib_loratorio.hosts.webui.pool import pooled
+from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, parts_by_name, require
+from lib_loratorio.schedule import LOCAL, Part
+from lib_loratorio.settings import Settings
 
 UNET = "diffusion_model"
 """How the names begin that the host gives the UNet's layers; all others are the text encoders'."""
@@ -26,15 +28,20 @@ class Adapter:
     te: float
     unet: float
     dyn: int | None
-    window: Window = ALWAYS
+    part: Part = LOCAL
+    pooled: bool = False
 
     @classmethod
-    def of(cls, network, window: Window = ALWAYS) -> Adapter:
-        return cls(network, network.name, network.te_multiplier, network.unet_multiplier, network.dyn_dim, window)
+    def of(cls, network, part: Part = LOCAL, pooled: bool = False) -> Adapter:
+        return cls(network, network.name, network.te_multiplier, network.unet_multiplier, network.dyn_dim, part, pooled)
+
+    @property
+    def filename(self) -> str:
+        return self.network.network_on_disk.filename
 
     @property
     def key(self) -> tuple:
-        return self.name, self.network.network_on_disk.filename, self.network.mtime, self.te, self.unet, self.dyn
+        return self.name, self.filename, self.network.mtime, self.te, self.unet, self.dyn
 
     @property
     def changes_text(self) -> bool:
@@ -46,14 +53,36 @@ class Adapter:
         return self.unet != 0 and any(name.startswith(UNET) for name in self.network.modules)
 
 
+def adapters_of(p, settings: Settings) -> list[Adapter]:
+    """The adapters of this pass, the prompt's and the pool's. Raises LoratorioError and SettingsError."""
+    adapters = requested_adapters(p)
+    if not settings.pool:
+        return adapters
+    with loaded(()):
+        return adapters + pooled(p, settings, adapters, lambda name, strength: _of_pool(p, name, strength))
+
+
+def _of_pool(p, name: str, strength: float) -> Adapter:
+    """One of the pool's adapters, loaded once a request and model; the caller puts back what is loaded."""
+    kept, key = p.loratorio.adapters, (shared.sd_model.sd_checkpoint_info, name, strength)
+    if key not in kept:
+        networks.load_networks([name], [strength], [strength])
+        require([name], lambda name: networks.loaded_networks)
+        adapter = Adapter.of(networks.loaded_networks[0], pooled=True)
+        if not (adapter.changes_unet or adapter.changes_text):
+            raise matches_nothing(name)
+        kept[key] = adapter
+    return kept[key]
+
+
 def requested_adapters(p) -> list[Adapter]:
-    """The adapters of this pass, without those of strength 0. Raises LoratorioError for a missing one."""
+    """The prompt's adapters, without those of strength 0. Raises LoratorioError for a missing one."""
     loaded = {network.name for network in networks.loaded_networks}
     require(names(extra_network_data(p)), lambda name: name in loaded)
     if not p.is_hr_pass:
         require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
-    windows = windows_by_name(extra_network_data(p))
-    adapters = [Adapter.of(network, next(windows[network.name])) for network in networks.loaded_networks]
+    parts = parts_by_name(extra_network_data(p))
+    adapters = [Adapter.of(network, next(parts[network.name])) for network in networks.loaded_networks]
     adapters = [adapter for adapter in adapters if adapter.te != 0 or adapter.unet != 0]
     for adapter in adapters:
         if not adapter.network.modules and not adapter.network.bundle_embeddings:

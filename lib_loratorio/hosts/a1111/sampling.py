@@ -11,7 +11,7 @@ from modules import prompt_parser, sd_samplers_timesteps, sd_unet, shared
 
 from lib_loratorio.evaluation import Evaluator, Request, take_rows
 from lib_loratorio.hosts.a1111.deltas import bank_of
-from lib_loratorio.hosts.a1111.loader import Adapter, requested_adapters
+from lib_loratorio.hosts.a1111.loader import Adapter, adapters_of
 from lib_loratorio.hosts.a1111.text import text_conditions
 from lib_loratorio.hosts.webui import session
 from lib_loratorio.methods import BASE
@@ -36,7 +36,7 @@ def declined(p) -> str | None:
 
 def prepare(p, settings: Settings) -> None:
     """Arranges that the sampling about to start is composed. Raises LoratorioError."""
-    session.prepare(p, settings, declined(p), requested_adapters, Session)
+    session.prepare(p, settings, declined(p), adapters_of, Session)
 
 
 class Session(session.Session):
@@ -45,7 +45,7 @@ class Session(session.Session):
     def __init__(self, p, settings: Settings, adapters: Sequence[Adapter]):
         super().__init__(p, settings, adapters)
         self.bank = bank_of(p, adapters)
-        self.texts = text_conditions(p, adapters) if settings.text_encoder == "own" else {}
+        self.texts = text_conditions(p, adapters, settings.trigger_words) if settings.text_encoder == "own" else {}
         self.model = self.denoiser.inner_model
         self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass)
         self.call: SamplerCall | None = None
@@ -78,7 +78,7 @@ class Session(session.Session):
         self.call = None
         if self.denoiser.inner_model is not self.model:
             return self.leave_to_refiner()
-        method, plan = self.planned()
+        method, plan, everywhere = self.step()
         if plan is None:
             return None
         if self.texts:
@@ -91,7 +91,7 @@ class Session(session.Session):
         self.own_text = {number: self._padded(*self._text_at_this_step(number)) for number in self.texts if number != BASE}
         networks.loaded_networks.clear()
         verify = self._verify if self.settings.verify else None
-        self.call = SamplerCall(method, plan, self.evaluator, picture_of, self._same_length, verify)
+        self.call = SamplerCall(method, plan, self.evaluator, picture_of, self._same_length, verify, everywhere)
 
     def _evaluate(self, x: torch.Tensor, sigma: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """The model's forward: the host may ask for a call's rows at once or in several chunks."""
@@ -117,7 +117,11 @@ class Session(session.Session):
         if call is None:
             return
         timesteps = isinstance(self.denoiser, sd_samplers_timesteps.CFGDenoiserTimesteps)
-        composed = call.combine(None if timesteps else self.params.x[: self.conditionals])
+        if timesteps:
+            composed = call.combine(None)
+        else:
+            sigma = self.params.sigma[self.conditionals :].view(-1, 1, 1, 1)
+            composed = call.combine(self.params.x[: self.conditionals], noise_unit=-1 / sigma)
         params.x[: self.conditionals] = composed.conditional
         if composed.unconditional is not None:
             params.x[self.conditionals :] = composed.unconditional
@@ -176,7 +180,7 @@ class Session(session.Session):
         """Compares predictions with the host's own merge of each adapter alone, and with the bare model."""
         try:
             for request, prediction in zip(requests, predictions):
-                networks.loaded_networks[:] = [] if request.adapter == BASE else [self.adapters[request.adapter].network]
+                networks.loaded_networks[:] = [self.adapters[number].network for number in request.adapters]
                 self.verified.add(prediction, self._model_rows(request.inputs))
         finally:
             networks.loaded_networks.clear()

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank
 from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.schedule import ALWAYS, Window
+from lib_loratorio.schedule import LOCAL, Part, merged_below
 
 PREFIX = "loratorio_"
 """The adapters' names in diffusers: file names can hold dots, which peft forbids, and can repeat."""
@@ -33,24 +33,31 @@ LAYER_ENDS = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora
 class Lora(NamedTuple):
     """A LoRA file in kohya's or diffusers' layout, and its strength; of strength 0 it is left out.
 
-    `window` says when in the sampling it takes part; the method merge has it in the whole of it.
+    `part` says how it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be left out of steps in which
+    they would matter little, as the settings say.
     """
 
     path: str | os.PathLike
     strength: float = 1.0
-    window: Window = ALWAYS
+    part: Part = LOCAL
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA within a pipeline. `label` is the file's stem; `name` is what diffusers calls it."""
+    """A LoRA within a pipeline. `name` is what diffusers calls it."""
 
     name: str
-    label: str
+    path: Path
     strength: float
     changes_unet: bool
     changes_text: bool
-    window: Window = ALWAYS
+    part: Part = LOCAL
+    pooled: bool = False
+
+    @property
+    def label(self) -> str:
+        return self.path.stem
 
 
 def text_encoders(pipe) -> list[torch.nn.Module]:
@@ -130,12 +137,12 @@ class _LoraState:
 
 
 def _checked(lora: Lora) -> Lora:
-    path, strength, window = Lora(*lora)
+    path, strength, part, pooled = Lora(*lora)
     if not isinstance(strength, (int, float)) or not math.isfinite(strength):
         raise LoratorioError(f"LoRAtorio: the strength of {path} is {strength!r}; it must be a number.")
     if not Path(path).is_file():
         raise LoratorioError(f"LoRAtorio: there is no LoRA file {path}.")
-    return Lora(Path(path), float(strength), window)
+    return Lora(Path(path), float(strength), part, pooled)
 
 
 def _load(pipe, name: str, lora: Lora) -> Adapter:
@@ -152,7 +159,7 @@ def _load(pipe, name: str, lora: Lora) -> Adapter:
         raise LoratorioError(f"{mismatch}.")
     if found < in_file:
         logging.warning(f"LoRAtorio: {in_file - found} of {in_file} layers of the LoRA {lora.path} match nothing in this model and are left out.")
-    return Adapter(name, lora.path.stem, lora.strength, bool(unet), any(texts), lora.window)
+    return Adapter(name, lora.path, lora.strength, bool(unet), any(texts), lora.part, lora.pooled)
 
 
 def _layers_in(path: Path) -> int:
@@ -176,7 +183,10 @@ def _layers_in(path: Path) -> int:
 def bank_of(unet: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> AdapterBank:
     """The adapters' deltas of the UNet, at the strengths that are set in its layers; `budget` in bytes."""
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
-    deltas = [{name: _delta(layer, adapter.name) for name, layer in layers.items() if adapter.name in layer.lora_A} for adapter in adapters]
+    deltas = []
+    for adapter, below in zip(adapters, merged_below(adapters)):
+        names = [other.name for other in below]
+        deltas.append({name: _delta(layer, adapter.name, names) for name, layer in layers.items() if adapter.name in layer.lora_A})
     bank = AdapterBank({name: layer.get_base_layer() for name, layer in layers.items()}, deltas, budget)
     for adapter, failures in zip(adapters, bank.failures):
         if failures:
@@ -185,25 +195,28 @@ def bank_of(unet: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> 
     return bank
 
 
-def _delta(layer: LoraLayer, name: str) -> LowRank | Dense:
+def _delta(layer: LoraLayer, name: str, below: Sequence[str]) -> LowRank | Dense:
+    """`below` are the adapters on top of which this one is merged."""
     down, up = layer.lora_A[name], layer.lora_B[name]
     plain = name not in getattr(layer, "lora_variant", {}) and up.bias is None and not getattr(layer, "fan_in_fan_out", False)
     if plain:
-        dtype = torch.promote_types(down.weight.dtype, torch.float32)
-        low_rank = LowRank(down.weight.detach().to(dtype), up.weight.detach().to(dtype).flatten(1) * layer.scaling[name])
+        low_rank = LowRank(down.weight.detach(), up.weight.detach().flatten(1), layer.scaling[name])
         if fits_low_rank(layer.get_base_layer(), low_rank):
             return low_rank
-    return Dense(lambda: _dense(layer, name))
+    return Dense(lambda: _dense(layer, name, below))
 
 
 @torch.no_grad()
-def _dense(layer: LoraLayer, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What peft's own merge changes: DoRA and other variants know only the changed weight."""
-    variant = getattr(layer, "lora_variant", {}).get(name)
-    if variant is None:
-        weight = layer.get_delta_weight(name)
-    else:
-        base = layer.get_base_layer().weight.detach()
-        weight = variant.merge_safe(layer, name, base.clone()) - base
+def _dense(layer: LoraLayer, name: str, below: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What peft's own merge changes."""
+    base = layer.get_base_layer().weight.detach()
+    for other in below:
+        base = _merged(layer, other, base) if other in layer.lora_A else base
     bias = layer.lora_B[name].bias
-    return weight, None if bias is None else bias.detach() * layer.scaling[name]
+    return _merged(layer, name, base) - base, None if bias is None else bias.detach() * layer.scaling[name]
+
+
+def _merged(layer: LoraLayer, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """DoRA and other variants know only the changed weight."""
+    variant = getattr(layer, "lora_variant", {}).get(name)
+    return weight + layer.get_delta_weight(name) if variant is None else variant.merge_safe(layer, name, weight.clone())

@@ -36,14 +36,15 @@ def signal_and_noise(alphas_cumprod: torch.Tensor, timestep: torch.Tensor) -> tu
     return alpha.item(), (ratio * alpha).item()
 
 
-def noise_terms(scheduler, x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor | None, float]:
-    """`offset, scale` for which `offset + scale * prediction` is the noise up to a factor; None where it is the noise.
+def noise_terms(scheduler, x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor | None, float, float]:
+    """`offset, scale, unit`: `offset + scale * prediction` is the noise up to a factor, None where it is the noise; `unit` makes
+    a difference of predictions one of noise.
 
     `x [B,C,H,W]` is the model's input as the scheduler scales it, `alpha * x_0 + sigma * noise`. For a velocity
     `v = alpha * noise - sigma * x_0` the noise is `alpha * v + sigma * x`.
     """
     if scheduler.config.prediction_type == "epsilon":
-        return None, -1.0
+        return None, -1.0, 1.0
     alpha, sigma = signal_and_noise(scheduler.alphas_cumprod, timestep)
     x = x.float()
-    return (sigma * x, alpha) if scheduler.config.prediction_type == "v_prediction" else (x, -alpha)
+    return (sigma * x, alpha, alpha) if scheduler.config.prediction_type == "v_prediction" else (x, -alpha, -alpha / sigma)

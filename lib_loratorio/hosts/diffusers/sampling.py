@@ -12,14 +12,14 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 
+from lib_loratorio.course import Course
 from lib_loratorio.evaluation import Evaluator, Request, map_tensors, take_rows
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.diffusers.loader import Adapter, Lora, activate, bank_of, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_terms
-from lib_loratorio.methods import BASE, METHODS, planned
-from lib_loratorio.schedule import taking_part
 from lib_loratorio.settings import Settings
 from lib_loratorio.step import SamplerCall, larger_error
+from lib_loratorio.trigger_words import appended, trigger_words
 from lib_loratorio.weight_maps import WeightMaps, of_pictures
 
 MERGED = -2
@@ -85,16 +85,16 @@ class Composition:
 
     def __init__(self, pipe, adapters: Sequence[Adapter], settings: Settings, dense_budget: int = DENSE_BUDGET):
         self.pipe, self.adapters, self.settings = pipe, adapters, settings
-        self.method = METHODS[settings.method](settings)
         self.run = Run()
+        self.course = Course(settings, adapters)
         self.texts: dict[int, tuple] = {}
         self.bank = None if settings.method == "merge" else bank_of(pipe.unet, adapters, dense_budget)
         self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass)
 
     @property
     def labels(self) -> list[str]:
-        """The adapters' names; a repeated one is numbered."""
-        labels = [adapter.label for adapter in self.adapters]
+        """The names of the adapters that compete, as the maps have them; a repeated one is numbered."""
+        labels = [self.adapters[number].label for number in self.course.competing]
         return [label if labels.count(label) == 1 else f"{label} ({labels[: n + 1].count(label)})" for n, label in enumerate(labels)]
 
     @contextmanager
@@ -124,22 +124,28 @@ class Composition:
     def _encode_prompt(self, *args, **kwargs) -> tuple:
         """The pipeline asks for its text conditions: once in each of its calls, before the sampling."""
         self.run = Run()
+        self.course = Course(self.settings, self.adapters)
         self.texts = {}
         if self.settings.method != "merge":
             check_scheduler(self.pipe.scheduler)
-        readers = {number: [adapter] for number, adapter in enumerate(self.adapters) if adapter.changes_text}
-        if self.settings.method == "merge" or self.settings.text_encoder == "merged" or not readers:
-            return self._encoded_with(self.adapters, args, kwargs)
-        readers[BASE] = []
+        asked = inspect.signature(self.encode_prompt).bind(*args, **kwargs).arguments
+        words = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
+        if self.settings.method == "merge" or self.settings.text_encoder == "merged" or not any(
+            word or adapter.changes_text for word, adapter in zip(words, self.adapters)
+        ):
+            return self._encoded_with(self.adapters, asked)
+        everywhere = [adapter for adapter in self.adapters if adapter.part.role == "global"]
+        for number, (adapter, word) in enumerate(zip(self.adapters, words)):
+            if adapter not in everywhere and (word or adapter.changes_text):
+                self.texts[number] = self._encoded_with([*everywhere, adapter], {**asked, "prompt": _with_words(asked["prompt"], word)})
         if self.settings.start > 0 or self.settings.end < 1:
-            readers[MERGED] = list(self.adapters)
-        self.texts = {model: self._encoded_with(adapters, args, kwargs) for model, adapters in readers.items()}
-        return self.texts.pop(BASE)
+            self.texts[MERGED] = self._encoded_with(self.adapters, asked)
+        return self._encoded_with(everywhere, asked)
 
-    def _encoded_with(self, adapters: Sequence[Adapter], args: tuple, kwargs: dict) -> tuple:
+    def _encoded_with(self, adapters: Sequence[Adapter], asked: dict) -> tuple:
         for encoder in text_encoders(self.pipe):
             activate(encoder, adapters)
-        return self.encode_prompt(*args, **kwargs)
+        return self.encode_prompt(**asked)
 
     def _with_own_text(self, model: int, inputs: dict, rows: slice) -> dict:
         """A model's inputs with its own text for `rows` of a batch whose conditional rows come first."""
@@ -176,11 +182,8 @@ class Composition:
     def _prediction(self, inputs: dict) -> torch.Tensor:
         sample, timestep = inputs["sample"], torch.as_tensor(inputs["timestep"], device=inputs["sample"].device)
         call, self.run.calls = self.run.calls, self.run.calls + 1
-        plan, fraction = None, call / self.pipe.num_timesteps
-        if self.settings.active(fraction):
-            # A scheduler of second order makes two calls a step, but for the last.
-            present = taking_part([adapter.window for adapter in self.adapters], fraction)
-            method, plan = planned(self.method, present, call // self.pipe.scheduler.order)
+        # A scheduler of second order makes two calls a step, but for the last.
+        method, plan, everywhere = self.course.step(call / self.pipe.num_timesteps, call // self.pipe.scheduler.order)
         rows = sample.shape[0]
         unconditional = rows // 2 if self.pipe.do_classifier_free_guidance else 0
         pictures = rows - unconditional
@@ -189,13 +192,15 @@ class Composition:
         if plan is None:
             return _swapped(self._merged(inputs, rows), pictures)
         sampler_call = SamplerCall(
-            method, plan, self.evaluator, torch.arange(pictures, device=sample.device), verify=self._verify if self.settings.verify else None
+            method, plan, self.evaluator, torch.arange(pictures, device=sample.device), verify=self._verify if self.settings.verify else None,
+            everywhere=everywhere,
         )
         sampler_call.evaluate(pictures, unconditional, lambda model, span: self._with_own_text(model, take_rows(inputs, span), span))
         latents = inputs["sample"][:pictures, : self.pipe.unet.config.out_channels]
         result = sampler_call.combine(*noise_terms(self.pipe.scheduler, latents, timestep.flatten()[0]))
         if result.weights is not None:
-            self.run.maps.add(of_pictures(result.weights, present, len(self.adapters), sampler_call.picture_of))
+            self.run.maps.add(of_pictures(result.weights, sampler_call.adapters, self.course.competing, sampler_call.picture_of))
+        self.course.learn(sampler_call.adapters, result)
         self.run.composed += 1
         return result.conditional if result.unconditional is None else torch.cat([result.unconditional, result.conditional])
 
@@ -215,7 +220,7 @@ class Composition:
         """Compares predictions with diffusers' own, each adapter alone, and with the bare model's."""
         try:
             for request, prediction in zip(requests, predictions):
-                activate(self.pipe.unet, () if request.adapter == BASE else (self.adapters[request.adapter],))
+                activate(self.pipe.unet, [self.adapters[number] for number in request.adapters])
                 reference = self.forward(**request.inputs, return_dict=False)[0]
                 self.run.worst = larger_error(self.run.worst, prediction, reference)
         finally:
@@ -225,6 +230,10 @@ class Composition:
 def _swapped(tree: Any, rows: int) -> Any:
     """The first `rows` of each tensor moved behind the others."""
     return map_tensors(lambda tensor: torch.cat([tensor[rows:], tensor[:rows]]), tree)
+
+
+def _with_words(prompt: str | list[str], words: str) -> str | list[str]:
+    return appended(prompt, words) if isinstance(prompt, str) else [appended(one, words) for one in prompt]
 
 
 def _refuse_attention_kwargs(kwargs: dict | None) -> None:

@@ -11,6 +11,7 @@ from lib_loratorio.hosts.forge.backend import Factors, Patches
 from lib_loratorio.hosts.forge.loader import Adapter, backend
 from lib_loratorio.hosts.webui.options import dense_budget
 from lib_loratorio.hosts.webui.request import report_failures
+from lib_loratorio.schedule import merged_below
 
 PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Storage into which the host merges. It keeps others, as fp8, apart from the patches."""
@@ -19,34 +20,36 @@ PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBank:
     """The adapters' deltas, kept on `p` for its further batches. The model's weights are the base's when this is called."""
     budget = dense_budget()
-    key = (id(model), tuple(adapter.key for adapter in adapters), budget)
+    key = (id(model), tuple((*adapter.key, adapter.part.role) for adapter in adapters), budget)
     kept = p.loratorio
     if kept.bank and kept.bank_key == key:
         return kept.bank
     layers = dict(model.named_modules())
-    bank = AdapterBank(layers, [_deltas(adapter.patches, layers) for adapter in adapters], budget)
+    deltas = [_deltas(adapter.patches, [other.patches for other in below], layers) for adapter, below in zip(adapters, merged_below(adapters))]
+    bank = AdapterBank(layers, deltas, budget)
     for number, adapter in enumerate(adapters):
         report_failures(p, adapter.name, bank.failures[number], bank.counts[number], adapter.changes_text)
     kept.bank_key, kept.bank = key, bank
     return bank
 
 
-def _deltas(patches: Patches, layers: dict[str, torch.nn.Module]) -> dict[str, LowRank | Dense]:
+def _deltas(patches: Patches, below: Sequence[Patches], layers: dict[str, torch.nn.Module]) -> dict[str, LowRank | Dense]:
+    """An adapter's deltas on top of the patches `below`, with which it is always merged."""
     by_layer: dict[str, dict[str, list]] = {}
     for key, of_weight in patches.items():
         layer, _, parameter = key.rpartition(".")
         by_layer.setdefault(layer, {})[parameter] = of_weight
-    return {name: _delta(layers[name], name, of_layer) for name, of_layer in by_layer.items()}
+    return {name: _delta(layers[name], name, of_layer, below) for name, of_layer in by_layer.items()}
 
 
-def _delta(layer: torch.nn.Module, name: str, of_layer: dict[str, list]) -> LowRank | Dense:
+def _delta(layer: torch.nn.Module, name: str, of_layer: dict[str, list], below: Sequence[Patches]) -> LowRank | Dense:
     if of_layer.keys() == {"weight"}:
         factors = [backend.factors(patch) for patch in of_layer["weight"]]
         if None not in factors:
             low_rank = _low_rank(layer, factors)
             if low_rank and fits_low_rank(layer, low_rank):
                 return low_rank
-    return Dense(lambda: (_difference(layer, name, of_layer, "weight"), _difference(layer, name, of_layer, "bias")))
+    return Dense(lambda: (_difference(layer, name, of_layer, "weight", below), _difference(layer, name, of_layer, "bias", below)))
 
 
 def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | None:
@@ -58,9 +61,9 @@ def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | N
     downs, ups = [], []
     for factors in patches:
         dtype = torch.promote_types(factors.down.dtype, torch.float32)
-        down, up = factors.down.to(dtype), factors.up.to(dtype).flatten(1)
+        down, up = factors.down, factors.up.flatten(1)
         if factors.mid is not None:
-            down = torch.einsum("nm...,mj->nj...", factors.mid.to(dtype), down.flatten(1))
+            down = torch.einsum("nm...,mj->nj...", factors.mid.to(dtype), down.flatten(1).to(dtype))
         down = down.reshape(*down.shape[:2], *kernel) if down[0, 0].numel() == torch.Size(kernel).numel() else down
         scale = factors.strength * (1.0 if factors.alpha is None else factors.alpha / factors.down.shape[0])
         if factors.offset is not None:
@@ -69,8 +72,10 @@ def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | N
                 up = _placed(up, 0, start, length, outputs)
             else:
                 down = _placed(down, 1, start, length, inputs)
-        downs.append(down)
-        ups.append(up * scale)
+        if len(patches) == 1:
+            return LowRank(down, up, scale)
+        downs.append(down.to(dtype))
+        ups.append(up.to(dtype) * scale)
     if any(down.shape[1:] != downs[0].shape[1:] for down in downs) or any(up.shape[0] != outputs for up in ups):
         return None
     return LowRank(torch.cat(downs), torch.cat(ups, 1))
@@ -85,12 +90,16 @@ def _placed(part: torch.Tensor, dim: int, start: int, length: int, size: int) ->
     return whole
 
 
-def _difference(layer: torch.nn.Module, name: str, of_layer: dict[str, list], parameter: str) -> torch.Tensor | None:
+def _difference(layer: torch.nn.Module, name: str, of_layer: dict[str, list], parameter: str, below: Sequence[Patches]) -> torch.Tensor | None:
     """What the host's merge would change, its rounding to the model's precision included; None for a bias that stays."""
     if parameter not in of_layer:
         return torch.zeros(weight_shape(layer)) if parameter == "weight" else None
     weight = backend.base_weight(layer, parameter)
-    merged = backend.merged(of_layer[parameter], weight, f"{name}.{parameter}")
-    if weight.dtype in PLAIN:
-        merged = merged.to(weight.dtype)
-    return merged.float() - weight.float()
+    key = f"{name}.{parameter}"
+    under = [patch for patches in below for patch in patches.get(key, ())]
+
+    def merged(patches: list) -> torch.Tensor:
+        changed = backend.merged(patches, weight, key)
+        return (changed.to(weight.dtype) if weight.dtype in PLAIN else changed).float()
+
+    return merged([*under, *of_layer[parameter]]) - (merged(under) if under else weight.float())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +12,10 @@ import networks
 
 from lib_loratorio.adapters import is_out_of_memory
 from lib_loratorio.hosts.forge.backend import Patches, this_backend
+from lib_loratorio.hosts.webui.pool import pooled
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
-from lib_loratorio.schedule import ALWAYS, Window, window
+from lib_loratorio.schedule import LOCAL, Part, part
+from lib_loratorio.settings import Settings
 
 backend = this_backend()
 
@@ -32,22 +34,32 @@ class Adapter:
     clip: Any
     patches: Patches
     changes_text: bool
-    window: Window = ALWAYS
+    part: Part = LOCAL
+    pooled: bool = False
 
     @property
     def key(self) -> tuple:
         return self.name, self.filename, self.mtime, self.te, self.unet_strength, self.dyn
 
 
+def adapters_of(p, settings: Settings) -> list[Adapter]:
+    """The adapters of this pass, the prompt's and the pool's. Raises LoratorioError and SettingsError."""
+    adapters = requested_adapters(p)
+    if not settings.pool:
+        return adapters
+    with _loader(p.sd_model):
+        return adapters + pooled(p, settings, adapters, lambda name, strength: replace(_adapter(p, LOCAL, name, strength, strength, None), pooled=True))
+
+
 def requested_adapters(p) -> list[Adapter]:
-    """The adapters of this pass, without those of strength 0. Raises LoratorioError for a missing one."""
+    """The prompt's adapters, without those of strength 0. Raises LoratorioError for a missing one."""
     data = extra_network_data(p)
     require(names(data), _is_available)
     if not p.is_hr_pass:
         require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
     wanted = [_tag(params) for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional]
     with _loader(p.sd_model):
-        adapters = [_adapter(p, window, name, te, unet, dyn) for name, te, unet, dyn, window in wanted if te or unet]
+        adapters = [_adapter(p, part, name, te, unet, dyn) for name, te, unet, dyn, part in wanted if te or unet]
     return [adapter for adapter in adapters if adapter.patches or adapter.changes_text]
 
 
@@ -55,21 +67,21 @@ def _is_available(name: str) -> bool:
     return name in networks.available_network_aliases or name in networks.available_networks
 
 
-def _tag(params) -> tuple[str, float, float, int | None, Window]:
-    """Name, text encoder's and UNet's strength, and rank, as the host reads a tag, and when the adapter takes part."""
+def _tag(params) -> tuple[str, float, float, int | None, Part]:
+    """Name, text encoder's and UNet's strength, and rank, as the host reads a tag, and how the adapter takes part."""
     positional, named = params.positional, params.named
     te = float(named.get("te", positional[1] if len(positional) > 1 else 1.0))
     unet = float(named.get("unet", positional[2] if len(positional) > 2 else te))
     dyn = named.get("dyn", positional[3] if len(positional) > 3 else None)
-    return positional[0], te, unet, None if dyn is None else int(dyn), window(named, positional[0])
+    return positional[0], te, unet, None if dyn is None else int(dyn), part(named, positional[0])
 
 
-def _adapter(p, window: Window, *tag) -> Adapter:
+def _adapter(p, part: Part, *tag) -> Adapter:
     """A tag's adapter, loaded once a request and model: the batches of a request prepare their samplings anew."""
     kept, key = p.loratorio.adapters, (id(p.sd_model), tag)
     if key not in kept:
         kept[key] = _loaded_alone(p.sd_model, *tag)
-    return replace(kept[key], window=window)
+    return replace(kept[key], part=part)
 
 
 def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None) -> Adapter:
@@ -113,9 +125,12 @@ def _loader(sd_model) -> Iterator[None]:
 
 
 @contextmanager
-def text_encoder_of(sd_model, clip) -> Iterator[None]:
-    """The host encodes prompts with `clip` for the time of the block."""
-    former = sd_model.forge_objects
+def text_encoder_of(sd_model, adapters: Sequence[Adapter]) -> Iterator[None]:
+    """The host encodes prompts with these adapters' text encoder for the time of the block."""
+    former, original = sd_model.forge_objects, sd_model.forge_objects_original.clip
+    clip = original.clone() if adapters else original
+    for adapter in adapters:
+        clip.patcher = backend.with_patches(clip.patcher, adapter.clip.patcher, original.patcher)
     sd_model.forge_objects = former.shallow_copy()
     sd_model.forge_objects.clip = clip
     try:

@@ -12,7 +12,7 @@ from modules import prompt_parser
 from lib_loratorio.evaluation import Evaluator, Request, take_rows
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.forge.deltas import bank_of
-from lib_loratorio.hosts.forge.loader import Adapter, backend, requested_adapters
+from lib_loratorio.hosts.forge.loader import Adapter, adapters_of, backend
 from lib_loratorio.hosts.forge.rows import HostBatch, looks_across_rows
 from lib_loratorio.hosts.forge.text import text_conditions
 from lib_loratorio.hosts.webui import messages, session
@@ -45,7 +45,7 @@ def declined(p) -> str | None:
 
 def prepare(p, settings: Settings) -> None:
     """Arranges that the sampling about to start is composed. Raises LoratorioError."""
-    session.prepare(p, settings, declined(p), requested_adapters, Session)
+    session.prepare(p, settings, declined(p), adapters_of, Session)
 
 
 class Session(session.Session):
@@ -60,7 +60,7 @@ class Session(session.Session):
         self.sd_model = p.sd_model
         self.former = p.sd_model.forge_objects.unet
         self.model = self.former.model
-        self.texts = text_conditions(p, adapters) if settings.text_encoder == "own" else {}
+        self.texts = text_conditions(p, adapters, settings.trigger_words) if settings.text_encoder == "own" else {}
         self.base = backend.without_networks(self.former, p.sd_model.forge_objects_after_applying_lora.unet, p.sd_model.forge_objects_original.unet)
         backend.apply(self.base)
         self.weights = self.base
@@ -95,7 +95,7 @@ class Session(session.Session):
         self.is_composed = False
         if self.p.sd_model.forge_objects.unet.model is not self.model:
             return self.leave_to_refiner()
-        self.step_method, plan = self.planned()
+        self.step_method, plan, self.everywhere = self.step()
         self._set_weights(self.former if plan is None else self.base)
         if plan is None:
             return None
@@ -129,7 +129,7 @@ class Session(session.Session):
         pictures = x.shape[0]
         picture_of = torch.arange(pictures, device=x.device).repeat(len(self.shown))
         self.base_text = [c for c, _ in self.shown], uncond
-        self.call = SamplerCall(self.step_method, self.plan, self.evaluator, picture_of, verify=self._verify if self.settings.verify else None)
+        self.call = self._sampler_call(picture_of)
         tagged = [_tagged(c, number, x) for number, (c, _) in enumerate(self.shown)]
         try:
             _, unconditional = original(model, tagged, uncond and [_tagged(uncond[0], UNCONDITIONAL, x)], x, timestep, model_options)
@@ -138,7 +138,7 @@ class Session(session.Session):
                     "LoRAtorio: another extension evaluates the model in its own way (its model_function_wrapper calls no other). "
                     "Switch it off, or LoRAtorio."
                 )
-            composed = self.call.combine(x.repeat(len(self.shown), 1, 1, 1))
+            composed = self.call.combine(x.repeat(len(self.shown), 1, 1, 1), noise_unit=-1 / timestep.view(-1, 1, 1, 1))
             self.count(self.call, composed)
         finally:
             self.call = None
@@ -160,6 +160,10 @@ class Session(session.Session):
             predictions, rows = self._chunks(self.call, numbers, places=sorted(number for number in numbers if number != UNCONDITIONAL))
             return predictions[rows.argsort()]
         return self._of_another_extension()
+
+    def _sampler_call(self, picture_of: torch.Tensor) -> SamplerCall:
+        verify = self._verify if self.settings.verify else None
+        return SamplerCall(self.step_method, self.plan, self.evaluator, picture_of, verify=verify, everywhere=self.everywhere)
 
     def _chunks(self, call: SamplerCall, numbers: list[int], places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Evaluates the batch for `call`, conditions first, and tells which rows of the batch the predictions are for.
@@ -190,9 +194,10 @@ class Session(session.Session):
                 "LoRAtorio: another extension evaluates the negative prompt alone, before the step's own evaluation. Switch it off, or LoRAtorio."
             )
         picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(len(conditions or self.base_text[0]))
-        call = SamplerCall(self.step_method, self.plan, self.evaluator, picture_of, verify=self._verify if self.settings.verify else None)
+        call = self._sampler_call(picture_of)
         _, rows = self._chunks(call, numbers, places=range(len(conditions)))
-        composed = call.combine(batch.tree["x"][rows][: len(conditions) * batch.pictures], weights=self._weights_of(conditions))
+        noise_unit = -1 / batch.tree["timestep"][: batch.pictures].view(-1, 1, 1, 1)
+        composed = call.combine(batch.tree["x"][rows][: len(conditions) * batch.pictures], noise_unit=noise_unit, weights=self._weights_of(conditions))
         return torch.cat([part for part in composed[:2] if part is not None])[rows.argsort()]
 
     def _weights_of(self, conditions: Sequence[int]) -> torch.Tensor | None:
@@ -253,7 +258,9 @@ class Session(session.Session):
         original = self.sd_model.forge_objects_original.unet
         try:
             for request, prediction in zip(requests, predictions):
-                alone = self.base if request.adapter == BASE else backend.with_patches(self.base, self.adapters[request.adapter].unet, original)
+                alone = self.base
+                for number in request.adapters:
+                    alone = backend.with_patches(alone, self.adapters[number].unet, original)
                 backend.apply(alone)
                 self.verified.add(prediction, self._model_rows(request.inputs))
         finally:

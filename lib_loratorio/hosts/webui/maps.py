@@ -21,7 +21,7 @@ SHARES = "LoRAtorio shares"
 class Panels:
     """A request's panels, and the maps of the batch at hand; a hires pass takes the place of the first pass."""
 
-    names: list[str] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
     patch_size: int = 1
     latent_width: int = 1
     maps: WeightMaps = field(default_factory=WeightMaps)
@@ -29,27 +29,27 @@ class Panels:
     images: list = field(default_factory=list)
     shares: list[dict] = field(default_factory=list)
 
-    def begin(self, names: list[str], patch_size: int) -> None:
-        """A pass of a batch begins, with these LoRAs."""
+    def begin(self, names: dict[int, str], patch_size: int) -> None:
+        """A pass of a batch begins, with these adapters, which have these names."""
         self.names, self.patch_size, self.maps, self.done = names, patch_size, WeightMaps(), 0
 
     def add(self, composed: Composed, adapters: tuple[int, ...], picture_of: torch.Tensor) -> None:
         """Takes in one model call's weights, where its method has any."""
         if composed.weights is not None:
             self.latent_width = composed.conditional.shape[-1]
-            self.maps.add(of_pictures(composed.weights, adapters, len(self.names), picture_of))
+            self.maps.add(of_pictures(composed.weights, adapters, list(self.names), picture_of))
 
     def picture(self, picture: Image) -> None:
         """The batch's next picture is there."""
         number, self.done = self.done, self.done + 1
         if self.maps.mean is None or number >= self.maps.mean.shape[1]:
             return
-        weights = self.maps.mean[:, number].cpu()
+        weights, names = self.maps.mean[:, number].cpu(), list(self.names.values())
         patch = self.patch_size * max(1, picture.width // self.latent_width)
-        self.images.append(weight_panel(picture, weights, self.names, patch, images.get_font))
+        self.images.append(weight_panel(picture, weights, names, patch, images.get_font))
         self.shares.append({
-            "mean": dict(zip(self.names, weights.mean((-2, -1)).tolist())),
-            "by_call": [dict(zip(self.names, shares)) for shares in self.maps.shares_by_call],
+            "mean": dict(zip(names, weights.mean((-2, -1)).tolist())),
+            "by_call": [dict(zip(names, shares)) for shares in self.maps.shares_by_call],
         })
 
     def hand_over(self, p, processed) -> None:

@@ -12,11 +12,14 @@ from lib_loratorio.adapters import AdapterBank
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
-from lib_loratorio.schedule import ALWAYS, Window, window
+from lib_loratorio.schedule import Part, part
+from lib_loratorio.scout import Scout
 from lib_loratorio.settings import INFOTEXT, Settings
 from lib_loratorio.step import larger_error
 
 VERIFY = "LoRAtorio verify"
+POOL = "LoRAtorio pool"
+"""The key of what was chosen of a pool."""
 
 
 @dataclass
@@ -52,18 +55,18 @@ class Kept:
 def start(p) -> None:
     """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
     p.loratorio = Kept()
-    for key in (NOTE, VERIFY, SHARES):
+    for key in (NOTE, VERIFY, SHARES, POOL):
         p.extra_generation_params.pop(key, None)
 
 
-def begin_maps(p, settings: Settings, names: list[str]) -> None:
+def begin_maps(p, settings: Settings, adapters: Sequence) -> None:
     """A pass that is composed of these LoRAs begins; from here on its weights are kept for the maps, where they are wanted."""
     kept = p.loratorio
     if settings.maps and settings.method != "loratorio":
         note(p, f"LoRAtorio: there are no weight maps with the method {settings.method}, which does not weigh LoRAs by place.")
     elif settings.maps:
         kept.panels = kept.panels or Panels()
-        kept.panels.begin(names, settings.patch_size)
+        kept.panels.begin({number: adapter.name for number, adapter in enumerate(adapters) if adapter.part.role == "local"}, settings.patch_size)
 
 
 def picture_done(p, picture: Image) -> None:
@@ -100,12 +103,12 @@ def names(data: dict) -> list[str]:
     return [params.positional[0] for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional]
 
 
-def windows_by_name(data: dict) -> dict[str, Iterator[Window]]:
-    """Of each name among the prompt's tags, its tags' windows in their order. Raises SettingsError."""
-    found: dict[str, list[Window]] = {}
+def parts_by_name(data: dict) -> dict[str, Iterator[Part]]:
+    """Of each name among the prompt's tags, how its tags say that it takes part, in their order. Raises SettingsError."""
+    found: dict[str, list[Part]] = {}
     for params in (params for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional):
-        found.setdefault(params.positional[0], []).append(window(params.named, params.positional[0]))
-    return {name: iter(windows) for name, windows in found.items()}
+        found.setdefault(params.positional[0], []).append(part(params.named, params.positional[0]))
+    return {name: iter(parts) for name, parts in found.items()}
 
 
 def require(wanted: Sequence[str], present) -> None:
@@ -142,9 +145,20 @@ def report_failures(p, name: str, failures: dict[str, str], applied: int, change
     note(p, f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{name}' could not be applied and are left out: {why}.")
 
 
-def tell_that_merge_has_no_windows(p, windows: Sequence[Window]) -> None:
-    if any(window != ALWAYS for window in windows):
+def tell_what_merge_leaves_out(p, adapters: Sequence) -> None:
+    """With this method the sampling is the WebUI's own, with the prompt's LoRAs."""
+    if any((adapter.part.start, adapter.part.end) != (0, 1) for adapter in adapters):
         note(p, "LoRAtorio: with the method merge, ltstart and ltend have no effect; the WebUI merges LoRAs for the whole sampling.")
+    if any(adapter.pooled for adapter in adapters):
+        note(p, "LoRAtorio: the method merge has no pool; only the prompt's LoRAs are merged.")
+
+
+def report_pool(p, names: Sequence[str], scout: Scout) -> None:
+    """Tells which LoRAs of a pool were chosen in this pass, and from which step on."""
+    if not scout.pool:
+        return
+    listed = [f"step {step + 1}: {', '.join(names[number] for number in adapters) or 'none'}" for step, adapters in scout.history]
+    p.extra_generation_params[POOL] = "; ".join(filter(None, [p.extra_generation_params.get(POOL), *listed]))
 
 
 def step_now(denoiser) -> tuple[float, int]:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from lib_loratorio.course import Course, Step
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.webui import request
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.hosts.webui.text import forget_conditions
-from lib_loratorio.methods import METHODS, Composed, Method, Plan, planned
-from lib_loratorio.schedule import taking_part
+from lib_loratorio.methods import Composed
 from lib_loratorio.settings import INFOTEXT, Settings
 from lib_loratorio.step import SamplerCall
 
@@ -29,16 +29,17 @@ def finish(p, processed) -> None:
     forget_conditions()
 
 
-def prepare(p, settings: Settings, declined: str | None, requested_adapters: Callable[[Any], Sequence], session: type[Session]) -> None:
-    """Arranges that the sampling about to start is composed, by a `session` of the host. Raises LoratorioError."""
-    adapters = [] if declined else requested_adapters(p)
+def prepare(p, settings: Settings, declined: str | None, adapters_of: Callable[[Any, Settings], Sequence], session: type[Session]) -> None:
+    """Arranges that the sampling about to start is composed, by a `session` of the host. Raises LoratorioError and SettingsError."""
+    adapters = [] if declined else adapters_of(p, settings)
     if not adapters:
-        return request.leave_alone(p, f"LoRAtorio did nothing: {declined or 'the prompt has no LoRA of a strength other than 0'}.")
+        nothing = f"the prompt has no LoRA of a strength other than 0{', and neither has the pool' if settings.pool else ''}"
+        return request.leave_alone(p, f"LoRAtorio did nothing: {declined or nothing}.")
     if settings.method == "merge":
-        request.tell_that_merge_has_no_windows(p, [adapter.window for adapter in adapters])
+        request.tell_what_merge_leaves_out(p, adapters)
     else:
         instead_of_sampling(p.sampler, session(p, settings, adapters).sample)
-    request.begin_maps(p, settings, [adapter.name for adapter in adapters])
+    request.begin_maps(p, settings, adapters)
     p.loratorio.composed = True
     p.extra_generation_params[INFOTEXT] = settings.to_infotext()
     return None
@@ -50,7 +51,7 @@ class Session:
     def __init__(self, p, settings: Settings, adapters: Sequence):
         self.p, self.settings, self.adapters = p, settings, adapters
         self.verified = p.loratorio.verified
-        self.method = METHODS[settings.method](settings)
+        self.course = Course(settings, adapters)
         self.denoiser = p.sampler.model_wrap_cfg
         self.error: Exception | None = None
 
@@ -80,17 +81,16 @@ class Session:
         self.raise_error()
         if self.settings.verify:
             self.verified.report(self.p)
+        request.report_pool(self.p, [adapter.name for adapter in self.adapters], self.course.scout)
 
-    def planned(self) -> tuple[Method, Plan | None]:
-        """What the model call about to be made is combined with, and its plan; None where the host's own merge applies."""
-        fraction, step = request.step_now(self.denoiser)
-        if not self.settings.active(fraction):
-            return self.method, None
-        return planned(self.method, taking_part([adapter.window for adapter in self.adapters], fraction), step)
+    def step(self) -> Step:
+        """What the model call about to be made is to be."""
+        return self.course.step(*request.step_now(self.denoiser))
 
     def count(self, call: SamplerCall, composed: Composed) -> None:
         """A sampler call has been composed."""
         self.verified.calls += 1
+        self.course.learn(call.adapters, composed)
         if self.p.loratorio.panels:
             self.p.loratorio.panels.add(composed, call.adapters, call.picture_of)
 

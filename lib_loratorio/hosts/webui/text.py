@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 
 from modules import prompt_parser, sd_samplers, shared
 
 from lib_loratorio.conditioning import ConditionCache
+from lib_loratorio.methods import BASE
+from lib_loratorio.trigger_words import appended, trigger_words
 
 _conditions = ConditionCache()
 
 
-def encoded(p, key: Hashable, with_its_networks: Callable[[], AbstractContextManager], unconditional: bool = True) -> tuple:
+def own_texts(adapters: Sequence, words: bool, encoded_with: Callable[[tuple, str], tuple]) -> dict[int, tuple]:
+    """The text conditions of the base and of each adapter that needs its own; none where none needs it.
+
+    Args:
+        words: whether an adapter's trigger words, where its file tells them, belong to its own prompt.
+        encoded_with: gives the conditions of the text encoder with these adapters, for the prompt with these words.
+    """
+    triggers = [trigger_words(adapter.filename) if words else "" for adapter in adapters]
+    if not any(word or adapter.changes_text for word, adapter in zip(triggers, adapters)):
+        return {}
+    everywhere = tuple(adapter for adapter in adapters if adapter.part.role == "global" and adapter.changes_text)
+    texts = {BASE: encoded_with(everywhere, "")}
+    for number, (adapter, word) in enumerate(zip(adapters, triggers)):
+        if adapter.part.role == "local" and (word or adapter.changes_text):
+            texts[number] = encoded_with((*everywhere, adapter) if adapter.changes_text else everywhere, word)
+    return texts
+
+
+def encoded(p, key: Hashable, with_its_networks: Callable[[], AbstractContextManager], words: str = "", unconditional: bool = True) -> tuple:
     """The pass's conditions `(cond, uncond)`, each with slots of our own in place of the host's caches.
 
     Args:
         key: whatever the conditions depend on besides prompts and size.
         with_its_networks: the text encoder is the wanted one within this context.
+        words: appended to the prompt, to each of those that `AND` divides.
         unconditional: whether the negative prompt is wanted too; else `uncond` is None.
     """
     hires = p.is_hr_pass
     width, height = (p.hr_upscale_to_x, p.hr_upscale_to_y) if hires else (p.width, p.height)
     positive, negative = _prompts(p)
+    positive = tuple(_with_words(prompt, words) for prompt in positive)
     guidance = getattr(p, "distilled_cfg_scale", None)
     if hires:
         guidance = getattr(p, "hr_distilled_cfg", guidance)
@@ -45,6 +67,17 @@ def encoded(p, key: Hashable, with_its_networks: Callable[[], AbstractContextMan
         encode(prompt_parser.get_multicond_learned_conditioning, prompt_parser.SdConditioning(positive, **size), slots[0]),
         encode(prompt_parser.get_learned_conditioning, prompt_parser.SdConditioning(negative, True, **size), slots[1]) if unconditional else None,
     )
+
+
+def _with_words(prompt: str, words: str) -> str:
+    """The prompt with the words in each of its sub-prompts, before its weight."""
+    if not words:
+        return prompt
+    parts = []
+    for part in prompt_parser.re_AND.split(prompt):
+        text, weight = prompt_parser.re_weight.search(part).groups()
+        parts.append(appended(text.strip(), words) + (f" :{weight}" if weight else ""))
+    return " AND ".join(parts)
 
 
 def _prompts(p) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -74,3 +74,7 @@ class Checkbox(Component):
 
 class Number(Component):
     pass
+
+
+class Textbox(Component):
+    pass

@@ -9,7 +9,8 @@ import torch
 ScheduledPromptConditioning = namedtuple("ScheduledPromptConditioning", ["end_at_step", "cond"])
 
 _EDIT = re.compile(r"\[([^:\]]*):([^:\]]*):(\d+)\]")
-_WEIGHT = re.compile(r"^(.*?)(?::\s*([-+.\d]+))?\s*$", re.S)
+re_AND = re.compile(r"\bAND\b")  # noqa: N816  (the host's own name)
+re_weight = re.compile(r"^(.*?)(?::\s*([-+.\d]+))?\s*$", re.S)
 
 
 class SdConditioning(list):
@@ -49,7 +50,7 @@ def get_multicond_learned_conditioning(model, prompts, steps, hires_steps=None, 
     for prompt in prompts:
         subprompts = []
         for part in re.split(r"\bAND\b", prompt):
-            text, weight = _WEIGHT.match(part.strip()).groups() if not _EDIT.search(part) else (part.strip(), None)
+            text, weight = re_weight.match(part.strip()).groups() if not _EDIT.search(part) else (part.strip(), None)
             (schedules,) = get_learned_conditioning(model, prompts.alike([text]), steps, hires_steps)
             subprompts.append(SimpleNamespace(schedules=schedules, weight=1.0 if weight is None else float(weight)))
         batch.append(subprompts)

@@ -42,4 +42,6 @@ opts = Options(
     grid_extended_filename=False,
 )
 
+cmd_opts = SimpleNamespace(lora_dir="/loras")
+
 state = SimpleNamespace(interrupted=False, skipped=False, sampling_step=0, sampling_steps=0)

@@ -1,0 +1,43 @@
+"""The pool's LoRAs among those that the host knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import networks
+from modules import shared
+
+from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.hosts.webui.messages import note
+from lib_loratorio.pool import entries, resolved
+from lib_loratorio.settings import Settings
+
+Adapter = TypeVar("Adapter")
+
+
+def known() -> dict[str, str]:
+    """All LoRAs of the host by name, as paths within its LoRA folder: without extension, divided by `/`."""
+    folder = shared.cmd_opts.lora_dir
+    paths = {name: os.path.splitext(os.path.relpath(network.filename, folder))[0] for name, network in networks.available_networks.items()}
+    return {name: path.replace(os.sep, "/") for name, path in sorted(paths.items())}
+
+
+def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str, float], Adapter]) -> list[Adapter]:
+    """The pool's adapters by `load(name, strength)`, but for those that the prompt has `asked` for itself.
+
+    Those that cannot be loaded for this model are left out, and named: a folder may hold LoRAs for several models. Raises
+    SettingsError for names that the host does not know.
+    """
+    files = {adapter.filename for adapter in asked}
+    taken = [name for name, network in networks.available_networks.items() if network.filename in files]
+    found, refused = [], []
+    for name, strength in resolved(entries(settings.pool), known(), taken):
+        try:
+            found.append(load(name, strength))
+        except LoratorioError:
+            refused.append(name)
+    if refused:
+        note(p, f"LoRAtorio: {len(refused)} LoRAs of the pool cannot be read, or match nothing in this model, and are left out: {', '.join(refused)}.")
+    return found

@@ -1,0 +1,56 @@
+"""The pool as a text: LoRAs besides the prompt's, by name or pattern, each with a strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from lib_loratorio.settings import SettingsError
+
+
+class Entry(NamedTuple):
+    """A LoRA's name, or a pattern such as `styles/*` for names and for paths within the LoRA folder."""
+
+    pattern: str
+    strength: float = 1.0
+
+
+def entries(text: str) -> list[Entry]:
+    """The entries `name` or `name:strength` of a text, divided by commas; tags of a prompt are read too.
+
+    Raises SettingsError for a strength that is no number.
+    """
+    return [_entry(part) for part in text.split(",") if part]
+
+
+def _entry(text: str) -> Entry:
+    text = text.removeprefix("<lora:").removesuffix(">")
+    pattern, separator, strength = text.partition(":")
+    try:
+        value = float(strength) if separator else 1.0
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise SettingsError(f"LoRAtorio: the pool has '{text}'; the strength behind the colon must be a number.")
+    return Entry(pattern.strip(), value)
+
+
+def resolved(wanted: Iterable[Entry], paths: Mapping[str, str], taken: Iterable[str] = ()) -> list[tuple[str, float]]:
+    """Names and strengths of the LoRAs that the entries mean, each once, none of strength 0 and none that is `taken`.
+
+    `paths` are all LoRAs by name, as paths within the LoRA folder, without extension and divided by `/`. Raises
+    SettingsError for an entry that means none of them.
+    """
+    found: dict[str, float] = {}
+    for pattern, strength in wanted:
+        names = [pattern] if pattern in paths else [name for name, path in paths.items() if fnmatchcase(name, pattern) or fnmatchcase(path, pattern)]
+        if not names:
+            raise SettingsError(
+                f"LoRAtorio: the pool has '{pattern}', which is none of the WebUI's LoRAs. "
+                "Check the name, or refresh the list of LoRAs if a file is new."
+            )
+        for name in names:
+            found.setdefault(name, strength)
+    return [(name, strength) for name, strength in found.items() if strength and name not in set(taken)]

@@ -1,0 +1,57 @@
+"""The words that call for what a LoRA has learned, as its file or the WebUI's notes on it tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+
+def trigger_words(path: str) -> str:
+    """A LoRA file's trigger words; empty where nothing tells them.
+
+    These are what the user has noted in the WebUI as its activation text; else the file's own `modelspec.trigger_phrase`; else the
+    tag that more of its training captions had than any other.
+    """
+    metadata = _metadata(path)
+    return _noted(path) or str(metadata.get("modelspec.trigger_phrase", "")).strip() or _most_frequent_tag(metadata)
+
+
+def appended(prompt: str, words: str) -> str:
+    """The prompt with the words at its end, unless it has them."""
+    if not words or words.lower() in prompt.lower():
+        return prompt
+    return f"{prompt}, {words}" if prompt.strip() else words
+
+
+def _noted(path: str) -> str:
+    """The WebUIs keep the user's notes in a file beside."""
+    try:
+        notes = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(notes.get("activation text", "")).strip() if isinstance(notes, dict) else ""
+
+
+def _metadata(path: str) -> Mapping[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _most_frequent_tag(metadata: Mapping[str, Any]) -> str:
+    """Of the tags that trainers count by training folder; none where two are as frequent."""
+    counts: dict[str, int] = {}
+    try:
+        for folder in json.loads(metadata.get("ss_tag_frequency", "{}")).values():
+            for tag, count in folder.items():
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + int(count)
+    except (ValueError, TypeError, AttributeError):
+        return ""
+    most = [tag for tag, count in counts.items() if count == max(counts.values())]
+    return most[0] if len(most) == 1 else ""
