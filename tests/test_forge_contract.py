@@ -489,6 +489,31 @@ def test_after_a_merge_that_failed_in_the_host(host):
     assert_clean(host, p)
 
 
+def test_a_merge_into_the_text_encoder_that_fails_for_us_is_not_left_in_it(host, monkeypatch):
+    """The text encoder has two layers, which the host merges first, for its own conditions."""
+    from backend.patcher import lora
+
+    calls, merge = iter(range(99)), lora.merge_lora_to_weight
+
+    def failing(*args):
+        if next(calls) == 3:
+            raise OddError("at the adapter's second layer")
+        return merge(*args)
+
+    before = merged_picture(host, "a cat")
+    monkeypatch.setattr(lora, "merge_lora_to_weight", failing)
+    with pytest.raises(LoratorioError, match="second layer"):
+        host.generate(f"a cat {TEXT_TAGS}", ON)
+    assert torch.equal(merged_picture(host, "a cat"), before)
+
+
+def test_layers_that_the_host_cannot_merge_are_named_with_its_reason(host):
+    host.add("half", {"conv_in": "lora", "to_out": "misfit"}, seed=8)
+    p, _ = host.generate("a cat <lora:half:1> <lora:b:0.6>", ON)
+    assert "1 of 2 layers of the LoRA 'half'" in p.extra_generation_params[NOTE]
+    assert "the WebUI cannot merge (shape '[" in p.extra_generation_params[NOTE]
+
+
 # Other extensions
 
 

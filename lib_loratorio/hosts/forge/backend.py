@@ -65,6 +65,9 @@ class Backend(Protocol):
     def with_patches(self, patcher: Any, networks: Any, original: Any) -> Any:
         """A clone of `patcher` with what `networks` has that `original` has not."""
 
+    def merging(self, patcher: Any) -> AbstractContextManager[None]:
+        """Within it the host makes the model's weights those of `patcher`; a merge that fails is not taken for another one."""
+
     def apply(self, patcher: Any) -> None:
         """Makes the model's weights those of `patcher`, also in the middle of a sampling."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lib_loratorio.hosts.forge.backend import Factors, Patches, low_rank_factors
@@ -39,6 +40,11 @@ def _with(patcher: Any, patches: Patches, original: Any) -> Any:
     same = {key: list(map(id, value)) for key, value in patches.items()} == {key: list(map(id, value)) for key, value in original.patches.items()}
     clone.patches_uuid = original.patches_uuid if same else uuid.uuid4()
     return clone
+
+
+def merging(patcher: Any) -> AbstractContextManager[None]:
+    """These patchers themselves take back a merge that has failed."""
+    return nullcontext()
 
 
 def factors(patch: Any, lora_adapter: type) -> Factors | None:

@@ -134,6 +134,7 @@ def text_encoder_of(sd_model, adapters: Sequence[Adapter]) -> Iterator[None]:
     sd_model.forge_objects = former.shallow_copy()
     sd_model.forge_objects.clip = clip
     try:
-        yield
+        with backend.merging(clip.patcher):
+            yield
     finally:
         sd_model.forge_objects = former

@@ -41,13 +41,23 @@ def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
     return clone
 
 
-def apply(patcher: Any) -> None:
+@contextmanager
+def merging(patcher: Any) -> Iterator[None]:
+    # After a merge that failed on the way, a part of it is in the weights, and the host takes them for those of the merge before.
     loader = patcher.lora_loader
     merged = {key for (*_, online), of_network in patcher.lora_patches.items() if not online for key in of_network}
     if loader.backup.keys() != merged:
-        # After a merge that failed on the way, a part of it is in the weights, and the host takes them for those of the merge before.
         loader.loaded_hash = None
-    patcher.refresh_loras()
+    try:
+        yield
+    except BaseException:
+        loader.loaded_hash = None
+        raise
+
+
+def apply(patcher: Any) -> None:
+    with merging(patcher):
+        patcher.refresh_loras()
 
 
 def factors(patch: Any) -> Factors | None:

@@ -11,7 +11,7 @@ from backend.patcher.lora import merge_lora_to_weight, weight_adapter
 
 from lib_loratorio.hosts.forge import flat_patches
 from lib_loratorio.hosts.forge.backend import Factors
-from lib_loratorio.hosts.forge.flat_patches import patches, with_patches, without_networks
+from lib_loratorio.hosts.forge.flat_patches import merging, patches, with_patches, without_networks
 from lib_loratorio.hosts.forge.main import (
     Condition,
     area_and_mult,
@@ -26,7 +26,7 @@ from lib_loratorio.hosts.forge.main import (
 
 __all__ = [
     "Condition", "area_and_mult", "base_weight", "bracket", "compile_conditions", "compile_weighted_conditions", "cond_cat", "fits", "install",
-    "patches", "with_patches", "without_networks",
+    "merging", "patches", "with_patches", "without_networks",
 ]
 
 

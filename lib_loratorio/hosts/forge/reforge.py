@@ -16,9 +16,9 @@ from modules_forge import forge_sampler
 
 from lib_loratorio.hosts.forge import flat_patches
 from lib_loratorio.hosts.forge.backend import QUANTISED, Factors
-from lib_loratorio.hosts.forge.flat_patches import patches, with_patches, without_networks
+from lib_loratorio.hosts.forge.flat_patches import merging, patches, with_patches, without_networks
 
-__all__ = ["Condition", "cond_cat", "patches", "with_patches", "without_networks"]
+__all__ = ["Condition", "cond_cat", "merging", "patches", "with_patches", "without_networks"]
 
 area_and_mult = get_area_and_mult
 

@@ -139,7 +139,8 @@ def report_failures(p, name: str, failures: dict[str, str], applied: int, change
     if half:
         why = "a half-precision file of this kind cannot be computed on a CPU; use a float32 file"
     else:
-        why = reasons.pop() if len(reasons) == 1 else "they are for another kind of model"
+        first = next(iter(failures.values()))
+        why = reasons.pop() if len(reasons) == 1 else f"they are for another kind of model, or in a form that the WebUI cannot merge ({first})"
     if not applied and not changes_text:
         raise LoratorioError(f"LoRAtorio: none of the {len(failures)} layers of the LoRA '{name}' could be applied to this model: {why}.")
     note(p, f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{name}' could not be applied and are left out: {why}.")
