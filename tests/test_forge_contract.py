@@ -712,6 +712,24 @@ def test_such_guidance_where_sub_prompts_are_alike(host):
     assert_close(latents, Perturbed(host, [A, B], [[("a cat", 1), ("a cat", 0.5)]] * 2).latents())
 
 
+@pytest.mark.parametrize(("equations", "extension"), [(Perturbed, perturbed_attention), (SelfAttention, self_attention)], ids=["perturbed", "self"])
+def test_such_guidance_where_prompt_and_negative_prompt_are_alike(host, equations, extension):
+    fields = {"after": [extension(host.calc_cond_uncond_batch)], "negative_prompt": "a cat"}
+    _, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, "end": 0.6}, **fields)
+    assert_close(latents, equations(host, [A, TEXT, B], one("a cat"), "a cat", settings={"end": 0.6}).latents())
+
+
+def test_conditions_that_another_extension_keeps_are_handed_back_as_they_were(host):
+    kept = []
+
+    def keep(model, x, timestep, uncond, cond, *rest):
+        kept.extend([*cond, *uncond])
+        return model, x, timestep, uncond, cond, *rest
+
+    host.generate(f"a cat {TEXT_TAGS}", ON, before=[lambda p: changed(p).add_conditioning_modifier(keep)])
+    assert kept and {key for condition in kept for key in condition["model_conds"]} == {"c_crossattn"}
+
+
 def test_conditions_with_areas_are_refused(host):
     def divided(model, x, timestep, uncond, cond, *rest):
         return model, x, timestep, uncond, [{**c, "area": (2, 2, 0, 0)} for c in cond], *rest

@@ -71,7 +71,7 @@ class Session(session.Session):
         backend.install(self.base, _calc)
         p.sd_model.forge_objects.unet = self.base
         self.plan = self.call = self.patch_weights = None
-        self.is_composed, self.base_text = False, ([], None)
+        self.is_composed, self.base_text, self.tagged = False, ([], None), []
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -83,6 +83,7 @@ class Session(session.Session):
                 yield
             self.report()
         finally:
+            self._take_back()
             _current = self.plan = self.call = None
             if self.sd_model.forge_objects.unet is self.base:
                 self.sd_model.forge_objects.unet = self.former
@@ -91,6 +92,7 @@ class Session(session.Session):
 
     def begin(self, params) -> None:
         """on_cfg_denoiser: what this call is to be, and the text for it."""
+        self._take_back()
         self.plan = self.patch_weights = None
         self.is_composed = False
         if self.p.sd_model.forge_objects.unet.model is not self.model:
@@ -131,8 +133,10 @@ class Session(session.Session):
         self.base_text = [c for c, _ in self.shown], uncond
         self.call = self._sampler_call(picture_of)
         tagged = [_tagged(c, number, x) for number, (c, _) in enumerate(self.shown)]
+        unconditional = uncond and [_tagged(uncond[0], UNCONDITIONAL, x)]
+        self._hand_out([*tagged, *(unconditional or ())], [*self.base_text[0], *(uncond or ())])
         try:
-            _, unconditional = original(model, tagged, uncond and [_tagged(uncond[0], UNCONDITIONAL, x)], x, timestep, model_options)
+            _, unconditional = original(model, tagged, unconditional, x, timestep, model_options)
             if not self.call.evaluated:
                 raise LoratorioError(
                     "LoRAtorio: another extension evaluates the model in its own way (its model_function_wrapper calls no other). "
@@ -146,6 +150,17 @@ class Session(session.Session):
         conditional = _blended(composed.conditional.split(pictures), [area.mult for _, area in self.shown])
         return conditional, unconditional if composed.unconditional is None else composed.unconditional
 
+    def _hand_out(self, tagged: Sequence[dict], conditions: Sequence[dict]) -> None:
+        """Tags the host's own conditions, too, with which other extensions ask for further evaluations."""
+        for condition, copy in zip(conditions, tagged):
+            condition["model_conds"] = copy["model_conds"]
+        self.tagged = conditions
+
+    def _take_back(self) -> None:
+        for condition in self.tagged:
+            condition["model_conds"].pop(TAG, None)
+        self.tagged = []
+
     def evaluate(self, apply_model: Callable, args: dict) -> torch.Tensor:
         """In place of the model: the rows that the host asks for, of every model of the plan."""
         self.raise_error()
@@ -155,11 +170,11 @@ class Session(session.Session):
         if self.plan is None:
             return self._through({**args, "c": c})
         self.batch = HostBatch.of(args, c)
-        if tags is not None:
-            numbers = tags[:: self.batch.pictures].tolist()
+        numbers = None if tags is None else tags[:: self.batch.pictures].tolist()
+        if self.call and numbers:
             predictions, rows = self._chunks(self.call, numbers, places=sorted(number for number in numbers if number != UNCONDITIONAL))
             return predictions[rows.argsort()]
-        return self._of_another_extension()
+        return self._of_another_extension(numbers or [None] * len(self.batch.flags))
 
     def _sampler_call(self, picture_of: torch.Tensor) -> SamplerCall:
         verify = self._verify if self.settings.verify else None
@@ -181,13 +196,13 @@ class Session(session.Session):
         )
         return predictions, rows
 
-    def _of_another_extension(self) -> torch.Tensor:
+    def _of_another_extension(self, tags: Sequence[int | None]) -> torch.Tensor:
         """Rows that the host's own sampling step does not ask for, such as a perturbed prediction to move away from.
 
         They are composed with the step's weights, so that what they are compared with differs in nothing else.
         """
         batch = self.batch
-        numbers = [self._condition_of(chunk) for chunk in range(len(batch.flags))]
+        numbers = [self._condition_of(chunk, tag) for chunk, tag in enumerate(tags)]
         conditions = sorted(number for number in numbers if number != UNCONDITIONAL)
         if not conditions and not self.is_composed:
             raise LoratorioError(
@@ -207,15 +222,16 @@ class Session(session.Session):
         by_condition = self.patch_weights.split(self.batch.pictures, 1)
         return torch.cat([by_condition[number] for number in conditions], 1) if conditions[-1] < len(by_condition) else None
 
-    def _condition_of(self, chunk: int) -> int:
-        """Which of the step's conditions the text of a chunk is; other texts by what the batch says they are."""
+    def _condition_of(self, chunk: int, tag: int | None) -> int:
+        """Which of the step's conditions the text of a chunk is, of several alike the tagged one; other texts by what the batch says they are."""
         text = self.batch.tree["c"].get("c_crossattn")
         conditions, unconditional = self.base_text
         if text is not None:
             text = text[self.batch.rows_of([chunk])]
-            for number, condition in [*enumerate(conditions), *((UNCONDITIONAL, u) for u in unconditional or ())]:
-                if _same_text(text, condition["cross_attn"]):
-                    return number
+            known = [*enumerate(conditions), *((UNCONDITIONAL, u) for u in unconditional or ())]
+            alike = [number for number, condition in known if _same_text(text, condition["cross_attn"])]
+            if alike:
+                return tag if tag in alike else alike[0]
         return UNCONDITIONAL if self.batch.flags[chunk] else sum(flag == 0 for flag in self.batch.flags[:chunk])
 
     # The model
