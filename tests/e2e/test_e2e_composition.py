@@ -43,7 +43,7 @@ def test_two_loras(webui):
 def test_each_kind_beside_a_plain_lora(webui, kind):
     prompt = f"a cat {lora('lora', 0.8)} {lora(kind, 0.7)}"
     if not webui.applies(kind):
-        assert f"e2e_{kind}" in webui.refusal(prompt, {})
+        assert f"e2e_{kind}" in webui.complaint(prompt, {})
         pytest.skip(f"the WebUI itself does not apply {kind}, and LoRAtorio says so")
     check_composed(webui, prompt, calls=4)
 

@@ -133,11 +133,15 @@ class WebUI:
         try:
             self.generate(prompt, settings, **fields)
         except RuntimeError as error:
-            status, text = error.args
-            answer = json.loads(text)
-            assert status == 500, text
-            return str(answer.get("errors") or answer.get("message") or answer["detail"])
+            return message_of(error)
         raise AssertionError(f"{settings} with {prompt!r} made a picture")
+
+    def complaint(self, prompt: str, settings: dict) -> str:
+        """What the extension says where it leaves out a LoRA or a part of it: the message that stops the generation, or the picture's note."""
+        try:
+            return self.generate(prompt, settings).params.get(NOTE, "")
+        except RuntimeError as error:
+            return message_of(error)
 
     def checkpoint_named(self, name: str) -> dict | None:
         return next((model for model in self.client.get_sd_models() if name in (model["model_name"], model["title"])), None)
@@ -155,6 +159,14 @@ class WebUI:
             yield
         finally:
             self.client.set_options({"sd_model_checkpoint": before})
+
+
+def message_of(error: RuntimeError) -> str:
+    """The WebUI's answer to a generation that the extension has stopped."""
+    status, text = error.args
+    answer = json.loads(text)
+    assert status == 500, text
+    return str(answer.get("errors") or answer.get("message") or answer["detail"])
 
 
 def pictures(answer: webuiapi.WebUIApiResult) -> Pictures:
