@@ -467,6 +467,13 @@ def test_quantised_models_take_plain_loras(host):
     assert_clean(host, p)
 
 
+def test_quantised_models_are_verified_without_rounding_the_merge_to_their_bits(host):
+    host.use(quantised=True)
+    p, _ = host.generate(f"a cat {TEXT_TAGS}", {**ON, "verify": True})
+    assert verified(p) < SINGLE
+    assert_clean(host, p)
+
+
 def test_quantised_models_decline_other_kinds_by_name(host):
     host.use(quantised=True)
     host.args.dynamic_args["online_lora"] = True

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank, weight_shape
-from lib_loratorio.hosts.forge.backend import Factors, Patches
+from lib_loratorio.hosts.forge.backend import PLAIN, Factors, Patches
 from lib_loratorio.hosts.forge.loader import Adapter, backend
 from lib_loratorio.hosts.webui.options import dense_budget
 from lib_loratorio.hosts.webui.request import report_failures
 from lib_loratorio.schedule import merged_below
-
-PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Storage into which the host merges. It keeps others, as fp8, apart from the patches."""
 
 
 def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBank:

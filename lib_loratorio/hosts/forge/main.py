@@ -13,7 +13,7 @@ from backend.sampling import sampling_function
 from backend.sampling.condition import Condition, compile_conditions, compile_weighted_conditions
 from backend.sampling.sampling_function import cond_cat, get_area_and_mult
 
-from lib_loratorio.hosts.forge.backend import QUANTISED, Factors, Patches, low_rank_factors
+from lib_loratorio.hosts.forge.backend import PLAIN, QUANTISED, Factors, Patches, low_rank_factors
 
 __all__ = ["Condition", "compile_conditions", "compile_weighted_conditions", "cond_cat"]
 
@@ -36,8 +36,13 @@ def without_networks(patcher: Any, merged: Any, original: Any) -> Any:
 
 
 def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
+    """A merge into a model in low bits would be rounded to them, so there it is one that the host makes anew in each forward."""
     clone = patcher.clone()
-    clone.lora_patches.update({key: value for key, value in networks.lora_patches.items() if key not in original.lora_patches})
+    low_bits = getattr(patcher.model, "storage_dtype", torch.float32) not in PLAIN  # text encoders have none
+    for identity, of_network in networks.lora_patches.items():
+        if identity not in original.lora_patches:
+            *name, online = identity
+            clone.lora_patches[(*name, online or low_bits)] = of_network
     return clone
 
 

@@ -175,7 +175,7 @@ class SdModel:
                     layer.quantise()
         self.made_with = {"seed": seed, "channels": channels, "dict_conditions": dict_conditions, "dtype": dtype, "quantised": quantised}
         self.dtype, self.dict_conditions, self.channels = dtype, dict_conditions, channels
-        self.storage_dtype = torch.int8 if quantised else dtype
+        unet.storage_dtype = torch.int8 if quantised else dtype
         self.sd_checkpoint_info = f"tiny {seed}"
         self.current_lora_hash = str([])
         self.forge_objects = ForgeObjects(ModelPatcher(unet), CLIP(encoder))

@@ -16,7 +16,7 @@ def load_networks(names, te_multipliers=None, unet_multipliers=None, dyn_dims=No
     on_disk = [available_network_aliases.get(name) for name in names]
     for name, entry in zip(names, on_disk):
         loaded_networks.append(SimpleNamespace(name=name, mentioned_name=name, mtime=entry.mtime, network_on_disk=entry))
-    online = dynamic_args["online_lora"] and not model.storage_dtype.is_floating_point
+    online = dynamic_args["online_lora"] and not model.forge_objects.unet.model.storage_dtype.is_floating_point
     wanted = [[entry.filename, unet, te, online] for entry, unet, te in zip(on_disk, unet_multipliers or [], te_multipliers or [])]
     if model.current_lora_hash == str(wanted):
         return
