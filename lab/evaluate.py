@@ -20,12 +20,14 @@ import torch
 
 from lab import detector, measure, model, world
 from lab.model import WEIGHTS
+from lib_loratorio.schedule import Part
 from lib_loratorio.settings import Settings
 
 COUNTS = (2, 3, 4, 5)
 STEPS, CFG = 20, 4.0
 CAPTIONS = 4                                   # of every set of skills
-SPLITS = {"dev": (1_000_000, 2), "test": (2_000_000, 13)}      # first seed, sets for each N
+# First seed, and sets for each N; "style" has sets of three skills, one of which is a style.
+SPLITS = {"dev": (1_000_000, 2), "test": (2_000_000, 13), "style": (3_000_000, 26)}
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,18 @@ class Way:
     """One way of making the pictures of a set of skills."""
     settings: Settings | None          # None: without any LoRA
     everything: bool = False           # all LoRAs loaded, not only those that the caption asks for
+    pool: bool = False                 # these are a pool, beside a prompt without LoRAs
+    roles: bool = False                # styles are global
+
+    def loras(self, skills):
+        """The names and parts of the LoRAs that are loaded for a caption with these skills."""
+        names = world.NAMES if self.everything else skills
+        return [(name, Part(role="global" if self.roles and world.SKILLS[name].kind == "style" else "local")) for name in names]
 
 
 DEFAULT = Settings(enabled=True)
 TOP_K = 2                              # with all LoRAs loaded; chosen on dev
+SCOUT = replace(DEFAULT, top_k=TOP_K, pool_mode="scout")
 METHODS = {
     "no LoRA": Way(None),
     "Merge": Way(replace(DEFAULT, method="merge")),
@@ -45,15 +55,23 @@ METHODS = {
     "LoRAtorio": Way(DEFAULT),
     "Merge, all loaded": Way(replace(DEFAULT, method="merge"), everything=True),
     "LoRAtorio, all loaded, top-k": Way(replace(DEFAULT, top_k=TOP_K), everything=True),
+    "LoRAtorio, lambda 1": Way(replace(DEFAULT, lam=1.0)),
+    "LoRAtorio, negative every 2nd step": Way(replace(DEFAULT, guidance_every=2)),
+    "LoRAtorio, negative every 5th step": Way(replace(DEFAULT, guidance_every=5)),
+    "Pool, scout to 0.2": Way(SCOUT, everything=True, pool=True),
+    "Pool, scout to 0.05": Way(replace(SCOUT, scout=0.05), everything=True, pool=True),
 }
+STYLED = {"styles local": Way(DEFAULT), "styles global": Way(DEFAULT, roles=True), "merged": Way(replace(DEFAULT, method="merge"))}
 TEMPERATURES, PATCHES, LAMBDAS, TOP_KS = (0.003, 0.02, 0.1, 0.5), (1, 2, 4), (0.0, 0.5, 1.0), (1, 2, 3)
+SHARES = (0.08, 0.12, 0.16)
 
 
 def ablation():
-    """The variants measured on dev: temperature by patch size, then lambda, then top-k with all LoRAs loaded."""
+    """The variants measured on dev: temperature by patch size, then lambda, top-k with all LoRAs loaded, and the share to stay in a pool."""
     ways = {f"tau {t:g}, d {d}": Way(replace(DEFAULT, temperature=t, patch_size=d)) for t in TEMPERATURES for d in PATCHES}
     ways |= {f"lambda {v:g}": Way(replace(DEFAULT, lam=v)) for v in LAMBDAS}
     ways |= {f"all loaded, k {k}": Way(replace(DEFAULT, top_k=k), everything=True) for k in TOP_KS}
+    ways |= {f"pool, share {v:g}": Way(replace(SCOUT, scout_share=v), everything=True, pool=True) for v in SHARES}
     return ways
 
 
@@ -72,11 +90,13 @@ class SkillSet:
         """The skills, and what each of the pictures is to show."""
         rng = np.random.default_rng(self.seed)
         skills = world.random_skills(rng, self.count)
+        while self.split == "style" and sum(world.SKILLS[name].kind == "style" for name in skills) != 1:
+            skills = world.random_skills(rng, self.count)
         return skills, [world.content(skills, rng) for _ in range(CAPTIONS)]
 
 
 def skill_sets(split, limit=None):
-    return [SkillSet(split, number, count) for number in range(limit or SPLITS[split][1]) for count in COUNTS]
+    return [SkillSet(split, number, count) for number in range(limit or SPLITS[split][1]) for count in (COUNTS if split != "style" else (3,))]
 
 
 class Studio:
@@ -88,25 +108,26 @@ class Studio:
         self.judge = detector.load(weights / "detector.safetensors")
 
     def pictures(self, way, skills, contents, seed):
-        """[len(contents), SIZE, SIZE, 3] uint8."""
+        """[len(contents), SIZE, SIZE, 3] uint8, and the model evaluations for each."""
         captions = [shown.caption for shown in contents]
         if way.settings is None:
-            return model.sample(self.pipe, captions, seed, STEPS, CFG)
-        from lib_loratorio.hosts.diffusers import composed
-        with composed(self.pipe, [(self.loras / f"{name}.safetensors", 1.0) for name in (world.NAMES if way.everything else skills)], way.settings):
-            return model.sample(self.pipe, captions, seed, STEPS, CFG)
+            return model.sample(self.pipe, captions, seed, STEPS, CFG), 2 * STEPS
+        from lib_loratorio.hosts.diffusers import Lora, composed
+        loras = [Lora(self.loras / f"{name}.safetensors", 1.0, part, way.pool) for name, part in way.loras(skills)]
+        with composed(self.pipe, loras, way.settings) as composition:
+            return model.sample(self.pipe, captions, seed, STEPS, CFG), composition.run.rows / len(contents)
 
     def measure(self, way, skill_set):
         """What one line of the results holds."""
         skills, contents = skill_set.contents()
         start = time.time()
-        images = self.pictures(way, skills, contents, skill_set.seed)
+        images, evaluations = self.pictures(way, skills, contents, skill_set.seed)
         seconds = time.time() - start
         found = detector.detect(self.judge, images)
         asked = np.array([name in skills for name in world.NAMES])
         return {"skills": list(skills), "present": found[:, asked].mean(1).tolist(), "complete": found[:, asked].all(1).astype(int).tolist(),
                 "others": found[:, ~asked].sum(1).tolist(), "distance": measure.patch_distance(images, contents, skill_set.seed).tolist(),
-                "seconds": seconds / len(images)}
+                "seconds": seconds / len(images), "evaluations": evaluations}
 
 
 _studio = None
@@ -142,13 +163,13 @@ def main():
     parser.add_argument("--results", type=Path, default=Path("outputs/evaluation.jsonl"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--only", choices=("dev", "test"), help="one of the two splits; the report needs both")
+    parser.add_argument("--only", choices=tuple(SPLITS), help="one of the splits; the report needs all")
     parser.add_argument("--sets", type=int, help="sets of skills for each N, for a shorter run than the published one")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.report:
-        for split, ways in (("dev", ablation()), ("test", METHODS)):
+        for split, ways in (("dev", ablation()), ("test", METHODS), ("style", STYLED)):
             if args.only in (None, split):
                 run([(name, way, s) for s in skill_sets(split, args.sets) for name, way in ways.items()], args.results, args.workers)
     from lab import report

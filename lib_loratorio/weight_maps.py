@@ -104,8 +104,8 @@ def weight_panel(
     return _row(tiles, size, font(max(14, size[0] // 20)))
 
 
-def dominant(weights: torch.Tensor, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """Who wins where: one pixel a patch, in the colour of the adapter that weighs most; `weights [N, h, w]`, N colours."""
+def dominant(weights: torch.Tensor, colours: Sequence[tuple[int, int, int]] = COLOURS) -> Image.Image:
+    """Who wins where: one pixel a patch, in the colour of the adapter that weighs most; `weights [N, h, w]`, at least N colours."""
     return Image.fromarray(np.array(colours, np.uint8)[weights.argmax(0).cpu().numpy()])
 
 
