@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 import gradio as gr
@@ -121,6 +122,12 @@ def infotext_fields(controls: list) -> list[tuple]:
     return [(control, _reader(field.name)) for control, field in zip(controls, fields(Settings))]
 
 
+def sent_fields() -> list:
+    """What a host that sends a picture to another tab takes along: of both tabs' `infotext_fields`, those with a second part from this list."""
+    return [_reader(field.name) for field in fields(Settings)]
+
+
+@cache  # one function for both tabs: see `sent_fields`
 def _reader(name: str) -> Callable[[dict], Any]:
     def read(params: dict) -> Any:
         text = params.get(INFOTEXT)

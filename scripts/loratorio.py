@@ -26,7 +26,7 @@ class LoratorioScript(scripts.Script):
     def ui(self, is_img2img):
         controls = ui.build(InputAccordion, self.elem_id, options.starting_settings(), lambda: pool.known().values())
         self.infotext_fields = ui.infotext_fields(controls)
-        self.paste_field_names = [INFOTEXT]
+        self.paste_field_names = ui.sent_fields()
         return controls
 
     def before_process(self, p, *args):

@@ -27,13 +27,13 @@ def browser() -> Iterator:
 
 @contextmanager
 def page(browser, url: str, **options) -> Iterator:
-    """A page at `url`; `page.problems` collects what its scripts raise. Whatever it asks other machines for is refused."""
+    """A page at `url`; `page.problems` collects what the extension's script raises. Whatever it asks other machines for is refused."""
     context = browser.new_context(**options)
     context.route(lambda address: not address.startswith((url, "data:", "blob:")), lambda route: route.abort())
     page = context.new_page()
     page.set_default_timeout(10_000)
     page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("pageerror", lambda error: page.problems.append(error.stack) if "loratorio" in error.stack else None)
     page.goto(url)
     yield page
     context.close()

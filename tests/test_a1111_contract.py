@@ -748,12 +748,20 @@ def test_infotext_round_trip(host):
                         text_encoder="merged", adapters_per_pass=2, verify=True)
     p, _ = host.generate(f"a cat {TAGS}", list(astuple(settings)))
     host.script.ui(False)
-    assert host.script.paste_field_names == ["LoRAtorio"]
     pasted = [read({"LoRAtorio": p.extra_generation_params["LoRAtorio"]}) for _, read in host.script.infotext_fields]
     assert tuple(pasted) == astuple(settings)
     assert "," not in p.extra_generation_params["LoRAtorio"], "a comma would end the field"
     without = [read({}) for _, read in host.script.infotext_fields]
     assert without == [False, *[None] * (len(without) - 1)]
+
+
+def test_sending_to_the_other_tab_takes_every_control_along(host):
+    """The host copies from tab to tab what has, among both tabs' fields, a second part that is in `paste_field_names`."""
+    scripts = host.script, host.extension.LoratorioScript()
+    for script in scripts:
+        script.ui(False)
+    sent, received = ([field for field, name in script.infotext_fields if name in host.script.paste_field_names] for script in scripts)
+    assert [field.value for field in sent] == [field.value for field in received] == list(astuple(Settings()))
 
 
 def test_infotext_that_cannot_be_read_warns_once(host):

@@ -1,0 +1,124 @@
+"""A running WebUI as its user sees it: its page in a browser."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+from PIL import Image
+
+TICK = "-visible-checkbox"
+"""How the id of the accordion's own check box ends, after the accordion's."""
+
+
+class WebUIPage:
+    """The WebUI's page, on one of its tabs at a time. Waits are for what the page shows."""
+
+    def __init__(self, page, screenshots: str | None):
+        from playwright.sync_api import expect
+
+        expect.set_options(timeout=30_000)
+        page.set_default_timeout(60_000)
+        self.page, self.expect, self.screenshots = page, expect, screenshots
+        self.loaded()
+
+    def loaded(self) -> None:
+        """Waits until the WebUI's own scripts have set the page up."""
+        self.page.locator(f"#script_img2img_loratorio_enabled{TICK}").wait_for(state="attached")
+        self.tab = "txt2img"
+
+    def find(self, selector: str):
+        return self.page.locator(selector.replace("TAB", self.tab))
+
+    def show(self, tab: str) -> None:
+        self.page.locator("#tabs > .tab-nav > button", has_text=re.compile(f"^\\s*{tab}\\s*$")).click()
+        self.tab = tab
+
+    def fill(self, selector: str, value) -> None:
+        self.find(selector).first.fill(str(value))
+        self.find(selector).first.blur()
+
+    def choose(self, selector: str, option: str) -> None:
+        """In a dropdown."""
+        self.find(f"{selector} input").click()
+        self.page.locator("ul.options li", has_text=re.compile(f"^[\\s✓]*{re.escape(option)}\\s*$")).click()
+
+    # The accordion
+
+    @property
+    def tick(self):
+        return self.find(f"#script_TAB_loratorio_enabled{TICK}")
+
+    @property
+    def live(self):
+        return self.find("#script_TAB_loratorio_help .loratorio-live")
+
+    @property
+    def accordion(self):
+        return self.find("#script_TAB_loratorio_enabled")
+
+    def open(self) -> None:
+        """Unfolds the accordion, which its check box alone does not."""
+        header = self.accordion.locator(".label-wrap").first
+        if "open" not in header.get_attribute("class").split():
+            header.click()
+
+    def control(self, name: str):
+        return self.find(f"#script_TAB_loratorio_{name} input").first
+
+    def number(self, name: str):
+        return self.find(f"#script_TAB_loratorio_{name} input[type=number]")
+
+    def set(self, name: str, value) -> None:
+        self.fill(f"#script_TAB_loratorio_{name} input[type=number]", value)
+
+    def check(self, **values) -> None:
+        """That the accordion, which is ticked, shows these numbers."""
+        self.expect(self.tick).to_be_checked()
+        for name, value in values.items():
+            self.expect(self.number(name)).to_have_value(str(value))
+
+    # Generation
+
+    def request(self, prompt: str, **numbers) -> None:
+        """Fills in the prompt and the sliders and numbers `steps`, `width`, ..., by their names on the page."""
+        self.fill("#TAB_prompt textarea", prompt)
+        for name, value in numbers.items():
+            self.fill(f"#TAB_{name} input[type=number]", value)
+
+    def pictures(self) -> list[str]:
+        """The addresses of the gallery's pictures."""
+        return list(dict.fromkeys(image.get_attribute("src") for image in self.find("#TAB_gallery img").all()))
+
+    def generate(self) -> list[str]:
+        """The addresses of the new pictures."""
+        before = self.pictures()
+        self.find("#TAB_generate").click()
+        found = "#TAB_gallery img".replace("TAB", self.tab)
+        self.page.wait_for_function(
+            """([found, interrupt, before]) => {
+                const sources = [...document.querySelectorAll(found)].map((image) => image.getAttribute("src"));
+                const idle = getComputedStyle(document.querySelector(interrupt)).display === "none";
+                return idle && sources.length > 0 && sources.every((source) => !before.includes(source) && !source.startsWith("data:"));
+            }""", arg=[found, f"#{self.tab}_interrupt", before], timeout=180_000)
+        return self.pictures()
+
+    def image(self, source: str) -> Image.Image:
+        """A picture of the gallery, from its address."""
+        answer = self.page.request.get(self.page.evaluate("source => new URL(source, location).href", source))
+        return Image.open(io.BytesIO(answer.body()))
+
+    @property
+    def infotext(self):
+        return self.find("#html_info_TAB").first
+
+    # Pictures of the page
+
+    def shoot(self, name: str, target=None, height: int | None = None) -> None:
+        """Writes the page, or a part of it, as a small PNG file; nothing without --screenshots."""
+        if self.screenshots:
+            shot = Image.open(io.BytesIO((target or self.page).screenshot())).convert("RGB")
+            if height:
+                shot = shot.crop((0, 0, shot.width, min(height, shot.height)))
+            shot.quantize(128, dither=Image.Dither.NONE).save(Path(self.screenshots) / f"{name}.png", optimize=True)
