@@ -32,7 +32,7 @@ class WebUIPage:
         return self.page.locator(selector.replace("TAB", self.tab))
 
     def show(self, tab: str) -> None:
-        self.page.locator("#tabs > .tab-nav > button", has_text=re.compile(f"^\\s*{tab}\\s*$")).click()
+        self.page.locator("#tabs > .tab-nav > button", has_text=re.compile(f"^\\s*{tab}\\s*$", re.IGNORECASE)).click()
         self.tab = tab
 
     def fill(self, selector: str, value) -> None:
