@@ -299,9 +299,9 @@ FITS: dict[str, Callable[[Layer], bool]] = {
 """The layers that an adapter of each kind changes."""
 
 
-def adapter(kind: str, layers: Iterable[Layer]) -> dict[str, Tensor]:
-    """The tensors of a whole adapter of this kind for these layers; the same on every call."""
-    generator = torch.Generator().manual_seed(zlib.crc32(kind.encode()))
+def adapter(kind: str, layers: Iterable[Layer], seed: int = 0) -> dict[str, Tensor]:
+    """The tensors of a whole adapter of this kind for these layers; the same on every call with a seed."""
+    generator = torch.Generator().manual_seed(zlib.crc32(kind.encode()) + seed)
     tensors = {}
     for layer in filter(FITS[kind], layers):
         name = layer.name.replace("lora_unet", "oft_unet") if kind == "oft" else layer.name
@@ -311,9 +311,19 @@ def adapter(kind: str, layers: Iterable[Layer]) -> dict[str, Tensor]:
     return tensors
 
 
-def write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes an adapter file that names itself as its file is named."""
-    save_file(tensors, path, metadata={"ss_output_name": path.stem})
+def write(tensors: dict[str, Tensor], path: Path, trigger: str = "") -> None:
+    """Writes an adapter file that names itself as its file is named, and its trigger words if there are any."""
+    save_file(tensors, path, metadata={"ss_output_name": path.stem} | ({"modelspec.trigger_phrase": trigger} if trigger else {}))
+
+
+def write_pool(checkpoint: str | Path, folder: Path, count: int) -> list[str]:
+    """Writes different plain LoRAs that fit this checkpoint, and returns their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = layers_of(checkpoint)
+    names = [f"e2e_pool_{number:02}" for number in range(count)]
+    for number, name in enumerate(names):
+        write(adapter("lora", layers, number + 1), folder / f"{name}.safetensors")
+    return names
 
 
 def write_all(checkpoint: str | Path, folder: Path, prefix: str = "e2e_") -> dict[str, Path]:

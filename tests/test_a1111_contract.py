@@ -47,7 +47,9 @@ def add_networks(host):
 
 
 def load(host, adapters):
-    host.networks.load_networks(*([list(column) for column in zip(*adapters)] or [[]]))
+    """`adapters`: `(name, text encoder's strength, UNet's)`, and the rank where it is not the file's own."""
+    columns = [list(column) for column in zip(*((*adapter, None)[:4] for adapter in adapters))]
+    host.networks.load_networks(*(columns or [[]]))
 
 
 def encode(host, adapters, text, size):

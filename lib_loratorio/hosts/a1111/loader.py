@@ -66,7 +66,7 @@ def _of_pool(p, name: str, strength: float) -> Adapter:
     """One of the pool's adapters, loaded once a request and model; the caller puts back what is loaded."""
     kept, key = p.loratorio.adapters, (shared.sd_model.sd_checkpoint_info, name, strength)
     if key not in kept:
-        networks.load_networks([name], [strength], [strength])
+        networks.load_networks([name], [strength], [strength], [None])
         require([name], lambda name: networks.loaded_networks)
         adapter = Adapter.of(networks.loaded_networks[0], pooled=True)
         if not (adapter.changes_unet or adapter.changes_text):

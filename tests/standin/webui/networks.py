@@ -47,7 +47,7 @@ def load_networks(names, te_multipliers=None, unet_multipliers=None, dyn_dims=No
             continue
         network.te_multiplier = te_multipliers[place] if te_multipliers else 1.0
         network.unet_multiplier = unet_multipliers[place] if unet_multipliers else 1.0
-        network.dyn_dim = dyn_dims[place] if dyn_dims else None
+        network.dyn_dim = dyn_dims[place] if dyn_dims else 1.0
         loaded_networks.append(network)
         words.update(network.bundle_embeddings)
     if missing:
