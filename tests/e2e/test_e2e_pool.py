@@ -32,7 +32,7 @@ def composed(webui, prompt, settings, **fields):
 
 @pytest.mark.parametrize("settings", [{"top_k": 2}, {"method": "composite"}, {"method": "switch"}, {"top_k": 2, "adapters_per_pass": 8}], ids=str)
 def test_every_method_with_a_pool(webui, pool, settings):
-    made = composed(webui, f"a cat {lora('lora', 0.8)}", {"pool": POOL, **settings})
+    made = composed(webui, f"a cat {lora('lora', 0.8)}", {"pool": POOL, **settings}, steps=7)
     assert made.params[CHOSEN] == f"step 1: e2e_lora, {', '.join(pool)}"
 
 
