@@ -10,8 +10,9 @@ adapter touches; other layers cost nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -312,6 +313,13 @@ class _LayerRows:
                 delta.add(x[rows], output[rows])
 
 
+def _uncompiled() -> AbstractContextManager:
+    """Within it models run as they are written: what torch.compile has made of them knows nothing of later hooks. Needs torch 2.6."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
 class AdapterBank:
     """The deltas of several adapters, for the layers of one model.
 
@@ -333,6 +341,7 @@ class AdapterBank:
         self._everyone = self._stacked = tuple(range(len(adapters)))
         self._beside: torch.cuda.Stream | None = None
         self._handles: list = []
+        self._met = False
         shared_budget = MemoryBudget(budget)
         self._layers: list[tuple[nn.Module, _LayerRows]] = []
         for name in dict.fromkeys(name for adapter in adapters for name in adapter):
@@ -364,30 +373,38 @@ class AdapterBank:
     @contextmanager
     def attached(self) -> Iterator[AdapterBank]:
         """Hooks on the touched layers for the time of the block; they act only within `rows`."""
-        try:
-            for layer, rows in self._layers:
-                self._handles.append(layer.register_forward_hook(self._hook(rows)))
-            yield self
-        finally:
-            while self._handles:
-                self._handles.pop().remove()
+        self._met = False
+        with _uncompiled():
+            try:
+                for layer, rows in self._layers:
+                    self._handles.append(layer.register_forward_hook(self._hook(rows)))
+                yield self
+            finally:
+                while self._handles:
+                    self._handles.pop().remove()
 
     def _hook(self, rows: _LayerRows):
         def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             if self.layout is not None:
+                self._met = True
                 rows.add(inputs[0], output, self.layout, self._stacked)
 
         return add
 
     @contextmanager
     def rows(self, layout: Layout) -> Iterator[None]:
-        """For the time of the block, batches are divided among the models as `layout` says."""
+        """For the time of the block, batches are divided among the models as `layout` says.
+
+        Raises RuntimeError where the model has not run any of the layers that adapters touch.
+        """
         self.layout = layout if layout.adapters else None
         if self.layout:
             self._stacked = layout.adapters if self.streams else self._everyone
             self._keep(self._stacked)
         try:
             yield
+            if self.layout and self._layers and not self._met:
+                raise RuntimeError("the model computes without its layers, so that no LoRA acts on it. Switch off what compiles it, or LoRAtorio")
         finally:
             self.layout = None
 

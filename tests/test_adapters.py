@@ -413,6 +413,38 @@ def test_hooks_act_only_within_rows(generator):
     assert torch.equal(layer(x), plain)
 
 
+def test_a_compiled_model_gets_every_adapter(generator):
+    """It knows nothing of hooks that come after its compilation, and is the compiled one again afterwards."""
+    layer, shape = make_layer("linear")
+    model, x = nn.Sequential(layer, nn.ReLU()), torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    graphs = []
+    compiled = torch.compile(model, backend=lambda graph, inputs: graphs.append(graph) or graph.forward, dynamic=False)
+    bare = compiled(x)
+    for _ in range(2):
+        delta = low_rank(layer, generator)
+        bank = AdapterBank({"x": layer}, [{"x": delta}], BUDGET)
+        with bank.attached(), bank.rows(Layout((Block(BASE, 1), Block(0, 1)))):
+            rows = compiled(x)
+        assert torch.equal(rows[:1], bare[:1])
+        assert (rows[1] - model[1](with_weights(layer, x[1], delta.up @ delta.down))).abs().max() < 1e-9
+        assert (rows[1] - bare[1]).abs().max() > 0.1
+    assert torch.equal(compiled(x), bare) and len(graphs) == 1
+
+
+def test_a_model_that_runs_without_its_layers_is_an_error(generator):
+    layer, shape = make_layer("linear")
+    x = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    bank, layout = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET), Layout((Block(BASE, 1), Block(0, 1)))
+    with bank.attached(), pytest.raises(RuntimeError, match="without its layers"), bank.rows(layout):
+        F.linear(x, layer.weight, layer.bias)
+    with bank.attached():
+        with bank.rows(layout):
+            layer(x)
+        with bank.rows(layout):  # an extension may keep what an earlier call has made
+            F.linear(x, layer.weight, layer.bias)
+    assert bank.layout is None
+
+
 def test_factors_of_another_shape_do_not_fit():
     layer, _ = make_layer("conv3")
     right = LowRank(torch.zeros(2, 6, 3, 3), torch.zeros(8, 2))
