@@ -1,4 +1,4 @@
-"""The script on a stand-in of Forge: pictures against the equations, and the host as it was afterwards.
+"""The script on stand-ins of Forge and Neo: pictures against the equations, and the host as it was afterwards.
 
 The expected latents come from `Equations`, which knows nothing of the extension: it merges one network at a
 time with the host's loader, evaluates row by row, and composes patch by patch in plain loops.
@@ -28,9 +28,16 @@ SINGLE = 1e-5
 """Kinds without factors are computed in float32."""
 
 
+@pytest.fixture(params=forge_host.FOLDERS)
+def host(request):
+    with forge_host.installed(request.param) as host:
+        add_networks(host)
+        yield host
+
+
 @pytest.fixture
-def host():
-    with forge_host.installed() as host:
+def neo():
+    with forge_host.installed("neo") as host:
         add_networks(host)
         yield host
 
@@ -152,7 +159,7 @@ class Equations:
         for function in self.before:
             function(SimpleNamespace(sd_model=sd_model))
         unet = sd_model.forge_objects.unet
-        unet.refresh_loras()
+        self.host.memory_management.load_model_gpu(unet)
         marks = {"cond_mark": torch.tensor([flag]), "cond_indices": [0] * (1 - flag), "uncond_indices": [0] * flag, "cond_or_uncond": [flag]}
         c = {"transformer_options": {**unet.model_options["transformer_options"], **options, **marks}, **encoded}
         if self.image.shape[2:] == x.shape[2:]:
@@ -519,6 +526,31 @@ def test_layers_that_the_host_cannot_merge_are_named_with_its_reason(host):
     p, _ = host.generate("a cat <lora:half:1> <lora:b:0.6>", ON)
     assert "1 of 2 layers of the LoRA 'half'" in p.extra_generation_params[NOTE]
     assert "the WebUI cannot merge (shape '[" in p.extra_generation_params[NOTE]
+
+
+def test_neo_reads_a_weight_as_its_layer_does(neo):
+    """A quantised one may look like a plain one, and ignores what is added to it in place."""
+    layer = neo.shared.sd_model.forge_objects_original.unet.model.diffusion_model.to_out
+    layer.convert_weight = lambda weight: 2 * weight
+    base_weight = neo.forge.sampling.backend.base_weight
+    assert torch.equal(base_weight(layer, "weight"), 2 * layer.weight)
+    assert torch.equal(base_weight(layer, "bias"), layer.bias)
+
+
+UNSUPPORTED = {
+    "Nunchaku": lambda host: setattr(host.args.dynamic_args, "nunchaku", True),
+    "PiD": lambda host: setattr(host.args.dynamic_args, "pid", True),
+    "frames": lambda host: setattr(host.shared.sd_model, "is_wan", True),
+}
+
+
+@pytest.mark.parametrize("word", UNSUPPORTED)
+def test_models_of_neo_that_cannot_be_composed(neo, word):
+    plain = merged_picture(neo, f"a cat {TAGS}")
+    UNSUPPORTED[word](neo)
+    p, latents = neo.generate(f"a cat {TAGS}", ON)
+    assert word in p.extra_generation_params[NOTE]
+    assert torch.equal(latents, plain) and differs(plain, expected(neo, [A, B], one("a cat")))
 
 
 # Other extensions

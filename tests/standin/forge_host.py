@@ -1,4 +1,4 @@
-"""A small stand-in of Forge, written from its interface. What it shares with AUTOMATIC1111's it takes from that one."""
+"""Small stand-ins of Forge and Neo, written from its interface. What they share with AUTOMATIC1111's they take from that one."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ import torch
 from standin import WEBUI, imported_from, load_script
 
 FORGE = Path(__file__).parent / "forge"
+FOLDERS = {"forge": (FORGE,), "neo": (Path(__file__).parent / "neo", FORGE)}
 RANK = 2
 
 
 @contextmanager
-def installed() -> Iterator[Host]:
-    with imported_from(FORGE, WEBUI):
-        yield Host()
+def installed(member: str = "forge") -> Iterator[Host]:
+    with imported_from(*FOLDERS[member], WEBUI):
+        yield Host(member)
 
 
 class Host:
-    """The running Forge: its modules, its model, and the extension's script."""
+    """The running host: its modules, its model, and the extension's script."""
 
-    def __init__(self):
+    def __init__(self, member: str):
+        self.member = member
         for name in ("shared", "errors", "processing", "prompt_parser", "sd_samplers", "scripts", "script_callbacks"):
             setattr(self, name, importlib.import_module(f"modules.{name}"))
         for name in ("gradio", "networks", "model"):
@@ -102,7 +104,7 @@ def seen(sd_model) -> dict:
     """What of the host's state the extension must leave as it is."""
     networks = importlib.import_module("networks")
     return {
-        "options": copy.deepcopy(sd_model.forge_objects.unet.model_options), "patches": list(sd_model.forge_objects.unet.lora_patches),
+        "options": copy.deepcopy(sd_model.forge_objects.unet.model_options), "patches": sd_model.forge_objects.unet.merged_networks(),
         "hash": sd_model.current_lora_hash, "loaded": list(networks.loaded_networks), "clip": sd_model.forge_objects.clip,
         "merged": sd_model.forge_objects_after_applying_lora.unet,
     }

@@ -35,6 +35,10 @@ QUANTISED = "quantised models can be composed with plain LoRAs only, as other ki
 """Why a weight cannot be read as such."""
 
 
+def declined(sd_model: Any) -> None:
+    """For hosts all of whose models can be composed."""
+
+
 def low_rank_factors(patch: Any, values: tuple) -> Factors | None:
     """The factors of a patch whose own `values` are low-rank: up, down, alpha, mid, DoRA's scale and what newer hosts add to them."""
     strength, _, strength_model, offset, function, *_ = patch
@@ -49,6 +53,9 @@ class Backend(Protocol):
 
     Condition: type
     """The host's plain condition: takes a tensor, repeats it to the batch and concatenates it with others."""
+
+    def declined(self, sd_model: Any) -> str | None:
+        """Why a kind of model that only this host has cannot be composed, or None."""
 
     def compile_conditions(self, cond: Any) -> list[dict]: ...
 

@@ -1,4 +1,4 @@
-"""Forge main and Neo."""
+"""Forge main, and what Neo has of it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from backend.sampling import sampling_function
 from backend.sampling.condition import Condition, compile_conditions, compile_weighted_conditions
 from backend.sampling.sampling_function import cond_cat, get_area_and_mult
 
-from lib_loratorio.hosts.forge.backend import PLAIN, QUANTISED, Factors, Patches, low_rank_factors
+from lib_loratorio.hosts.forge.backend import PLAIN, QUANTISED, Factors, Patches, declined, low_rank_factors
 
-__all__ = ["Condition", "compile_conditions", "compile_weighted_conditions", "cond_cat"]
+__all__ = ["Condition", "compile_conditions", "compile_weighted_conditions", "cond_cat", "declined"]
 
 area_and_mult = get_area_and_mult
 

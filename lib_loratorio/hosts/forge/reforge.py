@@ -15,10 +15,10 @@ from ldm_patched.modules.weight_adapter import LoRAAdapter
 from modules_forge import forge_sampler
 
 from lib_loratorio.hosts.forge import flat_patches
-from lib_loratorio.hosts.forge.backend import QUANTISED, Factors
+from lib_loratorio.hosts.forge.backend import QUANTISED, Factors, declined
 from lib_loratorio.hosts.forge.flat_patches import merging, patches, with_patches, without_networks
 
-__all__ = ["Condition", "cond_cat", "merging", "patches", "with_patches", "without_networks"]
+__all__ = ["Condition", "cond_cat", "declined", "merging", "patches", "with_patches", "without_networks"]
 
 area_and_mult = get_area_and_mult
 

@@ -40,7 +40,7 @@ def declined(p) -> str | None:
         return "LoRAs are switched off for this generation"
     if getattr(p.sd_model, "cond_stage_key", None) == "edit" or getattr(p.sd_model, "is_sd_edit", False):
         return "InstructPix2Pix models are not supported"
-    return None
+    return backend.declined(p.sd_model)
 
 
 def prepare(p, settings: Settings) -> None:

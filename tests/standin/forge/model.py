@@ -45,7 +45,7 @@ def _with_online_networks(layer, weight):
     """Weight and bias with the patches that are not merged into what is stored."""
     patches = vars(layer).get("forge_online_loras", {})
     return [
-        merge_lora_to_weight(patches[name], value, computation_dtype=value.dtype) if name in patches else value
+        merge_lora_to_weight(patches[name], value.clone(), computation_dtype=value.dtype) if name in patches else value
         for name, value in (("weight", weight), ("bias", layer.bias))
     ]
 
@@ -162,6 +162,7 @@ class ControlNet:
 
 class SdModel:
     is_sd1 = True
+    is_wan = False
 
     def __init__(self, seed=0, channels=4, dict_conditions=False, dtype=torch.float64, quantised=False):
         with torch.random.fork_rng():

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from backend.args import dynamic_args
+from backend.patcher.lora import as_patch
 from modules import shared
 
 available_networks: dict = {}
@@ -38,7 +39,7 @@ def load_networks(names, te_multipliers=None, unet_multipliers=None, dyn_dims=No
 def _read(entry):
     if entry.patches is None:
         raise OSError("the file is incomplete")
-    return entry.patches
+    return {key: as_patch(*patch) for key, patch in entry.patches.items()}
 
 
 def _name(key):

@@ -7,6 +7,11 @@ def get_free_memory(device=None):
     return free_memory
 
 
-def load_model_gpu(patcher):
+def load_models_gpu(patchers):
     """Loading a model is when the host merges the networks of its patcher."""
-    patcher.refresh_loras()
+    for patcher in patchers:
+        patcher.load()
+
+
+def load_model_gpu(patcher):
+    load_models_gpu([patcher])

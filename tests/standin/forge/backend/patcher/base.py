@@ -2,15 +2,14 @@
 
 import copy
 
+from backend.patcher.kinds import Options
 from backend.patcher.lora import LoraLoader
 
 
-class ModelPatcher:
+class ModelPatcher(Options):
     def __init__(self, model):
-        self.model = model
+        super().__init__(model)
         self.lora_patches = {}
-        self.model_options = {"transformer_options": {}}
-        self.controlnet_linked_list = None
         if not hasattr(model, "lora_loader"):
             model.lora_loader = LoraLoader(model)
         self.lora_loader = model.lora_loader
@@ -31,29 +30,10 @@ class ModelPatcher:
                 mine.setdefault(name, []).append([strength_patch, patch, strength_model, offset, function])
         self.lora_patches[filename, strength_patch, strength_model, online_mode] = mine
 
+    def merged_networks(self):
+        return list(self.lora_patches)
+
     def refresh_loras(self):
         self.lora_loader.refresh(self.lora_patches)
 
-    def set_model_unet_function_wrapper(self, function):
-        self.model_options["model_function_wrapper"] = function
-
-    def _append(self, kind, function, disable_cfg1_optimization=False):
-        self.model_options[kind] = [*self.model_options.get(kind, []), function]
-        if disable_cfg1_optimization:
-            self.model_options["disable_cfg1_optimization"] = True
-
-    def set_model_sampler_pre_cfg_function(self, function, disable_cfg1_optimization=False):
-        self._append("sampler_pre_cfg_function", function, disable_cfg1_optimization)
-
-    def set_model_sampler_post_cfg_function(self, function, disable_cfg1_optimization=False):
-        self._append("sampler_post_cfg_function", function, disable_cfg1_optimization)
-
-    def set_model_sampler_cfg_function(self, function):
-        self.model_options["sampler_cfg_function"] = function
-
-    def add_conditioning_modifier(self, function):
-        self._append("conditioning_modifiers", function)
-
-    def add_patched_controlnet(self, controlnet):
-        controlnet.previous_controlnet = self.controlnet_linked_list
-        self.controlnet_linked_list = controlnet
+    load = refresh_loras
