@@ -71,7 +71,7 @@ def test_bad_lora(webui, others, tag, name):
 
 def test_bad_lora_of_the_hires_pass(webui):
     before = webui.generate(PAIR)
-    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+    hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6}
     assert "no_such_lora" in webui.refusal(PAIR, {}, hr_prompt=f"{PAIR} <lora:no_such_lora:1>", **hires)
     assert_identical(webui.generate(PAIR), before)
 

@@ -25,7 +25,7 @@ def test_one_adapter_without_recentring_is_the_ordinary_picture(webui, kind):
         {"sampler_name": "DPM++ SDE"},
         {"batch_size": 2},
         {"negative_prompt": " ".join(["dark dog"] * 75)},
-        {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6},
+        {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6},
     ],
     ids=["DDIM", "DPM++ SDE", "batch", "long negative prompt", "hires fix"],
 )

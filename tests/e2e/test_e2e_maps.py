@@ -36,7 +36,7 @@ def test_shares_follow_the_temperature(webui):
 
 
 def test_maps_of_hires_fix(webui):
-    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+    hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6}
     shown = webui.generate(PAIR, {"maps": True}, **hires)
     assert len(shown.images) == 2
     assert difference(webui.generate(PAIR, {}, **hires), type(shown)(shown.images[:1], shown.infotext, shown.params)) == 0

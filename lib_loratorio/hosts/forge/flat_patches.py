@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from lib_loratorio.hosts.forge.backend import Factors, Patches, low_rank_factors
@@ -45,6 +47,34 @@ def _with(patcher: Any, patches: Patches, original: Any) -> Any:
 def merging(patcher: Any) -> AbstractContextManager[None]:
     """These patchers themselves take back a merge that has failed."""
     return nullcontext()
+
+
+class _Complaints(logging.Handler):
+    """What is logged about a weight."""
+
+    def __init__(self, key: str):
+        super().__init__(logging.WARNING)
+        self.key, self.messages = key, []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if self.key in message:
+            self.messages.append(message)
+
+
+@contextmanager
+def complaints_raised(key: str, *loggers: logging.Logger) -> Iterator[None]:
+    """These hosts log a patch that they cannot merge into a weight, and go on without it. Raises RuntimeError with what they say."""
+    complaints = _Complaints(key)
+    for logger in loggers:
+        logger.addHandler(complaints)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(complaints)
+    if complaints.messages:
+        raise RuntimeError(complaints.messages[0])
 
 
 def factors(patch: Any, lora_adapter: type) -> Factors | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from backend import memory_management
 from backend.args import dynamic_args
-from backend.patcher.lora import merge_lora_to_weight, weight_adapter
+from backend.patcher import lora
 
 from lib_loratorio.hosts.forge import flat_patches, main
 from lib_loratorio.hosts.forge.backend import Factors
@@ -45,11 +46,12 @@ def apply(patcher: Any) -> None:
 
 
 def factors(patch: Any) -> Factors | None:
-    return flat_patches.factors(patch, weight_adapter.LoRAAdapter)
+    return flat_patches.factors(patch, lora.weight_adapter.LoRAAdapter)
 
 
 def merged(patches: Sequence, weight: torch.Tensor, key: str) -> torch.Tensor:
-    return merge_lora_to_weight(patches, weight.to(torch.float32, copy=True), key, computation_dtype=torch.float32)
+    with flat_patches.complaints_raised(key, logging.getLogger(), lora.logger):
+        return lora.merge_lora_to_weight(patches, weight.to(torch.float32, copy=True), key, computation_dtype=torch.float32)
 
 
 def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +41,8 @@ def factors(patch: Any) -> Factors | None:
 
 
 def merged(patches: list, weight: torch.Tensor, key: str) -> torch.Tensor:
-    return calculate_weight(patches, weight.to(torch.float32, copy=True), key)
+    with flat_patches.complaints_raised(key, logging.getLogger()):
+        return calculate_weight(patches, weight.to(torch.float32, copy=True), key)
 
 
 def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:

@@ -1,10 +1,13 @@
-"""Networks' patches as adapters that change a weight in place; plain differences are none."""
+"""Networks' patches as adapters that change a weight in place; plain differences are none. What does not fit is logged and left out."""
 
+import logging
 from types import SimpleNamespace
 
 import torch
 
 from backend.patcher.kinds import DELTAS
+
+logger = logging.getLogger("lora")
 
 
 class WeightAdapterBase:
@@ -35,6 +38,10 @@ def merge_lora_to_weight(patches, weight, key="online_lora", computation_dtype=t
         part = weight if offset is None else weight.narrow(*offset)
         part *= strength_model
         values = [value.to(weight) if isinstance(value, torch.Tensor) else value for value in values]
-        delta = strength * DELTAS[kind](part, *values)
+        try:
+            delta = strength * DELTAS[kind](part, *values)
+        except RuntimeError as error:
+            (logger.warning if kind == "diff" else logging.error)(f"{kind} {key} {error}")
+            continue
         part += delta if function is None else function(delta)
     return weight
