@@ -481,6 +481,16 @@ def test_quantised_models_are_verified_without_rounding_the_merge_to_their_bits(
     assert_clean(host, p)
 
 
+def test_gguf_models_take_every_kind(host):
+    host.use(quantised="gguf")
+    host.args.dynamic_args["online_lora"] = True
+    host.add("kinds", {"to_q": "loha", "to_k": "dora", ("qkv", V): "scaled"}, seed=7)
+    p, latents = host.generate("a cat <lora:kinds:0.7> <lora:b:0.6>", {**ON, "verify": True})
+    assert_close(latents, expected(host, [("kinds", 0.7, 0.7), B], one("a cat")), SINGLE)
+    assert verified(p) < SINGLE and NOTE not in p.extra_generation_params
+    assert_clean(host, p)
+
+
 def test_quantised_models_decline_other_kinds_by_name(host):
     host.use(quantised=True)
     host.args.dynamic_args["online_lora"] = True

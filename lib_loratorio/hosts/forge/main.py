@@ -76,7 +76,11 @@ def merged(patches: list, weight: torch.Tensor, key: str) -> torch.Tensor:
 
 def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:
     weight = getattr(layer, parameter)
-    if hasattr(weight, "bnb_quantized") or getattr(weight, "gguf_cls", None) is not None or not weight.dtype.is_floating_point:
+    gguf = getattr(weight, "gguf_cls", None)
+    if gguf is not None:
+        gguf.bake(weight)  # into the order in which it is read, which the host does only when it loads the model for its first sampling
+        return gguf.dequantize_pytorch(weight).float()
+    if hasattr(weight, "bnb_quantized") or not weight.dtype.is_floating_point:
         raise RuntimeError(QUANTISED)
     scale = getattr(layer, "scale_weight", None)
     return weight if scale is None or parameter != "weight" else weight.float() * scale.float()

@@ -25,15 +25,31 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.randn(outputs) / 4) if bias else None
         self.scale = None
 
-    def quantise(self):
+    def quantise(self, gguf=False):
         self.scale = self.weight.abs().max() / 127
         self.weight = nn.Parameter((self.weight / self.scale).round().to(torch.int8).flatten(), requires_grad=False)
+        self.weight.baked, self.weight.gguf_cls = False, Gguf(self) if gguf else None
 
     def forward(self, x):
         weight = self.weight
         if self.scale is not None:
             weight = (weight.to(x) * self.scale).reshape(self.out_features, self.in_features)
         return F.linear(x, *_with_online_networks(self, weight))
+
+
+class Gguf:
+    """How the GGUF weight of a layer is read: in an order into which it is brought before."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def bake(self, weight):
+        weight.baked = True
+
+    def dequantize_pytorch(self, weight):
+        if not weight.baked:
+            raise ValueError("not baked")
+        return (weight.data * self.layer.scale).reshape(self.layer.out_features, self.layer.in_features)
 
 
 class Conv2d(nn.Conv2d):
@@ -173,7 +189,7 @@ class SdModel:
         if quantised:
             for layer in unet.modules():
                 if isinstance(layer, Linear):
-                    layer.quantise()
+                    layer.quantise(gguf=quantised == "gguf")
         self.made_with = {"seed": seed, "channels": channels, "dict_conditions": dict_conditions, "dtype": dtype, "quantised": quantised}
         self.dtype, self.dict_conditions, self.channels = dtype, dict_conditions, channels
         unet.storage_dtype = torch.int8 if quantised else dtype
