@@ -26,7 +26,7 @@ def browser() -> Iterator:
 
 
 @contextmanager
-def page(browser, url: str, **options) -> Iterator:
+def page(browser, url: str, query: str = "", **options) -> Iterator:
     """A page at `url`; `page.problems` collects what the extension's script raises. Whatever it asks other machines for is refused."""
     context = browser.new_context(**options)
     context.route(lambda address: not address.startswith((url, "data:", "blob:")), lambda route: route.abort())
@@ -34,6 +34,6 @@ def page(browser, url: str, **options) -> Iterator:
     page.set_default_timeout(10_000)
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(error.stack) if "loratorio" in error.stack else None)
-    page.goto(url)
+    page.goto(url + query)
     yield page
     context.close()

@@ -1,5 +1,7 @@
 """The accumulated weights, and the panel drawn from them."""
 
+import pickle
+
 import pytest
 import torch
 from PIL import Image
@@ -39,3 +41,15 @@ def test_winner_has_its_colour():
 def test_infotext_quotes_what_would_end_a_field():
     text = infotext("a cat", "", {"Steps": 3, "Model": 'a, "b"', "Schedule type": ""})
     assert text == 'a cat\nSteps: 3, Model: "a, \\"b\\""'
+
+
+def test_memory_does_not_grow_with_the_steps():
+    """But for one number per LoRA and call, which the summary lists."""
+    def held(calls):
+        maps = WeightMaps()
+        for _ in range(calls):
+            maps.add(torch.full((3, 2, 8, 8), 1 / 3))
+        return len(pickle.dumps(maps))
+
+    start, number = held(1), len(pickle.dumps(torch.zeros(3)))
+    assert held(101) - start <= 100 * number < 100 * 3 * 2 * 8 * 8 * 4

@@ -42,6 +42,26 @@ def enabled(page, prompt=PAIR, **settings):
         page.set(name, value)
 
 
+def test_settings_page_and_reload(page, webui):
+    name = "loratorio_default_temperature"
+    page.show("Settings")
+    page.page.locator("#settings button", has_text=re.compile(f"^\\s*{SCRIPT}\\s*$")).click()
+    page.fill(f"#setting_{name} input[type=number]", 0.75)
+    page.page.locator("#settings_submit").click()
+    try:
+        page.expect(page.page.locator("#settings_result").first).to_contain_text("changed")
+        with page.page.expect_navigation(timeout=120_000):
+            page.page.locator("#settings_restart_gradio").click()
+        page.loaded()
+        enabled(page)
+        page.check(temperature=0.75)
+        page.expect(page.live).to_have_text("2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 6 model evaluations a step instead of 2.")
+        page.generate()
+        page.expect(page.infotext).to_contain_text("temperature=0.75")
+    finally:
+        webui.client.set_options({name: Settings().temperature})
+
+
 def test_from_the_prompt_to_img2img(page):
     page.expect(page.live).to_have_text("No LoRA in the prompt: the picture will be the ordinary one.")
     enabled(page, **SET)
@@ -137,21 +157,36 @@ def test_grid_over_temperature(page):
     assert abs(cells[0] - cells[1]).max() > VISIBLE
 
 
-def test_settings_page_and_reload(page, webui):
-    name = "loratorio_default_temperature"
-    page.show("Settings")
-    page.page.locator("#settings button", has_text=re.compile(f"^\\s*{SCRIPT}\\s*$")).click()
-    page.fill(f"#setting_{name} input[type=number]", 0.75)
-    page.page.locator("#settings_submit").click()
-    try:
-        page.expect(page.page.locator("#settings_result").first).to_contain_text("changed")
-        with page.page.expect_navigation(timeout=120_000):
-            page.page.locator("#settings_restart_gradio").click()
-        page.loaded()
-        enabled(page)
-        page.check(temperature=0.75)
-        page.expect(page.live).to_have_text("2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 6 model evaluations a step instead of 2.")
-        page.generate()
-        page.expect(page.infotext).to_contain_text("temperature=0.75")
-    finally:
-        webui.client.set_options({name: Settings().temperature})
+@pytest.fixture
+def tiny(request, webui):
+    """The project's own model in the WebUI, for pictures that show something."""
+    if not request.config.getoption("--screenshots"):
+        pytest.skip("needs --screenshots, a folder for pictures of the page")
+    checkpoint = webui.checkpoint_named("loratorio-tiny")
+    if not checkpoint:
+        pytest.skip("needs the tiny model in the WebUI: python -m lab.export --webui DIR")
+    with webui.using_checkpoint(checkpoint["title"]):
+        yield
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_screenshots(request, browser, webui, tiny, theme):
+    url = request.config.getoption("--webui-url")
+    with chromium.page(browser, url, f"/?__theme={theme}", **WIDE) as raw:
+        page = WebUIPage(raw, request.config.getoption("--screenshots"))
+        page.request("tovik and krelt on a vundar ground <lora:tiny-mushroom:1> <lora:tiny-robot:1> <lora:tiny-bricks:1>",
+                     steps=20, width=128, height=128, cfg_scale=4, seed=7)
+        page.choose("#TAB_sampling", "DDIM")
+        page.tick.check()
+        page.open()
+        page.control("maps").check()
+        page.expect(page.live).to_contain_text("3 LoRAs (tiny-mushroom 1, tiny-robot 1, tiny-bricks 1): 8 model evaluations")
+        _, panel = page.generate()
+        page.find("#TAB_gallery .thumbnails button").nth(1).click()
+        page.expect(page.find("#TAB_gallery img").first).to_have_attribute("src", panel)
+        page.shoot(f"page-{theme}")
+        page.shoot(f"accordion-{theme}", page.accordion)
+        page.page.set_viewport_size({"width": 400, "height": 900})
+        page.accordion.scroll_into_view_if_needed()
+        page.shoot(f"narrow-{theme}", page.accordion)
+        assert page.accordion.evaluate("element => element.scrollWidth <= element.clientWidth")

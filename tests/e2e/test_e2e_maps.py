@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from webui_server import difference, lora
+from PIL import Image
+from webui_server import CLOSE, VISIBLE, difference, lora
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 
@@ -40,3 +41,17 @@ def test_maps_of_hires_fix(webui):
     shown = webui.generate(PAIR, {"maps": True}, **hires)
     assert len(shown.images) == 2
     assert difference(webui.generate(PAIR, {}, **hires), type(shown)(shown.images[:1], shown.infotext, shown.params)) == 0
+
+
+def test_maps_of_inpainting_only_masked_are_of_the_part_that_was_made(webui):
+    whole = Image.radial_gradient("L").resize((128, 128)).convert("RGB")
+    mask = Image.new("L", whole.size)
+    mask.paste(255, (64, 64, 128, 128))
+    shown = webui.generate(
+        PAIR, {"maps": True}, init_images=[whole], mask=mask, mask_blur=0, inpainting_fill=1, inpaint_full_res=True, inpaint_full_res_padding=0,
+        denoising_strength=0.9)
+    picture, panel = shown.images
+    assert picture.shape == (128, 128, 3)
+    made = panel[8:264, 8:264][::4, ::4]  # the first tile: 64 pixels, enlarged to 256
+    assert abs(made - picture[64:, 64:]).max() <= CLOSE
+    assert abs(made - picture[:64, :64]).max() > VISIBLE
