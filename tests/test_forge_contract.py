@@ -6,6 +6,7 @@ time with the host's loader, evaluates row by row, and composes patch by patch i
 
 import copy
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,13 @@ SINGLE = 1e-5
 @pytest.fixture(params=forge_host.FOLDERS)
 def host(request):
     with forge_host.installed(request.param) as host:
+        add_networks(host)
+        yield host
+
+
+@pytest.fixture
+def forge():
+    with forge_host.installed("forge") as host:
         add_networks(host)
         yield host
 
@@ -474,11 +482,11 @@ def test_quantised_models_take_plain_loras(host):
     assert_clean(host, p)
 
 
-def test_quantised_models_are_verified_without_rounding_the_merge_to_their_bits(host):
-    host.use(quantised=True)
-    p, _ = host.generate(f"a cat {TEXT_TAGS}", {**ON, "verify": True})
+def test_quantised_models_are_verified_without_rounding_the_merge_to_their_bits(forge):
+    forge.use(quantised=True)
+    p, _ = forge.generate(f"a cat {TEXT_TAGS}", {**ON, "verify": True})
     assert verified(p) < SINGLE
-    assert_clean(host, p)
+    assert_clean(forge, p)
 
 
 def test_gguf_models_take_every_kind(host):
@@ -503,14 +511,14 @@ def test_quantised_models_decline_other_kinds_by_name(host):
     assert_close(host.generate(f"a cat {TAGS}", ON)[1], expected(host, [A, B], one("a cat")))
 
 
-def test_after_a_merge_that_failed_in_the_host(host):
+def test_after_a_merge_that_failed_in_the_host(forge):
     """It leaves a part of it in the weights, under the name of the merge before."""
-    host.add("misfit", {"conv_in": "lora", "to_out": "misfit"}, seed=8)
+    forge.add("misfit", {"conv_in": "lora", "to_out": "misfit"}, seed=8)
     with pytest.raises(RuntimeError):
-        host.generate("a cat <lora:a:1> <lora:misfit:1>")
-    p, latents = host.generate(f"a cat {TAGS}", ON)
-    assert_close(latents, expected(host, [A, B], one("a cat")))
-    assert_clean(host, p)
+        forge.generate("a cat <lora:a:1> <lora:misfit:1>")
+    p, latents = forge.generate(f"a cat {TAGS}", ON)
+    assert_close(latents, expected(forge, [A, B], one("a cat")))
+    assert_clean(forge, p)
 
 
 def test_a_merge_into_the_text_encoder_that_fails_for_us_is_not_left_in_it(host, monkeypatch):
@@ -535,7 +543,7 @@ def test_layers_that_the_host_cannot_merge_are_named_with_its_reason(host):
     host.add("half", {"conv_in": "lora", "to_out": "misfit"}, seed=8)
     p, _ = host.generate("a cat <lora:half:1> <lora:b:0.6>", ON)
     assert "1 of 2 layers of the LoRA 'half'" in p.extra_generation_params[NOTE]
-    assert "the WebUI cannot merge (shape '[" in p.extra_generation_params[NOTE]
+    assert re.search(r"the WebUI cannot merge \(.*shape '\[", p.extra_generation_params[NOTE])
 
 
 def test_neo_reads_a_weight_as_its_layer_does(neo):
