@@ -36,6 +36,7 @@ OVERRIDDEN_OPTIONS = (
     "batch_cond_uncond",
     "lora_functional",
     "skip_early_cond",
+    "s_min_uncond",
     "loratorio_stop_on_error",
 )
 
