@@ -423,7 +423,7 @@ def test_a_compiled_model_gets_every_adapter(generator):
     for _ in range(2):
         delta = low_rank(layer, generator)
         bank = AdapterBank({"x": layer}, [{"x": delta}], BUDGET)
-        with bank.attached(), bank.rows(Layout((Block(BASE, 1), Block(0, 1)))):
+        with bank.attached(), bank.rows(Layout((Block((), 1), Block((0,), 1)))):
             rows = compiled(x)
         assert torch.equal(rows[:1], bare[:1])
         assert (rows[1] - model[1](with_weights(layer, x[1], delta.up @ delta.down))).abs().max() < 1e-9
@@ -434,7 +434,7 @@ def test_a_compiled_model_gets_every_adapter(generator):
 def test_a_model_that_runs_without_its_layers_is_an_error(generator):
     layer, shape = make_layer("linear")
     x = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    bank, layout = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET), Layout((Block(BASE, 1), Block(0, 1)))
+    bank, layout = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET), Layout((Block((), 1), Block((0,), 1)))
     with bank.attached(), pytest.raises(RuntimeError, match="without its layers"), bank.rows(layout):
         F.linear(x, layer.weight, layer.bias)
     with bank.attached():
