@@ -650,6 +650,23 @@ def test_a_wrapper_may_make_other_batches_of_the_rows(host):
     assert verified(p) < SINGLE
 
 
+def test_a_wrapper_may_return_the_same_memory_in_each_call(host):
+    """As some that gather tiles in a buffer do."""
+
+    def into_a_buffer(p):
+        buffers = {}
+
+        def wrapper(apply_model, args):
+            prediction = apply_model(args["input"], args["timestep"], **args["c"])
+            return buffers.setdefault(prediction.shape, torch.empty_like(prediction)).copy_(prediction)
+
+        changed(p).model_options["model_function_wrapper"] = wrapper
+
+    p, latents = host.generate(f"a cat {TAGS}", {**ON, "verify": True}, before=[into_a_buffer])
+    assert_close(latents, expected(host, [A, B], one("a cat")))
+    assert 0 < verified(p) < 1e-9
+
+
 def test_a_later_wrapper_that_calls_no_other_is_refused(host):
     def replace(p):
         changed(p).set_model_unet_function_wrapper(lambda apply_model, args: args["input"])

@@ -240,7 +240,8 @@ class Session(session.Session):
         return _through(self.wrapper, self.apply_model, args)
 
     def _model_rows(self, tree: dict) -> torch.Tensor:
-        return self._through(self.batch.call(tree))
+        predictions = self._through(self.batch.call(tree))
+        return predictions.clone() if self.wrapper else predictions  # some wrappers return the same memory in each call
 
     def _with_own_text(self, model: int, base: dict, numbers: Sequence[int]) -> dict:
         """A batch's tree with the text conditions of a model in place of the base's, and what ControlNet makes of them."""
