@@ -163,7 +163,7 @@ def main():
     parser.add_argument("--results", type=Path, default=Path("outputs/evaluation.jsonl"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--only", choices=tuple(SPLITS), help="one of the splits; the report needs all")
+    parser.add_argument("--only", choices=tuple(SPLITS), help="one of the splits; the report needs dev and test")
     parser.add_argument("--sets", type=int, help="sets of skills for each N, for a shorter run than the published one")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
@@ -174,7 +174,7 @@ def main():
                 run([(name, way, s) for s in skill_sets(split, args.sets) for name, way in ways.items()], args.results, args.workers)
     from lab import report
     records = read(args.results)
-    if {record["split"] for record in records} == set(SPLITS):
+    if {"dev", "test"} <= {record["split"] for record in records}:
         report.write(records, args.docs)
     for kind, way in report.choices(records).items():
         print(f"dev: best of {kind}: {way}")

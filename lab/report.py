@@ -20,6 +20,7 @@ class Measured:
             self.ways[way]["count"] = np.repeat([r["count"] for r in own], pictures)
             self.ways[way]["group"] = np.repeat([r["count"] * 1000 + r["number"] for r in own], pictures)
             self.ways[way]["seconds"] = np.repeat([r["seconds"] for r in own], pictures)
+            self.ways[way]["evaluations"] = np.repeat([r.get("evaluations", np.nan) for r in own], pictures)
 
     def interval(self, way, key, count=None):
         """(mean, low, high) over the pictures with `count` skills, or all."""
@@ -35,8 +36,15 @@ class Measured:
         return (more > 0).mean(), (more == 0).mean(), (more < 0).mean(), measure.bootstrap(closer, a["group"])
 
 
+    def evaluations(self, name, count):
+        """Model evaluations a step, guidance included, where they were counted; else as planned."""
+        of_way = self.ways[name]
+        counted = of_way["evaluations"][of_way["count"] == count].mean() / evaluate.STEPS
+        return evaluations(evaluate.METHODS[name], count) if np.isnan(counted) else f"{counted:.3g}"
+
+
 def evaluations(way, count):
-    """Model evaluations a step, guidance included."""
+    """Model evaluations a step, guidance included, of a way that has all its adapters in every step."""
     if way.settings is None or way.settings.method == "merge":
         return 2
     plan = METHODS[way.settings.method](way.settings).plan(range(len(world.NAMES) if way.everything else count), 0)
@@ -112,7 +120,7 @@ def best(measured, ways):
 def choices(records):
     """The best variant on dev of each kind: temperature with patch size, lambda, top-k with all LoRAs loaded."""
     dev = Measured(records, "dev")
-    found = {kind: [way for way in dev.ways if way.startswith(kind)] for kind in ("tau", "lambda", "all loaded")}
+    found = {kind: [way for way in dev.ways if way.startswith(kind)] for kind in ("tau", "lambda", "all loaded", "pool")}
     return {kind: best(dev, ways) for kind, ways in found.items() if ways}
 
 
@@ -163,7 +171,7 @@ Model evaluations a step (rows of the UNet, guidance included), and seconds a pi
 the loading of the LoRAs included.
 
 {table(["", *(f"N = {n}" for n in evaluate.COUNTS), "s a picture"],
-       [[way, *(evaluations(evaluate.METHODS[way], n) for n in evaluate.COUNTS), f"{test.ways[way]['seconds'].mean():.2f}"] for way in test.ways])}
+       [[way, *(test.evaluations(way, n) for n in evaluate.COUNTS), f"{test.ways[way]['seconds'].mean():.2f}"] for way in test.ways])}
 ## Choice of the defaults
 
 On captions, sets and seeds that are not among those above ({len(next(iter(dev.ways.values()))['present'])} captions). Rule: most asked
