@@ -224,6 +224,54 @@ def test_adapters_outside_their_window_are_not_evaluated(pipes, files):
         assert (output - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+def test_a_global_lora_alone_is_merged(pipes, files):
+    pipe, ((path, strength), *_) = pipes["epsilon"], loras(files, "epsilon")
+    _, merged = record(pipe, [(path, strength)], Settings(method="merge"))
+    _, alone = record(pipe, [Lora(path, strength, Part(role="global"))], Settings())
+    for (_, _, expected), (_, _, found) in zip(merged, alone, strict=True):
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_global_loras_are_in_every_evaluation(pipes, files):
+    pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
+    chosen = [Lora(*first), Lora(*second, Part(0, 0.5, "global")), Lora(*third)]
+    composition, calls = record(pipe, chosen, Settings(verify=True), steps=4)
+    assert composition.run.rows == 4 * 2 * 2 * 3 and 0 < composition.run.worst < 1e-4
+    assert composition.labels == [first[0].stem, third[0].stem] and composition.run.maps.mean.shape[0] == 2
+    _, without = record(pipe, [first, third], Settings(), steps=4)
+    assert (calls[0][2] - without[0][2]).abs().max() > 1e-2
+    assert torch.equal(calls[0][0][0], without[0][0][0])
+
+
+def test_a_pool_is_scouted(pipes, files):
+    pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
+    chosen = [Lora(*first), Lora(*second, pooled=True), Lora(*third, pooled=True)]
+    composition, _ = record(pipe, chosen, Settings(pool_mode="scout", scout=0.5, scout_share=1.0, verify=True), steps=4)
+    assert composition.run.rows == 2 * 2 * (4 + 4 + 2 + 2) and 0 < composition.run.worst < 1e-4
+    assert composition.course.scout.history == [(0, (0, 1, 2)), (2, (0,))]
+
+
+@pytest.mark.parametrize("name", ["epsilon", "v_prediction", "sample"])
+def test_cheaper_guidance_reuses_the_difference_from_the_base(pipes, files, name):
+    pipe, chosen = pipes[name], loras(files, name, 2)
+    composition, calls = record(pipe, chosen, Settings(guidance_every=3), steps=4)
+    assert composition.run.rows == 2 * (6 + 4 + 4 + 6)
+    (first, _, output), (second, _, reused) = calls[:2]
+    before, now = (single_predictions(pipe, chosen, [call], PROMPTS, 4.0)[0][0, :2] for call in calls[:2])
+    units = [noise_terms(pipe.scheduler, args[0][:2], torch.as_tensor(args[1]))[2] for args in (first, second)]
+    expected = now + (output[:2] - before) * units[0] / units[1]
+    assert (reused[:2] - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_trigger_words_are_in_the_loras_own_prompt(pipes, files, monkeypatch):
+    pipe, ((path, strength), *_) = pipes["epsilon"], loras(files, "epsilon")
+    monkeypatch.setattr("lib_loratorio.hosts.diffusers.sampling.trigger_words", lambda path: "big")
+    _, own = record(pipe, [(path, strength)], Settings(lam=0, trigger_words=True), prompts=["a red cat"])
+    _, written = record(pipe, [(path, strength)], Settings(lam=0), prompts=["a red cat, big"])
+    _, without = record(pipe, [(path, strength)], Settings(lam=0), prompts=["a red cat"])
+    assert (own[0][2] - written[0][2]).abs().max() < 1e-5 < (own[0][2] - without[0][2]).abs().max()
+
+
 def schedulers():
     def change(kind, **changes):
         return lambda config: kind.from_config(config, **changes)
