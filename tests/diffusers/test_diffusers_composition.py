@@ -336,5 +336,6 @@ def test_noise_level_at_fractional_timesteps():
 def test_noise_of_a_schedule_that_ends_in_pure_noise():
     scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     x = torch.randn(1, 4, 2, 2)
-    offset, scale = noise_terms(scheduler, x, torch.tensor(999))
+    offset, scale, unit = noise_terms(scheduler, x, torch.tensor(999))
+    assert unit == scale
     torch.testing.assert_close(offset + scale * torch.randn(1, 4, 2, 2), x, rtol=1e-3, atol=1e-3)

@@ -2,7 +2,7 @@
 
 import lora_files
 import pytest
-from webui_server import CLOSE, VISIBLE, assert_identical, check_composed, difference, lora
+from webui_server import CLOSE, assert_identical, check_composed, difference, lora
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 
@@ -25,7 +25,7 @@ def composed(webui, prompt, settings, **fields):
     made = webui.generate(prompt, {"verify": True, **settings}, **fields)
     error, _ = made.verification
     assert 0 < error < 1e-4
-    assert difference(made, before) > VISIBLE
+    assert difference(made, before) > CLOSE
     assert_identical(webui.generate(prompt, **fields), before)
     return made
 
