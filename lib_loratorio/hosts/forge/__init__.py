@@ -5,7 +5,7 @@ host's patcher without the networks' patches, so the model is the base; a `model
 asks for, of the base and of every adapter; and the function that evaluates conditional and unconditional rows is bracketed, so
 that the composed predictions are what every later guidance function sees, in whatever order and portions the host asks for rows.
 
-What differs among the family's members lies in `main` and `reforge`.
+What differs among the family's members lies in `main`, `reforge` and `neo`.
 """
 
 from lib_loratorio.hosts.forge.sampling import on_cfg_denoised, on_cfg_denoiser, prepare, stop
