@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ class Layout:
     def rows(self) -> int:
         return sum(block.rows for block in self.blocks)
 
-    @property
+    @cached_property
     def adapters(self) -> tuple[int, ...]:
         return tuple(sorted({adapter for block in self.blocks for adapter in block.adapters}))
 
@@ -411,9 +412,9 @@ class AdapterBank:
     # Factors of many adapters, on the device for a call only
 
     def prefetch(self, adapters: Sequence[int]) -> None:
-        """Brings the factors of a coming call to a CUDA device, while that computes the call before."""
+        """Brings the factors of a coming call of a bank that streams to a CUDA device, while that computes the call before."""
         low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank and rows.low_rank.placed]
-        if not (self.streams and low_rank and low_rank[0].placed[0].type == "cuda"):
+        if not (low_rank and low_rank[0].placed[0].type == "cuda"):
             return
         self._beside = self._beside or torch.cuda.Stream(low_rank[0].placed[0])
         with torch.cuda.stream(self._beside):

@@ -86,7 +86,8 @@ class Evaluator:
             group = self._next(waiting)
             try:
                 done[:0] = self._call(group)
-                self.bank.prefetch({adapter for request in self._next(waiting[: -len(group)]) for adapter in request.adapters})
+                if self.bank.streams:
+                    self.bank.prefetch({adapter for request in self._next(waiting[: -len(group)]) for adapter in request.adapters})
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(group) == 1:
