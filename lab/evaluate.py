@@ -5,7 +5,8 @@
 
 For N = 2..5 skills: sets of skills drawn at random, several captions each, one picture a caption and method, the same starting
 noise for every method. Defaults are chosen on the "dev" captions (the ablation); the reported methods use other captions, skills'
-sets and seeds ("test"). Measurements lie in --results, one JSON line a set and method.
+sets and seeds ("test"). "style" has sets of three skills with one style each; "speed" takes every method's time in turn, in one
+process with one thread. Measurements lie in --results, one JSON line a set and method.
 """
 import argparse
 import json
@@ -26,8 +27,8 @@ from lib_loratorio.settings import Settings
 COUNTS = (2, 3, 4, 5)
 STEPS, CFG = 20, 4.0
 CAPTIONS = 4                                   # of every set of skills
-# First seed, and sets for each N; "style" has sets of three skills, one of which is a style.
-SPLITS = {"dev": (1_000_000, 2), "test": (2_000_000, 13), "style": (3_000_000, 26)}
+# First seed, sets for each N, and the N.
+SPLITS = {"dev": (1_000_000, 2, COUNTS), "test": (2_000_000, 13, COUNTS), "style": (3_000_000, 26, (3,)), "speed": (4_000_000, 8, (3,))}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ class Way:
     def loras(self, skills):
         """The names and parts of the LoRAs that are loaded for a caption with these skills."""
         names = world.NAMES if self.everything else skills
-        return [(name, Part(role="global" if self.roles and world.SKILLS[name].kind == "style" else "local")) for name in names]
+        return [(name, Part(role="global" if self.roles and _is_style(name) else "local")) for name in names]
+
+
+def _is_style(skill):
+    return world.SKILLS[skill].kind == "style"
 
 
 DEFAULT = Settings(enabled=True)
@@ -54,7 +59,7 @@ METHODS = {
     "Composite": Way(replace(DEFAULT, method="composite")),
     "LoRAtorio": Way(DEFAULT),
     "Merge, all loaded": Way(replace(DEFAULT, method="merge"), everything=True),
-    "LoRAtorio, all loaded, top-k": Way(replace(DEFAULT, top_k=TOP_K), everything=True),
+    "Pool, exact": Way(replace(DEFAULT, top_k=TOP_K), everything=True),
     "LoRAtorio, lambda 1": Way(replace(DEFAULT, lam=1.0)),
     "LoRAtorio, negative every 2nd step": Way(replace(DEFAULT, guidance_every=2)),
     "LoRAtorio, negative every 5th step": Way(replace(DEFAULT, guidance_every=5)),
@@ -63,16 +68,19 @@ METHODS = {
 }
 STYLED = {"styles local": Way(DEFAULT), "styles global": Way(DEFAULT, roles=True), "merged": Way(replace(DEFAULT, method="merge"))}
 TEMPERATURES, PATCHES, LAMBDAS, TOP_KS = (0.003, 0.02, 0.1, 0.5), (1, 2, 4), (0.0, 0.5, 1.0), (1, 2, 3)
-SHARES = (0.08, 0.12, 0.16)
+SCOUTS, SHARES = (0.05, 0.2, 0.4), (0.08, 0.12, 0.16)
+EXACT = f"all loaded, k {TOP_K}"       # what scouting is measured against on dev
 
 
 def ablation():
-    """The variants measured on dev: temperature by patch size, then lambda, top-k with all LoRAs loaded, and the share to stay in a pool."""
+    """The variants measured on dev: temperature by patch size, then lambda, top-k with all LoRAs loaded, how long a pool scouts by the
+    share that a LoRA needs to stay, and whether it scouts again."""
     ways = {f"tau {t:g}, d {d}": Way(replace(DEFAULT, temperature=t, patch_size=d)) for t in TEMPERATURES for d in PATCHES}
     ways |= {f"lambda {v:g}": Way(replace(DEFAULT, lam=v)) for v in LAMBDAS}
     ways |= {f"all loaded, k {k}": Way(replace(DEFAULT, top_k=k), everything=True) for k in TOP_KS}
-    ways |= {f"pool, share {v:g}": Way(replace(SCOUT, scout_share=v), everything=True, pool=True) for v in SHARES}
-    return ways
+    pools = {f"pool, scout to {u:g}, share {v:g}": replace(SCOUT, scout=u, scout_share=v) for u in SCOUTS for v in SHARES}
+    pools |= {f"{name}, again every 5th step": replace(pools[name], scout_every=5) for name in [f"pool, scout to {SCOUTS[0]:g}, share {v:g}" for v in SHARES]}
+    return ways | {name: Way(settings, everything=True, pool=True) for name, settings in pools.items()}
 
 
 @dataclass(frozen=True)
@@ -90,13 +98,14 @@ class SkillSet:
         """The skills, and what each of the pictures is to show."""
         rng = np.random.default_rng(self.seed)
         skills = world.random_skills(rng, self.count)
-        while self.split == "style" and sum(world.SKILLS[name].kind == "style" for name in skills) != 1:
+        while self.split == "style" and sum(map(_is_style, skills)) != 1:
             skills = world.random_skills(rng, self.count)
         return skills, [world.content(skills, rng) for _ in range(CAPTIONS)]
 
 
 def skill_sets(split, limit=None):
-    return [SkillSet(split, number, count) for number in range(limit or SPLITS[split][1]) for count in (COUNTS if split != "style" else (3,))]
+    _, sets, counts = SPLITS[split]
+    return [SkillSet(split, number, count) for number in range(limit or sets) for count in counts]
 
 
 class Studio:
@@ -125,7 +134,12 @@ class Studio:
         seconds = time.time() - start
         found = detector.detect(self.judge, images)
         asked = np.array([name in skills for name in world.NAMES])
-        return {"skills": list(skills), "present": found[:, asked].mean(1).tolist(), "complete": found[:, asked].all(1).astype(int).tolist(),
+        shares = {"present": asked}
+        if skill_set.split == "style":
+            styles = np.array([_is_style(name) for name in world.NAMES])
+            shares |= {"style": asked & styles, "places": asked & ~styles}
+        return {"skills": list(skills), **{key: found[:, of].mean(1).tolist() for key, of in shares.items()},
+                "complete": found[:, asked].all(1).astype(int).tolist(),
                 "others": found[:, ~asked].sum(1).tolist(), "distance": measure.patch_distance(images, contents, skill_set.seed).tolist(),
                 "seconds": seconds / len(images), "evaluations": evaluations}
 
@@ -169,9 +183,10 @@ def main():
     args = parser.parse_args()
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.report:
-        for split, ways in (("dev", ablation()), ("test", METHODS), ("style", STYLED)):
+        for split, ways in (("dev", ablation()), ("test", METHODS), ("style", STYLED), ("speed", METHODS)):
             if args.only in (None, split):
-                run([(name, way, s) for s in skill_sets(split, args.sets) for name, way in ways.items()], args.results, args.workers)
+                tasks = [(name, way, s) for s in skill_sets(split, args.sets) for name, way in ways.items()]
+                run(tasks, args.results, args.workers if split != "speed" else 1)
     from lab import report
     records = read(args.results)
     if {"dev", "test"} <= {record["split"] for record in records}:

@@ -9,7 +9,8 @@ from lab import evaluate, report
 
 def _records(split, ways):
     return [{"split": split, "way": way, "count": n, "number": number, "skills": ["alien", "cat"], "present": [share, share],
-             "complete": [int(share == 1)] * 2, "others": [0, 1], "distance": [distance] * 2, "seconds": 0.5}
+             "complete": [int(share == 1)] * 2, "others": [0, 1], "distance": [distance] * 2, "seconds": 0.5,
+             **({"style": [share, share], "places": [share, share], "evaluations": 120.0} if split == "style" else {})}
             for way, (share, distance) in ways.items() for n in evaluate.COUNTS for number in range(2)]
 
 
@@ -20,19 +21,55 @@ def test_wins_compare_the_same_captions():
 
 
 def test_best_is_the_closest_of_those_within_a_point():
-    measured = report.Measured(_records("dev", {"a": (0.80, 2.0), "b": (0.795, 1.0), "c": (0.7, 0.1)}), "dev")
-    assert report.best(measured, ["a", "b", "c"]) == "b"
+    most, close, few = ways = ("lambda 0", "lambda 0.5", "lambda 1")
+    measured = report.Measured(_records("dev", {most: (0.80, 2.0), close: (0.795, 1.0), few: (0.7, 0.1)}), "dev")
+    assert report.best(measured, ways) == close
 
 
 def test_evaluations_a_step():
-    assert [report.evaluations(evaluate.METHODS[way], 3) for way in ("no LoRA", "Merge", "Switch", "Composite", "LoRAtorio")] == [2, 2, 2, 6, 8]
-    assert report.evaluations(evaluate.METHODS["LoRAtorio, all loaded, top-k"], 3) == 20
+    assert [report.evaluations_a_step(evaluate.METHODS[way], 3) for way in ("no LoRA", "Merge", "Switch", "Composite", "LoRAtorio")] == [2, 2, 2, 6, 8]
+    assert report.evaluations_a_step(evaluate.METHODS["Pool, exact"], 3) == 20
+
+
+def test_evaluations_are_counted_where_the_records_tell():
+    records = _records("test", {"LoRAtorio": (1.0, 2.0), "Pool, scout to 0.2": (1.0, 2.0)})
+    for record in records:
+        if record["way"] == "Pool, scout to 0.2":
+            record["evaluations"] = 100.0 + record["count"]
+    measured = report.Measured(records, "test")
+    assert measured.evaluations("LoRAtorio", 3) == 20 * 8 and measured.evaluations("LoRAtorio") == 20 * 9
+    assert measured.evaluations("Pool, scout to 0.2", 5) == 105.0 and measured.evaluations("Pool, scout to 0.2") == 103.5
+
+
+def test_the_cheapest_that_is_as_good_is_chosen():
+    exact, *pools = evaluate.EXACT, "pool, scout to 0.05, share 0.08", "pool, scout to 0.2, share 0.08", "pool, scout to 0.4, share 0.08"
+    cost = dict(zip(pools, (100.0, 200.0, 300.0)))
+
+    def chosen(*shares):
+        records = _records("dev", {exact: (0.5, 2.0)} | {way: (share, 1.0) for way, share in zip(pools, shares)})
+        for record in records:
+            record["evaluations"] = cost.get(record["way"], 400.0)
+        return report.choices(records)["pool"]
+
+    assert chosen(0.4, 0.495, 0.7) == pools[1]
+    assert chosen(0.3, 0.4, 0.2) == pools[1]
+
+
+def test_differences_are_taken_caption_by_caption():
+    records = _records("test", {"LoRAtorio": (0.5, 2.0), "Merge": (0.25, 3.0)})
+    for record in records:
+        record["present"] = [value + record["count"] / 100 for value in record["present"]]
+    assert report.Measured(records, "test").difference("LoRAtorio", "Merge", "present") == pytest.approx((0.25, 0.25, 0.25))
 
 
 def test_report_is_written(tmp_path):
     ways = {way: (0.5, 1.0) for way in evaluate.METHODS}
     records = _records("test", ways) + _records("dev", {way: (0.5, 1.0) for way in evaluate.ablation()})
+    records += _records("style", {way: (0.5, 1.0) for way in evaluate.STYLED}) + _records("speed", ways)
     report.write(records, tmp_path)
     text = (tmp_path / "evaluation.md").read_text()
-    assert "| Merge | 50 (50 to 50) | 50 (50 to 50) |" in text and "| LoRAtorio | 6 | 8 | 10 | 12 | 0.50 |" in text
-    assert (tmp_path / "evaluation-methods.png").exists() and (tmp_path / "evaluation-ablation.png").exists()
+    assert "| Merge | 50 (50 to 50) | 50 (50 to 50) |" in text and "| LoRAtorio | 120 | 160 | 200 | 240 |" in text
+    assert "| LoRAtorio | 180 | 0.50 | 50 (50 to 50) |" in text and "| styles global | 120 | 50 (50 to 50) | 50 (50 to 50) |" in text
+    assert "| LoRAtorio, lambda 1 | 61% | +0.0 (+0.0 to +0.0) |" in text
+    for name in ("methods", "cost", "ablation"):
+        assert (tmp_path / f"evaluation-{name}.png").exists()
