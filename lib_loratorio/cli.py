@@ -16,13 +16,14 @@ from pathlib import Path
 
 from lib_loratorio import __version__
 from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.schedule import Part, part
-from lib_loratorio.settings import INFOTEXT, METHODS, TEXT_ENCODER_MODES, Settings, SettingsError
+from lib_loratorio.schedule import LOCAL, Part, part
+from lib_loratorio.settings import INFOTEXT, METHODS, POOL, POOL_MODES, TEXT_ENCODER_MODES, Settings, SettingsError
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
 INSTALL = "pip install torch diffusers transformers peft accelerate safetensors pillow"
 
-SETTINGS = ("method", "patch_size", "temperature", "lam", "top_k", "start", "end", "text_encoder", "adapters_per_pass", "verify")
+SETTINGS = ("method", "patch_size", "temperature", "lam", "top_k", "start", "end", "text_encoder", "adapters_per_pass", "verify",
+            "pool_mode", "scout", "scout_every", "scout_share", "trigger_words", "guidance_every")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     add = generate.add_argument
     add("--model", type=Path, required=True, help="diffusers folder or .safetensors checkpoint of SD 1.x, SD 2.x or SDXL")
     add("--config", type=Path, help="for a checkpoint, offline: folder with the pipeline's json and tokenizer files")
-    add("--lora", type=parse_lora, action="append", required=True, metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global]",
+    add("--lora", type=parse_lora, action="append", default=[], metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global]",
         help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that it takes "
              "part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places")
+    add("--pool", type=parse_pool, action="append", default=[], metavar="FILE_OR_FOLDER[:STRENGTH]",
+        help="LoRAs beside these, which may be left out of steps in which they matter little (--pool-mode scout); of a folder all that "
+             "lie in it as .safetensors; may be given more than once")
     add("--prompt", required=True)
     add("--negative", default="", help="negative prompt")
     add("--steps", type=_whole(1), default=25)
@@ -78,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--end", default=default.end, help="fraction of the sampling; after it the LoRAs are merged")
     add("--text-encoder", choices=TEXT_ENCODER_MODES, default=default.text_encoder)
     add("--adapters-per-pass", default=default.adapters_per_pass, help="models that share one UNet call; 0: as many as fit into memory")
+    add("--pool-mode", choices=POOL_MODES, default=default.pool_mode, help="exact: all of the pool in every step; scout: see the next three")
+    add("--scout", default=default.scout, help="fraction of the sampling in which all of the pool compete")
+    add("--scout-every", default=default.scout_every, help="steps until all compete again; 0: never")
+    add("--scout-share", default=default.scout_share, help="share of the weight that a LoRA of the pool needs to stay")
+    add("--trigger-words", action="store_true", help="append each LoRA's own to the prompt that it alone reads")
+    add("--guidance-every", default=default.guidance_every, help="evaluates the LoRAs' unconditional rows in every so many steps")
     add("--verify", action="store_true", help="compare every prediction with diffusers' own, one LoRA at a time")
     return parser
 
@@ -93,6 +103,15 @@ def parse_lora(text: str) -> tuple[Path, float, Part]:
         return path, strength, part(dict(name.split("=", 1) for name in named), path.stem)
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parse_pool(text: str) -> list[tuple[Path, float, Part, bool]]:
+    """The LoRAs that `file`, `folder`, or either with `:strength` means: paths, strengths, parts, and that they are of the pool."""
+    path, strength = _file_and_strength(text)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise argparse.ArgumentTypeError(f"there is no .safetensors file in {path}")
+    return [(file, strength, LOCAL, True) for file in files]
 
 
 def _file_and_strength(text: str) -> tuple[Path, float]:
@@ -148,12 +167,17 @@ def _number(text: str) -> float:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    settings = Settings.from_api({name: getattr(options, name) for name in SETTINGS})
+    asked = {path.resolve() for path, *_ in options.lora}
+    options.pool = [lora for found in options.pool for lora in found if lora[0].resolve() not in asked]
+    names = [f"{path.stem}:{strength:g}" for path, strength, *_ in options.pool]
+    settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in SETTINGS})
+    if not options.lora and not options.pool:
+        raise LoratorioError("LoRAtorio: there is no LoRA; give at least one with --lora or --pool.")
     if options.maps and settings.method != "loratorio":
         raise LoratorioError(f"LoRAtorio: --maps needs the method loratorio; {settings.method} has no weights.")
     if "<lora:" in options.prompt:
         raise LoratorioError("LoRAtorio: the prompt has a <lora:...> tag; give each LoRA with --lora FILE:STRENGTH.")
-    for path in (options.model, *(path for path, *_ in options.lora)):
+    for path in (options.model, *(path for path, *_ in (*options.lora, *options.pool))):
         if not path.exists():
             raise LoratorioError(f"LoRAtorio: there is no file {path}.")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -194,7 +218,7 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     seed = random.randrange(2**32) if options.seed < 0 else options.seed
     seeds = [seed + number for number in range(options.batch)]
     try:
-        with composed(pipe, options.lora, settings) as composition:
+        with composed(pipe, [*options.lora, *options.pool], settings) as composition:
             began = time.perf_counter()
             pictures = pipe(
                 prompt=[options.prompt] * options.batch, negative_prompt=[options.negative] * options.batch, width=width, height=height,
@@ -208,11 +232,13 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     fields = {
         "Steps": options.steps, "Sampler": sampler, "Schedule type": schedule_type, "CFG scale": options.cfg, "Seed": None,
         "Size": f"{width}x{height}", "Model": options.model.stem if options.model.is_file() else options.model.resolve().name,
-        INFOTEXT: settings.to_infotext(), "Version": f"loratorio-{__version__}",
+        INFOTEXT: settings.to_infotext(), POOL: composition.chosen, "Version": f"loratorio-{__version__}",
     }
     for file in _save(options, pictures, seeds, fields, composition):
         print(file)
     run = composition.run
+    if composition.chosen:
+        print(f"pool: {composition.chosen}")
     print(f"{seconds:.1f} s, {run.rows / (options.steps * options.batch):.3g} UNet evaluations a step and picture")
     if settings.verify:
         print(f"verify: max relative error {run.worst:.1e} over {run.composed} calls" if run.composed else "verify: nothing was composed")

@@ -54,6 +54,11 @@ class Scout:
                 self._kept = frozenset({max(means, key=means.get)})
         return tuple(number for number in present if number not in self.pool or number in self._kept)
 
+    def told(self, names: Sequence[str]) -> str:
+        """The history for people, with the adapters' names."""
+        listed = (f"step {step + 1}: {', '.join(names[number] for number in adapters) or 'none'}" for step, adapters in self.history)
+        return "; ".join(listed)
+
     def learn(self, adapters: Sequence[int], weights: torch.Tensor | None) -> None:
         """Takes in a composed call's patch weights `[n, C, h, w]` of these adapters."""
         if weights is None or self._kept is not None:

@@ -16,6 +16,9 @@ POOL_MODES = ("exact", "scout")
 INFOTEXT = "LoRAtorio"
 """The infotext field that holds all settings."""
 
+POOL = "LoRAtorio pool"
+"""The infotext field that tells which adapters of a pool were evaluated from which step on."""
+
 
 class SettingsError(ValueError):
     """A setting has a value that cannot be used; the message names field, value and allowed range."""

@@ -81,6 +81,31 @@ def test_other_methods(folder, tmp_path, method):
     assert (found["Sampler"], found["Schedule type"]) == ("DPM++ 2M", "Karras") and f"method={method}" in found["LoRAtorio"]
 
 
+def test_pool_is_scouted(folder, tmp_path, capsys):
+    """Two LoRAs in the pool beside the prompt's: all three at first, then the one that is asked for and none of the pool."""
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for name, source in (("one", "a"), ("two", "b")):
+        shutil.copy(folder / source / "style.safetensors", pool / f"{name}.safetensors")
+    scouting = ("--pool", f"{pool}:0.5", "--pool-mode", "scout", "--scout", "0.5", "--scout-share", "1")
+    assert cli.main(arguments(folder, *scouting, "--out", str(tmp_path / "a.png"), loras=("b/style.safetensors",))) == 0
+    out = capsys.readouterr().out
+    told = "step 1: style, one, two; step 2: style"
+    assert f"pool: {told}" in out and "6 UNet evaluations a step and picture" in out  # 8 in the first step, 4 in the second
+    lines, found = fields(tmp_path / "a.png")
+    assert lines == ["a cat, red <lora:style:1>"] and found["LoRAtorio pool"] == told
+    settings = Settings.from_infotext(found["LoRAtorio"])
+    assert (settings.pool, settings.pool_mode, settings.scout, settings.scout_share) == ("one:0.5,two:0.5", "scout", 0.5, 1.0)
+
+
+def test_pool_alone_and_a_lora_that_is_in_both(folder, tmp_path, capsys):
+    pool = ("--pool", str(folder / "a"), "--pool", str(folder / "b" / "style.safetensors:0.5"))
+    assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "a.png"), loras=())) == 0
+    assert "pool: step 1: style, style" in capsys.readouterr().out
+    assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "b.png"), loras=("b/style.safetensors:0.8",))) == 0
+    assert Settings.from_infotext(fields(tmp_path / "b.png")[1]["LoRAtorio"]).pool == "style:1"
+
+
 def test_sdxl_folder(folder, tmp_path):
     assert cli.main(arguments(folder, "--out", str(tmp_path), model="tiny-xl", loras=("xl.safetensors",))) == 0
     assert (tmp_path / "7.png").is_file()
@@ -99,6 +124,7 @@ def test_sdxl_folder(folder, tmp_path):
     (("--model", "/nowhere/model"), "there is no file /nowhere/model"),
     (("--lora", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
     (("--lora", "/nowhere/a.safetensors:abc"), "the strength 'abc' in"),
+    (("--pool", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
     (("--maps", "--method", "merge"), "--maps needs the method loratorio"),
     (("--prompt", "a <lora:b:1>"), "give each LoRA with --lora"),
     (("--device", "cuda:99"), "the device 'cuda:99' cannot be used"),
@@ -107,6 +133,13 @@ def test_errors_are_one_line(folder, capsys, more, match):
     assert cli.main(arguments(folder, *more)) == 2
     error = capsys.readouterr().err
     assert match in error and error.count("\n") == 1
+
+
+def test_nothing_to_compose(folder, capsys, tmp_path):
+    assert cli.main(arguments(folder, loras=())) == 2
+    assert "give at least one with --lora or --pool" in capsys.readouterr().err
+    assert cli.main(arguments(folder, "--pool", str(tmp_path))) == 2
+    assert "no .safetensors file in" in capsys.readouterr().err
 
 
 def test_lora_of_another_kind_of_model(folder, capsys, tmp_path):

@@ -97,6 +97,12 @@ class Composition:
         labels = [self.adapters[number].label for number in self.course.competing]
         return [label if labels.count(label) == 1 else f"{label} ({labels[: n + 1].count(label)})" for n, label in enumerate(labels)]
 
+    @property
+    def chosen(self) -> str:
+        """Which adapters were evaluated from which step on in the latest call; empty without a pool."""
+        scout = self.course.scout
+        return scout.told([adapter.label for adapter in self.adapters]) if scout.pool else ""
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Wrappers and hooks in place; on leaving, the pipeline's own calls are back."""

@@ -14,12 +14,10 @@ from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
 from lib_loratorio.schedule import Part, part
 from lib_loratorio.scout import Scout
-from lib_loratorio.settings import INFOTEXT, Settings
+from lib_loratorio.settings import INFOTEXT, POOL, Settings
 from lib_loratorio.step import larger_error
 
 VERIFY = "LoRAtorio verify"
-POOL = "LoRAtorio pool"
-"""The key of what was chosen of a pool."""
 
 
 @dataclass
@@ -158,8 +156,7 @@ def report_pool(p, names: Sequence[str], scout: Scout) -> None:
     """Tells which LoRAs of a pool were chosen in this pass, and from which step on."""
     if not scout.pool:
         return
-    listed = [f"step {step + 1}: {', '.join(names[number] for number in adapters) or 'none'}" for step, adapters in scout.history]
-    p.extra_generation_params[POOL] = "; ".join(filter(None, [p.extra_generation_params.get(POOL), *listed]))
+    p.extra_generation_params[POOL] = "; ".join(filter(None, [p.extra_generation_params.get(POOL), scout.told(names)]))
 
 
 def step_now(denoiser) -> tuple[float, int]:
