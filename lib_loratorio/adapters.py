@@ -11,295 +11,26 @@ adapter touches; other layers cost nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from lib_loratorio.dense import Dense, DenseDelta
+from lib_loratorio.layout import Layout
+from lib_loratorio.low_rank import LowRank, LowRankLayer
+from lib_loratorio.memory import MemoryBudget, is_out_of_memory
 
 RESIDENT = 8
 """Adapters whose factors may all stay on the model's device; of more, only those of two calls are there at a time."""
 
 
-@dataclass(frozen=True)
-class LowRank:
-    """`D = scale * up @ down`: `down [r, C, *kernel]`, `up [O, r]`; `scale` holds the strength."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-    scale: float | torch.Tensor = 1.0
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A delta of the layer's full shape. `compute()` gives `(weight delta, bias delta or None)`.
-
-    It reads the layer's own weight, so it is called only while that is the base model's.
-    """
-
-    compute: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
-
-
-
-class Block(NamedTuple):
-    """Consecutive rows of a batch that belong to one model: the base with these adapters."""
-
-    adapters: tuple[int, ...]
-    rows: int
-
-
-class _Run(NamedTuple):
-    """Consecutive spans of rows, of equal size, whose adapters are consecutive in a layer's stack."""
-
-    start: int
-    rows: int
-    first: int
-    count: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one batch's rows are divided among the models."""
-
-    blocks: tuple[Block, ...]
-    _runs: dict = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def rows(self) -> int:
-        return sum(block.rows for block in self.blocks)
-
-    @cached_property
-    def adapters(self) -> tuple[int, ...]:
-        return tuple(sorted({adapter for block in self.blocks for adapter in block.adapters}))
-
-    def runs(self, members: tuple[int, ...]) -> list[_Run]:
-        """The row runs of these adapters, which is where a layer with this stack has work to do."""
-        if members not in self._runs:
-            self._runs[members] = self._find_runs(members)
-        return self._runs[members]
-
-    def _find_runs(self, members: tuple[int, ...]) -> list[_Run]:
-        runs: list[_Run] = []
-        for place, adapter in enumerate(members):
-            for start, rows in self._spans(adapter):
-                last = runs[-1] if runs else None
-                if last and last.rows == rows and last.start + last.rows * last.count == start and last.first + last.count == place:
-                    runs[-1] = last._replace(count=last.count + 1)
-                else:
-                    runs.append(_Run(start, rows, place, 1))
-        return runs
-
-    def _spans(self, adapter: int) -> list[tuple[int, int]]:
-        """The adapter's rows as `(start, rows)`, blocks that touch as one."""
-        spans: list[tuple[int, int]] = []
-        start = 0
-        for adapters, rows in self.blocks:
-            if adapter in adapters:
-                if spans and sum(spans[-1]) == start:
-                    spans[-1] = spans[-1][0], spans[-1][1] + rows
-                else:
-                    spans.append((start, rows))
-            start += rows
-        return spans
-
-
-class MemoryBudget:
-    """Bytes that cached dense deltas may take."""
-
-    def __init__(self, size: int):
-        self.left = size
-
-    def take(self, size: int) -> bool:
-        if size > self.left:
-            return False
-        self.left -= size
-        return True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a CUDA device or on the CPU."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and ("out of memory" in str(error).lower() or "can't allocate memory" in str(error))
-
-
-def _add(rows: torch.Tensor, delta: torch.Tensor) -> None:
-    rows.add_(delta.reshape(rows.shape))
-
-
-def _is_linear(layer: nn.Module) -> bool:
-    """Also for hosts whose linear layers are classes of their own, the quantised ones without any sizes."""
-    return isinstance(layer, nn.Linear) or hasattr(layer, "in_features") or type(layer).__name__ == "Linear"
-
-
-def _kernel(layer: nn.Module) -> tuple[int, ...]:
-    return tuple(layer.kernel_size) if isinstance(layer, nn.Conv2d) else ()
-
-
-def weight_shape(layer: nn.Module) -> tuple[int, ...]:
-    """The weight's shape as a layer, which a quantised layer's storage does not have.
-
-    Raises RuntimeError for kinds of layers that cannot be changed for some rows only.
-    """
-    if hasattr(layer, "in_features"):
-        return layer.out_features, layer.in_features
-    if _is_linear(layer):
-        # bitsandbytes keeps the shape of what it has packed; GGUF's weights tell it as their own.
-        return tuple((getattr(layer.weight, "quant_state", None) or layer.weight).shape)
-    if isinstance(layer, nn.Conv2d):
-        return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
-    if isinstance(layer, (nn.GroupNorm, nn.LayerNorm)) and layer.weight is not None:
-        return tuple(layer.weight.shape)
-    raise RuntimeError(f"a layer of the kind {type(layer).__name__} cannot be changed for some rows only")
-
-
-def fits_low_rank(layer: nn.Module, delta: LowRank) -> bool:
-    """Whether the factors have the layer's own shape, so that they can be applied as a layer."""
-    if not (_is_linear(layer) or isinstance(layer, nn.Conv2d)) or getattr(layer, "groups", 1) != 1:
-        return False
-    outputs, *inputs = weight_shape(layer)
-    return delta.down.shape[1:] == tuple(inputs) and delta.up.shape == (outputs, delta.down.shape[0])
-
-
-class _Stack(NamedTuple):
-    """Factors side by side, padded to the largest rank: `down [n, r, C * kernel]`, `up [n, O, r]`."""
-
-    members: tuple[int, ...]
-    down: torch.Tensor
-    up: torch.Tensor
-
-
-class _LowRankLayer:
-    """The low-rank deltas of all adapters that touch one layer, and the stacks made of them on its device.
-
-    `stacks` maps adapters to the stack of those of them that touch the layer; `placed` is where the layer computes, and
-    in what, None before its first call.
-    """
-
-    def __init__(self, layer: nn.Module, deltas: Mapping[int, LowRank]):
-        self.layer, self.deltas = layer, dict(sorted(deltas.items()))
-        self.stacks: dict[tuple[int, ...], _Stack] = {}
-        self.placed: tuple[torch.device, torch.dtype] | None = None
-        kernel = _kernel(layer)
-        self.pointwise = isinstance(layer, nn.Conv2d) and set(kernel + layer.stride) == {1} and set(layer.padding) == {0}
-
-    def stack(self, adapters: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> _Stack:
-        stack = self.stacks.get(adapters)
-        if stack is None or (stack.down.device, stack.down.dtype) != (device, dtype):
-            stack = self.stacks[adapters] = self._stacked(adapters, device, dtype)
-            self.placed = device, dtype
-        return stack
-
-    def _stacked(self, adapters: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> _Stack:
-        deltas = {adapter: self.deltas[adapter] for adapter in adapters if adapter in self.deltas}
-        rank = max(delta.down.shape[0] for delta in deltas.values())
-        downs, ups = [], []
-        for delta in deltas.values():
-            precise = torch.promote_types(delta.down.dtype, torch.float32)
-            missing = rank - delta.down.shape[0]
-            downs.append(F.pad(delta.down.flatten(1), (0, 0, 0, missing)).to(dtype))
-            ups.append(F.pad(delta.up.to(precise) * delta.scale, (0, missing)).to(dtype))
-        return _Stack(tuple(deltas), torch.stack(downs).to(device), torch.stack(ups).to(device))
-
-    def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout, scale: int, adapters: tuple[int, ...]) -> None:
-        if not any(adapter in self.deltas for adapter in layout.adapters):
-            return
-        stack = self.stack(adapters, output.device, output.dtype)
-        for run in layout.runs(stack.members):
-            rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
-            of_run = slice(run.first, run.first + run.count)
-            inputs, down, up = x[rows].to(output.dtype), stack.down[of_run], stack.up[of_run]
-            if _is_linear(self.layer):
-                self._add_linear(inputs, output[rows], down, up)
-            else:
-                self._add_convolution(inputs, output[rows], down, up)
-
-    def _add_linear(self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
-        count = down.shape[0]
-        hidden = torch.bmm(x.reshape(count, -1, x.shape[-1]), down.transpose(1, 2))
-        _multiply_into(output, (count, -1, output.shape[-1]), hidden, up.transpose(1, 2))
-
-    def _add_convolution(self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
-        count, rank = down.shape[:2]
-        images = x.shape[0] // count
-        if self.pointwise:
-            hidden = torch.bmm(down.repeat_interleave(images, 0), x.reshape(*x.shape[:2], -1))
-        else:
-            side_by_side = x.unflatten(0, (count, images)).transpose(0, 1).flatten(1, 2)
-            kernels = down.reshape(count * rank, x.shape[1], *_kernel(self.layer))
-            hidden = _convolve(self.layer, side_by_side, kernels, groups=count)
-            hidden = hidden.unflatten(1, (count, rank)).transpose(0, 1).flatten(0, 1).flatten(2)
-        shape = (*output.shape[:2], output.shape[2] * output.shape[3])
-        _multiply_into(output, shape, up.repeat_interleave(images, 0), hidden)
-
-
-def _multiply_into(output: torch.Tensor, shape: tuple[int, ...], left: torch.Tensor, right: torch.Tensor) -> None:
-    """`output += left @ right`, in one kernel where the output's memory allows it."""
-    if output.is_contiguous():
-        output.view(shape).baddbmm_(left, right)
-    else:
-        _add(output, torch.bmm(left, right))
-
-
-def _convolve(layer: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, groups: int = 1) -> torch.Tensor:
-    """A convolution with this layer's geometry, the tiling hosts' circular padding included."""
-    padding = layer.padding
-    if layer.padding_mode != "zeros":
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = 0
-    return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, groups)
-
-
-class _DenseDelta:
-    """One adapter's dense delta of one layer, cached where the budget allows it."""
-
-    def __init__(self, layer: nn.Module, delta: Dense, budget: MemoryBudget):
-        self.layer, self.delta, self.budget = layer, delta, budget
-        self.cached: tuple[torch.Tensor, torch.Tensor | None] | None = None
-
-    def compute(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The delta in the layer's shape. Raises RuntimeError where the host's rule does not fit the layer."""
-        weight, bias = self.delta.compute()
-        return weight.expand(weight_shape(self.layer)), bias
-
-    def prepare(self) -> None:
-        """Computes the delta once, so that a rule that fails does so before the sampling."""
-        weight, bias = self.compute()
-        if self.budget.take(weight.numel() * weight.element_size()):
-            self.cached = weight, bias
-
-    def on(self, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight, bias = self.cached or self.compute()
-        norm = isinstance(self.layer, (nn.GroupNorm, nn.LayerNorm))
-        dtype = torch.promote_types(output.dtype, torch.float32) if norm else output.dtype
-        placed = weight.to(output.device, dtype), None if bias is None else bias.to(output.device, dtype)
-        if self.cached:
-            self.cached = placed
-        return placed
-
-    def add(self, x: torch.Tensor, output: torch.Tensor) -> None:
-        weight, bias = self.on(output)
-        layer, x = self.layer, x.to(weight.dtype)
-        if _is_linear(layer):
-            delta = F.linear(x, weight, bias)
-        elif isinstance(layer, nn.Conv2d):
-            delta = _convolve(layer, x, weight, bias, layer.groups)
-        elif isinstance(layer, nn.GroupNorm):
-            delta = F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
-        else:
-            delta = F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
-        _add(output, delta)
-
-
 class _LayerRows:
     """Everything that adapters add to one layer's output."""
 
-    def __init__(self, layer: nn.Module, low_rank: Mapping[int, LowRank], dense: Mapping[int, _DenseDelta]):
-        self.low_rank = _LowRankLayer(layer, low_rank) if low_rank else None
+    def __init__(self, layer: nn.Module, low_rank: Mapping[int, LowRank], dense: Mapping[int, DenseDelta]):
+        self.low_rank = LowRankLayer(layer, low_rank) if low_rank else None
         self.dense = dict(dense)
 
     def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout, adapters: tuple[int, ...]) -> None:
@@ -312,6 +43,29 @@ class _LayerRows:
             for run in layout.runs((adapter,)):
                 rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
                 delta.add(x[rows], output[rows])
+
+
+class SideStream:
+    """Work on a CUDA device beside what it computes."""
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device)
+
+    def work(self) -> AbstractContextManager:
+        """What is started within it runs beside the computation."""
+        return torch.cuda.stream(self.stream)
+
+    def join(self, tensors: Sequence[torch.Tensor]) -> None:
+        """The computation waits for the work so far, and these tensors' memory for the computation that is still to use them."""
+        computation = torch.cuda.current_stream(self.stream.device)
+        for tensor in tensors:
+            tensor.record_stream(computation)
+        computation.wait_stream(self.stream)
+
+
+def side_stream(device: torch.device) -> SideStream | None:
+    """None for devices other than CUDA's."""
+    return SideStream(device) if device.type == "cuda" else None
 
 
 def _uncompiled() -> AbstractContextManager:
@@ -340,7 +94,7 @@ class AdapterBank:
         self.counts = [0] * len(adapters)
         self.streams = len(adapters) > RESIDENT
         self._everyone = self._stacked = tuple(range(len(adapters)))
-        self._beside: torch.cuda.Stream | None = None
+        self._beside: SideStream | None = None
         self._handles: list = []
         self._met = False
         shared_budget = MemoryBudget(budget)
@@ -360,8 +114,8 @@ class AdapterBank:
             if low_rank or dense:
                 self._layers.append((layers[name], _LayerRows(layers[name], low_rank, dense)))
 
-    def _prepared(self, layer: nn.Module, name: str, number: int, delta: Dense, budget: MemoryBudget) -> _DenseDelta | None:
-        prepared = _DenseDelta(layer, delta, budget)
+    def _prepared(self, layer: nn.Module, name: str, number: int, delta: Dense, budget: MemoryBudget) -> DenseDelta | None:
+        prepared = DenseDelta(layer, delta, budget)
         try:
             prepared.prepare()
         except RuntimeError as error:
@@ -412,12 +166,12 @@ class AdapterBank:
     # Factors of many adapters, on the device for a call only
 
     def prefetch(self, adapters: Sequence[int]) -> None:
-        """Brings the factors of a coming call of a bank that streams to a CUDA device, while that computes the call before."""
+        """Brings the factors of a coming call of a bank that streams to the device while that computes the call before, where it can."""
         low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank and rows.low_rank.placed]
-        if not (low_rank and low_rank[0].placed[0].type == "cuda"):
+        self._beside = self._beside or (side_stream(low_rank[0].placed[0]) if low_rank else None)
+        if not self._beside:
             return
-        self._beside = self._beside or torch.cuda.Stream(low_rank[0].placed[0])
-        with torch.cuda.stream(self._beside):
+        with self._beside.work():
             for layer in low_rank:
                 if any(adapter in layer.deltas for adapter in adapters):
                     layer.stack(tuple(sorted(adapters)), *layer.placed)
@@ -426,10 +180,8 @@ class AdapterBank:
         """Gives the memory of stacks back that this call has no use for, and waits for those on their way."""
         if not self.streams:
             return
-        for low_rank in (rows.low_rank for _, rows in self._layers if rows.low_rank):
-            low_rank.stacks = {key: stack for key, stack in low_rank.stacks.items() if key == adapters}
-            for stack in low_rank.stacks.values() if self._beside else ():
-                stack.down.record_stream(torch.cuda.current_stream())
-                stack.up.record_stream(torch.cuda.current_stream())
+        low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank]
+        for layer in low_rank:
+            layer.stacks = {key: stack for key, stack in layer.stacks.items() if key == adapters}
         if self._beside:
-            torch.cuda.current_stream().wait_stream(self._beside)
+            self._beside.join([tensor for layer in low_rank for stack in layer.stacks.values() for tensor in (stack.down, stack.up)])

@@ -202,9 +202,9 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     _quiet()  # before the imports below, which warn of packages that play no part here
     import torch
 
-    from lib_loratorio.adapters import is_out_of_memory
     from lib_loratorio.hosts.diffusers import composed
     from lib_loratorio.hosts.diffusers.models import SCHEDULERS, load_pipeline, use_scheduler
+    from lib_loratorio.memory import is_out_of_memory
 
     if options.scheduler not in (None, *SCHEDULERS):
         raise LoratorioError(f"LoRAtorio: there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lib_loratorio.adapters import RESIDENT, AdapterBank, Block, Layout, is_out_of_memory
+from lib_loratorio.adapters import RESIDENT, AdapterBank
+from lib_loratorio.layout import Block, Layout
+from lib_loratorio.memory import is_out_of_memory
 
 AT_A_TIME = RESIDENT // 2
 """Requests a call while adapters wait in host memory: with the next call's on their way, as many are on the device as may stay there."""

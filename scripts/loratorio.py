@@ -5,11 +5,11 @@ from modules import errors, script_callbacks, scripts
 from modules.ui_components import InputAccordion
 
 from lib_loratorio import ui
-from lib_loratorio.adapters import is_out_of_memory
 from lib_loratorio.api import add_routes
 from lib_loratorio.hosts import of_this_webui
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.webui import options, pool
+from lib_loratorio.memory import is_out_of_memory
 from lib_loratorio.settings import INFOTEXT, Settings, SettingsError
 from lib_loratorio.xyz_grid import add_axes, with_axes
 

@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from standin.weights import KINDS, RANK, random_weights
 from torch import nn
 
-from lib_loratorio.adapters import AdapterBank, Block, Dense, Layout, LowRank, fits_low_rank, weight_shape
+from lib_loratorio.adapters import AdapterBank
+from lib_loratorio.dense import Dense
+from lib_loratorio.layers import weight_shape
+from lib_loratorio.layout import Block, Layout
+from lib_loratorio.low_rank import LowRank, fits_low_rank
 from lib_loratorio.methods import BASE
 
 BUDGET = 2**20

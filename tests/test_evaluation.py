@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lib_loratorio.adapters import AdapterBank, Block
+from lib_loratorio.adapters import AdapterBank
 from lib_loratorio.evaluation import Evaluator, Request, map_tensors, take_rows
+from lib_loratorio.layout import Block
 from lib_loratorio.methods import BASE
 
 OUT_OF_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from lib_loratorio.adapters import AdapterBank, Block, Dense, Layout, LowRank
+from lib_loratorio.adapters import AdapterBank
+from lib_loratorio.dense import Dense
+from lib_loratorio.layout import Block, Layout
+from lib_loratorio.low_rank import LowRank
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -11,7 +11,7 @@ import tiny_pipelines as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib_loratorio.adapters import _DenseDelta
+from lib_loratorio.dense import DenseDelta
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.diffusers import composed
 from lib_loratorio.settings import Settings
@@ -124,7 +124,7 @@ def test_dora_in_diffusers_layout_is_dense(pipe, tmp_path):
     save_file(plain, tmp_path / "dora.safetensors")
     with composed(pipe, [(tmp_path / "dora.safetensors", 0.7)], Settings(verify=True)) as composition:
         latents(pipe)
-        assert any(isinstance(delta, _DenseDelta) for _, rows in composition.bank._layers for delta in rows.dense.values())
+        assert any(isinstance(delta, DenseDelta) for _, rows in composition.bank._layers for delta in rows.dense.values())
         assert 0 < composition.run.worst < 1e-4
 
 

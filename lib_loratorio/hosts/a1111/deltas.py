@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from modules import devices, shared
 
-from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank
+from lib_loratorio.adapters import AdapterBank
+from lib_loratorio.dense import Dense
 from lib_loratorio.hosts.a1111.loader import UNET, Adapter, restore_base
 from lib_loratorio.hosts.webui.options import dense_budget
 from lib_loratorio.hosts.webui.request import report_failures
+from lib_loratorio.low_rank import LowRank, fits_low_rank
 from lib_loratorio.schedule import merged_below
 
 

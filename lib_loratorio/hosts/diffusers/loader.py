@@ -17,8 +17,10 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 
-from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank
+from lib_loratorio.adapters import AdapterBank
+from lib_loratorio.dense import Dense
 from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.low_rank import LowRank, fits_low_rank
 from lib_loratorio.schedule import LOCAL, Part, merged_below
 
 PREFIX = "loratorio_"

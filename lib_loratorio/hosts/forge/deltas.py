@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from lib_loratorio.adapters import AdapterBank, Dense, LowRank, fits_low_rank, weight_shape
+from lib_loratorio.adapters import AdapterBank
+from lib_loratorio.dense import Dense
 from lib_loratorio.hosts.forge.backend import PLAIN, Factors, Patches
 from lib_loratorio.hosts.forge.loader import Adapter, backend
 from lib_loratorio.hosts.webui.options import dense_budget
 from lib_loratorio.hosts.webui.request import report_failures
+from lib_loratorio.layers import weight_shape
+from lib_loratorio.low_rank import LowRank, fits_low_rank
 from lib_loratorio.schedule import merged_below
 
 

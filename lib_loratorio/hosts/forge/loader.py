@@ -10,10 +10,10 @@ from typing import Any
 
 import networks
 
-from lib_loratorio.adapters import is_out_of_memory
 from lib_loratorio.hosts.forge.backend import Patches, this_backend
 from lib_loratorio.hosts.webui.pool import pooled
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
+from lib_loratorio.memory import is_out_of_memory
 from lib_loratorio.schedule import LOCAL, Part, part
 from lib_loratorio.settings import Settings
 

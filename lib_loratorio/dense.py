@@ -1,0 +1,64 @@
+"""Deltas of a layer's full shape, by the host's own rule for the changed weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lib_loratorio.layers import add_to, convolve, is_linear, weight_shape
+from lib_loratorio.memory import MemoryBudget
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A delta of the layer's full shape. `compute()` gives `(weight delta, bias delta or None)`.
+
+    It reads the layer's own weight, so it is called only while that is the base model's.
+    """
+
+    compute: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+class DenseDelta:
+    """One adapter's dense delta of one layer, cached where the budget allows it."""
+
+    def __init__(self, layer: nn.Module, delta: Dense, budget: MemoryBudget):
+        self.layer, self.delta, self.budget = layer, delta, budget
+        self.cached: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The delta in the layer's shape. Raises RuntimeError where the host's rule does not fit the layer."""
+        weight, bias = self.delta.compute()
+        return weight.expand(weight_shape(self.layer)), bias
+
+    def prepare(self) -> None:
+        """Computes the delta once, so that a rule that fails does so before the sampling."""
+        weight, bias = self.compute()
+        if self.budget.take(weight.numel() * weight.element_size()):
+            self.cached = weight, bias
+
+    def on(self, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        weight, bias = self.cached or self.compute()
+        norm = isinstance(self.layer, (nn.GroupNorm, nn.LayerNorm))
+        dtype = torch.promote_types(output.dtype, torch.float32) if norm else output.dtype
+        placed = weight.to(output.device, dtype), None if bias is None else bias.to(output.device, dtype)
+        if self.cached:
+            self.cached = placed
+        return placed
+
+    def add(self, x: torch.Tensor, output: torch.Tensor) -> None:
+        weight, bias = self.on(output)
+        layer, x = self.layer, x.to(weight.dtype)
+        if is_linear(layer):
+            delta = F.linear(x, weight, bias)
+        elif isinstance(layer, nn.Conv2d):
+            delta = convolve(layer, x, weight, bias, layer.groups)
+        elif isinstance(layer, nn.GroupNorm):
+            delta = F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+        else:
+            delta = F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+        add_to(output, delta)

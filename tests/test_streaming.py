@@ -1,0 +1,127 @@
+"""Factors of many adapters: on the device for the calls that need them only, and on their way ahead where a device can do both."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from lib_loratorio import adapters as adapters_module
+from lib_loratorio.adapters import RESIDENT, AdapterBank
+from lib_loratorio.evaluation import AT_A_TIME, Evaluator, Request
+from lib_loratorio.low_rank import LowRank, LowRankLayer
+
+COUNT = 3 * AT_A_TIME + 2
+
+
+class Model(nn.Module):
+    """Two layers; `calls` holds, for each call, the adapters whose factors are there while it computes, by layer."""
+
+    def __init__(self, bank_of):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.bank = bank_of({"first": self.first, "second": self.second})
+        self.calls = []
+
+    def forward(self, x):
+        output = self.second(torch.relu(self.first(x)))
+        self.calls.append([sorted(member for stack in rows.low_rank.stacks.values() for member in stack.members) for _, rows in self.bank._layers])
+        return output
+
+
+@pytest.fixture
+def factors():
+    """Per adapter its deltas; the last one touches the second layer only."""
+    torch.manual_seed(0)
+    every = [{"first": LowRank(torch.randn(2, 4), torch.randn(5, 2)), "second": LowRank(torch.randn(2, 5), torch.randn(3, 2))} for _ in range(COUNT)]
+    del every[-1]["first"]
+    return every
+
+
+def model_of(factors, numbers):
+    torch.manual_seed(1)
+    return Model(lambda layers: AdapterBank(layers, [factors[number] for number in numbers], 0))
+
+
+def requests(x, numbers):
+    return [Request((), 1, x), *(Request((number,), 1, x) for number in numbers)]
+
+
+@torch.no_grad()
+def evaluated(model, numbers, x):
+    with model.bank.attached():
+        return Evaluator(model, model.bank)(requests(x, numbers))
+
+
+@torch.no_grad()
+def one_by_one(factors, x):
+    """The base's prediction and each adapter's, of banks that hold one adapter."""
+    base = evaluated(model_of(factors, [0]), [], x)
+    return base + [evaluated(model_of(factors, [number]), [0], x)[1] for number in range(COUNT)]
+
+
+def test_a_large_bank_has_the_factors_of_one_call_at_a_time(factors):
+    x = torch.randn(1, 4)
+    model = model_of(factors, range(COUNT))
+    predictions = evaluated(model, range(COUNT), x)
+    assert torch.stack(predictions).allclose(torch.stack(one_by_one(factors, x)), atol=1e-6)
+    assert len(model.calls) > 1 and max(len(members) for call in model.calls for members in call) == AT_A_TIME
+    assert sorted(member for call in model.calls for member in call[1]) == list(range(COUNT))
+
+
+def test_a_bank_that_stays_is_evaluated_at_once(factors):
+    model = model_of(factors, range(RESIDENT))
+    evaluated(model, range(RESIDENT), torch.randn(1, 4))
+    assert model.calls == [[list(range(RESIDENT))] * 2]
+
+
+class Beside:
+    """In place of a CUDA stream: what is made within `work`, and the tensors of each `join`."""
+
+    def __init__(self):
+        self.working, self.joined = False, []
+
+    @contextmanager
+    def work(self):
+        self.working = True
+        yield
+        self.working = False
+
+    def join(self, tensors):
+        self.joined.append(list(tensors))
+
+
+def test_the_next_calls_factors_are_brought_beside_the_computation(factors, monkeypatch):
+    beside, made = Beside(), []
+    make = LowRankLayer._stacked
+
+    def stacked(self, adapters, *placed):
+        made.append((beside.working, adapters))
+        return make(self, adapters, *placed)
+
+    monkeypatch.setattr(adapters_module, "side_stream", lambda device: beside)
+    monkeypatch.setattr(LowRankLayer, "_stacked", stacked)
+    x = torch.randn(1, 4)
+    model = model_of(factors, range(COUNT))
+    predictions = evaluated(model, range(COUNT), x)
+    assert torch.stack(predictions).allclose(torch.stack(one_by_one(factors, x)), atol=1e-6)
+
+    last = tuple(range(COUNT - AT_A_TIME, COUNT))
+    assert [adapters for working, adapters in made if not working][:2] == [last, last]  # the first call's, one for each layer
+    # Each later call finds what it needs, and what it waits for is what it computes with.
+    assert len(model.calls) == 4 and len(beside.joined) == 3
+    assert [len(tensors) for tensors in beside.joined] == [4, 4, 4]
+    assert all(working for working, adapters in made[2:8]) and len(made[2:8]) == 6
+    assert max(len(members) for call in model.calls for members in call) == AT_A_TIME
+
+
+def test_a_call_with_the_same_adapters_keeps_their_factors(factors, monkeypatch):
+    made = []
+    make = LowRankLayer._stacked
+    monkeypatch.setattr(LowRankLayer, "_stacked", lambda self, *args: made.append(args[0]) or make(self, *args))
+    model = model_of(factors, range(COUNT))
+    with torch.no_grad(), model.bank.attached():
+        evaluator = Evaluator(model, model.bank)
+        for _ in range(3):
+            evaluator(requests(torch.randn(1, 4), (1, 3)))
+    assert made == [(1, 3)] * 2
