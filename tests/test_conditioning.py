@@ -1,8 +1,29 @@
-"""The cache of text conditions."""
+"""Who reads the prompt with what, and the cache of text conditions."""
+
+from types import SimpleNamespace
 
 import pytest
 
-from lib_loratorio.conditioning import ConditionCache
+from lib_loratorio.conditioning import ConditionCache, readings
+from lib_loratorio.methods import BASE
+from lib_loratorio.schedule import Part
+
+
+def adapter(changes_text, role="local"):
+    return SimpleNamespace(changes_text=changes_text, part=Part(role=role))
+
+
+def test_each_adapter_that_needs_it_reads_for_itself():
+    text, plain, named = adapters = adapter(True), adapter(False), adapter(False)
+    assert readings(adapters, ["", "", "sks"]) == {BASE: ((), ""), 0: ((text,), ""), 2: ((), "sks")}
+    assert readings([plain, named], ["", ""]) == {}
+
+
+def test_global_adapters_are_in_every_reading_and_bring_no_words():
+    style, silent, text, plain = adapters = adapter(True, "global"), adapter(False, "global"), adapter(True), adapter(False)
+    expected = {BASE: ((style,), ""), 2: ((style, text), "cat"), 3: ((style,), "dog")}
+    assert readings(adapters, ["paint", "ink", "cat", "dog"]) == expected
+    assert readings([style, silent, plain], ["", "", ""]) == {BASE: ((style,), "")}
 
 
 def test_computes_each_key_once():

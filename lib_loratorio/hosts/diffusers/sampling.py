@@ -12,11 +12,13 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 
+from lib_loratorio.conditioning import readings
 from lib_loratorio.course import Course
 from lib_loratorio.evaluation import Evaluator, Request, map_tensors, take_rows
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.diffusers.loader import Adapter, Lora, activate, bank_of, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_terms
+from lib_loratorio.methods import BASE
 from lib_loratorio.settings import Settings
 from lib_loratorio.step import SamplerCall, larger_error
 from lib_loratorio.trigger_words import appended, trigger_words
@@ -136,17 +138,17 @@ class Composition:
             check_scheduler(self.pipe.scheduler)
         asked = inspect.signature(self.encode_prompt).bind(*args, **kwargs).arguments
         words = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
-        if self.settings.method == "merge" or self.settings.text_encoder == "merged" or not any(
-            word or adapter.changes_text for word, adapter in zip(words, self.adapters)
-        ):
+        own = {} if self.settings.method == "merge" or self.settings.text_encoder == "merged" else readings(self.adapters, words)
+        if not own:
             return self._encoded_with(self.adapters, asked)
-        everywhere = [adapter for adapter in self.adapters if adapter.part.role == "global"]
-        for number, (adapter, word) in enumerate(zip(self.adapters, words)):
-            if adapter not in everywhere and (word or adapter.changes_text):
-                self.texts[number] = self._encoded_with([*everywhere, adapter], {**asked, "prompt": _with_words(asked["prompt"], word)})
+        texts = {
+            model: self._encoded_with(adapters, {**asked, "prompt": _with_words(asked["prompt"], word)}) for model, (adapters, word) in own.items()
+        }
         if self.settings.start > 0 or self.settings.end < 1:
-            self.texts[MERGED] = self._encoded_with(self.adapters, asked)
-        return self._encoded_with(everywhere, asked)
+            texts[MERGED] = self._encoded_with(self.adapters, asked)
+        of_base = texts.pop(BASE)
+        self.texts = texts
+        return of_base
 
     def _encoded_with(self, adapters: Sequence[Adapter], asked: dict) -> tuple:
         for encoder in text_encoders(self.pipe):

@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager
 
 from modules import prompt_parser, sd_samplers, shared
 
-from lib_loratorio.conditioning import ConditionCache
-from lib_loratorio.methods import BASE
+from lib_loratorio.conditioning import ConditionCache, readings
 from lib_loratorio.trigger_words import appended, trigger_words
 
 _conditions = ConditionCache()
@@ -22,14 +21,7 @@ def own_texts(adapters: Sequence, words: bool, encoded_with: Callable[[tuple, st
         encoded_with: gives the conditions of the text encoder with these adapters, for the prompt with these words.
     """
     triggers = [trigger_words(adapter.filename) if words else "" for adapter in adapters]
-    if not any(word or adapter.changes_text for word, adapter in zip(triggers, adapters)):
-        return {}
-    everywhere = tuple(adapter for adapter in adapters if adapter.part.role == "global" and adapter.changes_text)
-    texts = {BASE: encoded_with(everywhere, "")}
-    for number, (adapter, word) in enumerate(zip(adapters, triggers)):
-        if adapter.part.role == "local" and (word or adapter.changes_text):
-            texts[number] = encoded_with((*everywhere, adapter) if adapter.changes_text else everywhere, word)
-    return texts
+    return {model: encoded_with(*reading) for model, reading in readings(adapters, triggers).items()}
 
 
 def encoded(p, key: Hashable, with_its_networks: Callable[[], AbstractContextManager], words: str = "", unconditional: bool = True) -> tuple:
