@@ -4,7 +4,7 @@ The factors lie in host memory, as WebUIs keep them; what counts is what the ste
 the factors that are brought there. On CUDA the allocator's own peak and a step's time with and without the transfer beside the
 computation; on the CPU, where nothing is brought ahead of its call, the peak that torch's profiler sees.
 
-    python benchmarks/pool_memory.py --pools 8 64 --rank 32 --size 512
+    PYTHONPATH=. python benchmarks/pool_memory.py --pools 8 64 --rank 32 --size 512
 """
 
 from __future__ import annotations

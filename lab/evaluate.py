@@ -63,8 +63,9 @@ METHODS = {
     "LoRAtorio, lambda 1": Way(replace(DEFAULT, lam=1.0)),
     "LoRAtorio, negative every 2nd step": Way(replace(DEFAULT, guidance_every=2)),
     "LoRAtorio, negative every 5th step": Way(replace(DEFAULT, guidance_every=5)),
-    "Pool, scout to 0.2": Way(SCOUT, everything=True, pool=True),
+    "Pool, scout to 0.2": Way(replace(SCOUT, scout=0.2), everything=True, pool=True),
     "Pool, scout to 0.05": Way(replace(SCOUT, scout=0.05), everything=True, pool=True),
+    "Pool, scout to 0.05 and every 5th step": Way(replace(SCOUT, scout=0.05, scout_every=5), everything=True, pool=True),
 }
 STYLED = {"styles local": Way(DEFAULT), "styles global": Way(DEFAULT, roles=True), "merged": Way(replace(DEFAULT, method="merge"))}
 TEMPERATURES, PATCHES, LAMBDAS, TOP_KS = (0.003, 0.02, 0.1, 0.5), (1, 2, 4), (0.0, 0.5, 1.0), (1, 2, 3)

@@ -57,9 +57,9 @@ class Settings:
     maps: bool = False
     pool: str = ""
     pool_mode: str = "exact"
-    scout: float = 0.2
+    scout: float = 0.05
     scout_every: int = 0
-    scout_share: float = 0.1
+    scout_share: float = 0.08
     trigger_words: bool = False
     guidance_every: int = 1
 

@@ -42,6 +42,7 @@ def axes(option: type) -> list:
         option(PREFIX + "Step range (0.2-0.8)", str, _apply("start", "end", read=_range)),
         option(PREFIX + "Text encoder", str, _apply("text_encoder"), choices=lambda: list(TEXT_ENCODER_MODES)),
         option(PREFIX + "Pool mode", str, _apply("pool_mode"), choices=lambda: list(POOL_MODES)),
+        option(PREFIX + "Scout until", float, _apply("scout")),
         option(PREFIX + "Scout's least share", float, _apply("scout_share")),
         option(PREFIX + "Negative prompt every", int, _apply("guidance_every")),
     ]

@@ -34,7 +34,7 @@ def settings(p, args):
 
 def test_axes_are_added_once(plot):
     labels = [option.label for option in plot.axis_options]
-    assert labels[0] == "Seed" and len(labels) == len(set(labels)) == 12
+    assert labels[0] == "Seed" and len(labels) == len(set(labels)) == 13
 
 
 @pytest.mark.parametrize("args", [[{"enabled": True, "patch_size": 2, "temperature": 0.05, "lam": 0.25}], [True, "loratorio", 2, 0.05, 0.25]])
@@ -49,6 +49,7 @@ def test_axes_are_added_once(plot):
     ("Step range (0.2-0.8)", "0.5", {"start": 0.5, "end": 1.0}),
     ("off/on", "False", {"enabled": False}),
     ("Pool mode", "scout", {"pool_mode": "scout"}),
+    ("Scout until", "0.3", {"scout": 0.3}),
     ("Scout's least share", "0.25", {"scout_share": 0.25}),
     ("Negative prompt every", "3", {"guidance_every": 3}),
 ])
