@@ -11,7 +11,7 @@ adapter touches; other layers cost nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -95,6 +95,7 @@ class AdapterBank:
         self.streams = len(adapters) > RESIDENT
         self._everyone = self._stacked = tuple(range(len(adapters)))
         self._beside: SideStream | None = None
+        self._is_full = False
         self._handles: list = []
         self._met = False
         shared_budget = MemoryBudget(budget)
@@ -147,14 +148,16 @@ class AdapterBank:
         return add
 
     @contextmanager
-    def rows(self, layout: Layout) -> Iterator[None]:
+    def rows(self, layout: Layout, staying: Collection[int] = ()) -> Iterator[None]:
         """For the time of the block, batches are divided among the models as `layout` says.
+
+        Of a bank that streams, the factors of the layout's adapters and of the `staying` ones are on the device.
 
         Raises RuntimeError where the model has not run any of the layers that adapters touch.
         """
         self.layout = layout if layout.adapters else None
         if self.layout:
-            self._stacked = layout.adapters if self.streams else self._everyone
+            self._stacked = tuple(sorted({*layout.adapters, *staying})) if self.streams else self._everyone
             self._keep(self._stacked)
         try:
             yield
@@ -166,15 +169,23 @@ class AdapterBank:
     # Factors of many adapters, on the device for a call only
 
     def prefetch(self, adapters: Sequence[int]) -> None:
-        """Brings the factors of a coming call of a bank that streams to the device while that computes the call before, where it can."""
+        """Brings the factors of a coming call of a bank that streams to the device while that computes the call before, where it can.
+
+        Where memory runs out meanwhile, calls bring their own from then on.
+        """
         low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank and rows.low_rank.placed]
         self._beside = self._beside or (side_stream(low_rank[0].placed[0]) if low_rank else None)
-        if not self._beside:
+        if not self._beside or self._is_full:
             return
-        with self._beside.work():
-            for layer in low_rank:
-                if any(adapter in layer.deltas for adapter in adapters):
-                    layer.stack(tuple(sorted(adapters)), *layer.placed)
+        try:
+            with self._beside.work():
+                for layer in low_rank:
+                    if any(adapter in layer.deltas for adapter in adapters):
+                        layer.stack(tuple(sorted(adapters)), *layer.placed)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._is_full = True
 
     def _keep(self, adapters: tuple[int, ...]) -> None:
         """Gives the memory of stacks back that this call has no use for, and waits for those on their way."""

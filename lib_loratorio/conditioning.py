@@ -35,14 +35,18 @@ def readings(adapters: Sequence[Any], words: Sequence[str]) -> dict[int, Reading
 
 
 class ConditionCache:
-    """A cache of the most recently used text conditions, apart from the host's own.
+    """A cache of the most recently used text conditions, apart from the host's own: of 32, or of as many as there must be room for.
 
     Keys must hold everything the conditions depend on: prompt, text-encoder weights, adapter, strength.
     """
 
     def __init__(self, size: int = 32):
-        self.size = size
+        self.size = self._least = size
         self._entries: OrderedDict[Hashable, object] = OrderedDict()
+
+    def make_room(self, count: int) -> None:
+        """So that one generation's conditions do not drive each other out."""
+        self.size = max(self._least, count)
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """The cached value of `key`, or `compute()`'s, which is then cached; an error caches nothing."""

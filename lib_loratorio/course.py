@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -40,7 +40,8 @@ class Course:
         self.method = METHODS[settings.method](settings)
         self.competing = [number for number, member in enumerate(members) if member.part.role == "local"]
         self.scout = Scout(settings, [number for number, member in enumerate(members) if member.pooled])
-        self._difference: torch.Tensor | None = None
+        self._taking_part: tuple[tuple[int, ...], tuple[int, ...]] = (), ()  # in the latest step: everywhere, and competing
+        self._known: tuple[Hashable, torch.Tensor] | None = None  # the last difference, and whose it is
 
     def step(self, fraction: float, step: int) -> Step:
         """The sampler call at this fraction of the sampling, which belongs to this sampling step."""
@@ -50,12 +51,17 @@ class Course:
         everywhere = tuple(number for number in present if self.members[number].part.role == "global")
         local = self.scout.chosen([number for number in present if number not in everywhere], fraction, step)
         method: Method = self.method if local else Bare()
+        self._taking_part = everywhere, local
         if local and Economical.saves(self.settings):
-            method = Economical(method, self._difference if step % self.settings.guidance_every else None)
+            method = Economical(method, self._difference() if step % self.settings.guidance_every else None)
         return Step(method, method.plan(local, step), everywhere)
+
+    def _difference(self) -> torch.Tensor | None:
+        """The last difference, if it is that of the adapters that take part now: one that sits a step out must not push it."""
+        return self._known[1] if self._known and self._known[0] == self._taking_part else None
 
     def learn(self, adapters: Sequence[int], composed: Composed) -> None:
         """A sampler call has been composed of these adapters."""
         self.scout.learn(adapters, composed.weights)
         if composed.difference is not None:
-            self._difference = composed.difference
+            self._known = self._taking_part, composed.difference

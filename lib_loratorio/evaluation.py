@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ class Evaluator:
     Args:
         model: takes the inputs of a request (a tree with more rows) and returns predictions `[rows, ...]`.
         bank: adds the adapters' deltas to their rows.
-        limit: requests that may share one call; 0 is all, or of a bank that is too large to stay on the device, `AT_A_TIME`.
+        limit: requests that may share one call; 0 is all, or `AT_A_TIME` of requests with more adapters than may stay on the device.
         fits: whether a call with this many rows fits into memory, by the host's estimate.
 
     In a call the base's rows come first; of several calls its call is the last, so that whatever else
@@ -69,9 +69,14 @@ class Evaluator:
     def __init__(self, model: Callable[[Any], torch.Tensor], bank: AdapterBank, limit: int = 0,
                  fits: Callable[[int], bool] = lambda rows: True):
         self.model, self.bank, self.limit, self.fits = model, bank, limit, fits
+        self._staying: Collection[int] = ()  # adapters whose factors stay on the device for all calls of these requests
+        self._streams = False
 
     def __call__(self, requests: Sequence[Request]) -> list[torch.Tensor]:
         """The predictions of each request, in their order."""
+        adapters = {adapter for request in requests for adapter in request.adapters}
+        self._staying = adapters if len(adapters) <= RESIDENT else frozenset()
+        self._streams = len(adapters) > RESIDENT
         results: list[torch.Tensor | None] = [None] * len(requests)
         by_shape: dict[tuple, list[int]] = {}
         for place, request in enumerate(requests):
@@ -88,12 +93,13 @@ class Evaluator:
             group = self._next(waiting)
             try:
                 done[:0] = self._call(group)
-                if self.bank.streams:
-                    self.bank.prefetch({adapter for request in self._next(waiting[: -len(group)]) for adapter in request.adapters})
-                continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(group) == 1:
                     raise
+            else:
+                if self._streams:
+                    self.bank.prefetch({adapter for request in self._next(waiting[: -len(group)]) for adapter in request.adapters})
+                continue
             # Outside the except block, so that the failed call's tensors are free before the next try.
             self.limit = len(group) // 2
             if torch.cuda.is_available():
@@ -102,7 +108,7 @@ class Evaluator:
 
     def _next(self, waiting: Sequence[Request]) -> Sequence[Request]:
         """Those that share the next call."""
-        limit = self.limit or (AT_A_TIME if self.bank.streams else 0)
+        limit = self.limit or (AT_A_TIME if self._streams else 0)
         group = waiting[-limit:] if limit else waiting
         while len(group) > 1 and not self.fits(sum(request.rows for request in group)):
             group = group[len(group) // 2 :]
@@ -110,6 +116,6 @@ class Evaluator:
 
     def _call(self, group: Sequence[Request]) -> Sequence[torch.Tensor]:
         layout = Layout(tuple(Block(request.adapters, request.rows) for request in group))
-        with self.bank.rows(layout):
+        with self.bank.rows(layout, self._staying):
             predictions = self.model(_concatenate([request.inputs for request in group]))
         return predictions.split([request.rows for request in group])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ def trigger_words(path: str) -> str:
     tag that more of its training captions had than any other.
     """
     metadata = _metadata(path)
-    return _noted(path) or str(metadata.get("modelspec.trigger_phrase", "")).strip() or _most_frequent_tag(metadata)
+    words = _noted(path) or str(metadata.get("modelspec.trigger_phrase", "")).strip() or _most_frequent_tag(metadata)
+    # A sub-prompt of its own would be one that the base has not.
+    return re.sub(r"[\s,]*\bAND\b[\s,]*", ", ", words)
 
 
 def appended(prompt: str, words: str) -> str:
     """The prompt with the words at its end, unless it has them."""
-    if not words or words.lower() in prompt.lower():
+    if not words or re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE):
         return prompt
     return f"{prompt}, {words}" if prompt.strip() else words
 
@@ -33,7 +36,7 @@ def _noted(path: str) -> str:
         notes = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
-    return str(notes.get("activation text", "")).strip() if isinstance(notes, dict) else ""
+    return str(notes.get("activation text") or "").strip() if isinstance(notes, dict) else ""
 
 
 def _metadata(path: str) -> Mapping[str, Any]:

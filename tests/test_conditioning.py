@@ -42,6 +42,17 @@ def test_drops_the_least_recently_used():
     assert cache.get("b", lambda: "anew") == "anew"
 
 
+def test_room_for_all_of_one_generation():
+    cache, computed = ConditionCache(size=2), []
+    cache.make_room(3)
+    for key in "abcabc":
+        cache.get(key, lambda key=key: computed.append(key))
+    assert computed == ["a", "b", "c"]
+    cache.make_room(1)
+    cache.get("d", lambda: None)
+    assert len(cache) == 2
+
+
 def test_an_error_caches_nothing():
     cache = ConditionCache()
     with pytest.raises(ZeroDivisionError):

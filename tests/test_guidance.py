@@ -9,6 +9,7 @@ from members import Member
 from lib_loratorio.course import Course
 from lib_loratorio.guidance import Economical
 from lib_loratorio.methods import BASE, METHODS, Plan, Predictions
+from lib_loratorio.schedule import Part
 from lib_loratorio.settings import Settings
 
 
@@ -59,6 +60,19 @@ def test_a_step_without_guidance_teaches_nothing():
     method, plan, _ = course.step(0, 0)
     course.learn((0,), method.combine(predictions(Plan(plan.conditional, ()), 1)))
     assert course.step(0.1, 1).plan == Plan((BASE, 0), (BASE, 0)), "there is nothing to reuse yet"
+
+
+@pytest.mark.parametrize("role", ["local", "global"])
+def test_who_has_left_does_not_push_any_more(role):
+    """A second adapter takes part in the first half: the difference with it is not that without it."""
+    course = Course(Settings(guidance_every=8), [Member(), Member(Part(end=0.5, role=role))])
+    evaluated = []
+    for step in range(4):
+        method, plan, _ = course.step(step / 4, step)
+        evaluated.append(plan.unconditional)
+        course.learn(plan.conditional[1:], method.combine(predictions(plan, seed=step)))
+    full = (BASE, 0, 1) if role == "local" else (BASE, 0)
+    assert evaluated == [full, (BASE,), (BASE, 0), (BASE,)]
 
 
 @pytest.mark.parametrize("settings", [Settings(guidance_every=3, lam=1.0), Settings(guidance_every=3, method="switch"), Settings()])

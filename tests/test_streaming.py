@@ -84,8 +84,10 @@ class Beside:
     @contextmanager
     def work(self):
         self.working = True
-        yield
-        self.working = False
+        try:
+            yield
+        finally:
+            self.working = False
 
     def join(self, tensors):
         self.joined.append(list(tensors))
@@ -113,6 +115,41 @@ def test_the_next_calls_factors_are_brought_beside_the_computation(factors, monk
     assert [len(tensors) for tensors in beside.joined] == [4, 4, 4]
     assert all(working for working, adapters in made[2:8]) and len(made[2:8]) == 6
     assert max(len(members) for call in model.calls for members in call) == AT_A_TIME
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_few_adapters_of_a_large_bank_stay_over_the_steps(factors, monkeypatch, limit):
+    """As between a pool's scoutings."""
+    made, few = [], (1, 3, 5, 6, 7)
+    make = LowRankLayer._stacked
+    monkeypatch.setattr(LowRankLayer, "_stacked", lambda self, *args: made.append(args[0]) or make(self, *args))
+    x, model = torch.randn(1, 4), model_of(factors, range(COUNT))
+    with torch.no_grad(), model.bank.attached():
+        evaluator = Evaluator(model, model.bank, limit)
+        for _ in range(3):
+            predictions = evaluator(requests(x, few))
+    assert made == [few] * 2 and len(model.calls) == (9 if limit else 3)
+    expected = one_by_one(factors, x)
+    assert torch.stack(predictions).allclose(torch.stack([expected[0], *(expected[1 + number] for number in few)]), atol=1e-6)
+
+
+@pytest.mark.parametrize("limit, calls", [(0, 4), (1, COUNT + 1)])
+def test_calls_go_on_where_memory_is_too_short_to_fetch_ahead(factors, monkeypatch, limit, calls):
+    beside, make = Beside(), LowRankLayer._stacked
+
+    def stacked(self, *args):
+        if beside.working:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return make(self, *args)
+
+    monkeypatch.setattr(adapters_module, "side_stream", lambda device: beside)
+    monkeypatch.setattr(LowRankLayer, "_stacked", stacked)
+    x, model = torch.randn(1, 4), model_of(factors, range(COUNT))
+    with torch.no_grad(), model.bank.attached():
+        evaluator = Evaluator(model, model.bank, limit)
+        predictions = evaluator(requests(x, range(COUNT)))
+    assert len(model.calls) == calls and evaluator.limit == limit
+    assert torch.stack(predictions).allclose(torch.stack(one_by_one(factors, x)), atol=1e-6)
 
 
 def test_a_call_with_the_same_adapters_keeps_their_factors(factors, monkeypatch):

@@ -21,7 +21,9 @@ def own_texts(adapters: Sequence, words: bool, encoded_with: Callable[[tuple, st
         encoded_with: gives the conditions of the text encoder with these adapters, for the prompt with these words.
     """
     triggers = [trigger_words(adapter.filename) if words else "" for adapter in adapters]
-    return {model: encoded_with(*reading) for model, reading in readings(adapters, triggers).items()}
+    found = readings(adapters, triggers)
+    _conditions.make_room(2 * len(found))  # a first pass and a hires pass
+    return {model: encoded_with(*reading) for model, reading in found.items()}
 
 
 def encoded(p, key: Hashable, with_its_networks: Callable[[], AbstractContextManager], words: str = "", unconditional: bool = True) -> tuple:
