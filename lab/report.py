@@ -51,7 +51,7 @@ def _evaluations(record):
     """Model evaluations a picture: as counted, or of records without a count, as planned."""
     if "evaluations" in record:
         return record["evaluations"]
-    ways = evaluate.METHODS | evaluate.STYLED | evaluate.ablation()
+    ways = evaluate.METHODS | evaluate.STYLED | evaluate.ablation() | evaluate.scouting()
     return evaluate.STEPS * evaluations_a_step(ways[record["way"]], record["count"])
 
 
@@ -171,10 +171,9 @@ def plot_ablation(measured, path):
     plt.close(figure)
 
 
-def _ablation(measured, kinds):
-    header = ["dev captions", "model evaluations a picture", "skills present %", "all skills %", "not asked for, a picture", "patch distance"]
-    ways = [way for way in evaluate.ablation() if way in measured.ways and way.startswith(kinds)]
-    return table(header, [[way, f"{measured.evaluations(way):.0f}", *_qualities(measured, way)] for way in ways])
+def _variants(measured, ways):
+    header = ["", "model evaluations a picture", "skills present %", "all skills %", "not asked for, a picture", "patch distance"]
+    return table(header, [[way, f"{measured.evaluations(way):.0f}", *_qualities(measured, way)] for way in ways if way in measured.ways])
 
 
 def best(measured, ways):
@@ -194,17 +193,19 @@ def cheapest(measured, ways, reference):
 
 
 def choices(records):
-    """The best variant on dev of each kind: temperature with patch size, lambda, top-k with all LoRAs loaded, how a pool is scouted."""
-    dev = Measured(records, "dev")
-    found = {kind: [way for way in dev.ways if way.startswith(kind)] for kind in ("tau", "lambda", "all loaded", "pool")}
-    return {kind: cheapest(dev, ways, evaluate.EXACT) if kind == "pool" else best(dev, ways) for kind, ways in found.items() if ways}
+    """The best variant of each kind: temperature with patch size, lambda, top-k with all LoRAs loaded, how a pool is scouted."""
+    dev, pool = Measured(records, "dev"), Measured(records, "pool")
+    found = {kind: [way for way in dev.ways if way.startswith(kind)] for kind in ("tau", "lambda", "all loaded")}
+    chosen = {kind: best(dev, ways) for kind, ways in found.items() if ways}
+    scouted = [way for way in pool.ways if way != evaluate.EXACT]
+    return chosen | ({"scout": cheapest(pool, scouted, evaluate.EXACT)} if scouted else {})
 
 
 def write(records, docs):
     """docs/evaluation.md and its plots."""
     import matplotlib
     matplotlib.use("Agg")
-    test, dev, style, speed = (Measured(records, split) for split in ("test", "dev", "style", "speed"))
+    test, dev, pool, style, speed = (Measured(records, split) for split in ("test", "dev", "pool", "style", "speed"))
     pictures, styled = (len(next(iter(split.ways.values()), {"present": ()})["present"]) for split in (test, style))
     plot_methods(test, docs / "evaluation-methods.png")
     plot_cost(test, docs / "evaluation-cost.png")
@@ -286,11 +287,15 @@ lambda at the defaults of these: **{chosen["lambda"]}**; top-k with all loaded: 
 
 ![ablation](evaluation-ablation.png)
 
-{_ablation(dev, ("tau", "lambda", "all loaded"))}
-Scouting a pool is to save evaluations. Rule: of the variants at most one point of asked skills below the whole pool in every step
-({evaluate.EXACT}), the one with the fewest evaluations: **{chosen["pool"]}**.
+{_variants(dev, evaluate.ablation())}
+Scouting a pool is to save evaluations: on {len(pool.ways[evaluate.EXACT]["present"])} further captions, how long all of it are evaluated, and the share of
+the strongest LoRA's places that one needs to stay. Rule: of the variants at most one point of asked skills below the whole pool in every step,
+the one with the fewest evaluations: **{chosen["scout"]}**.
 
-{_ablation(dev, ("pool", evaluate.EXACT))}"""
+{_variants(pool, evaluate.scouting())}
+Against the whole pool in every step, caption by caption:
+
+{_against(pool, evaluate.EXACT, [way for way in evaluate.scouting() if way != evaluate.EXACT], ("present", "complete", "others", "distance"))}"""
     (docs / "evaluation.md").write_text(text)
     print(f"{docs / 'evaluation.md'}: {pictures} captions, {len(test.ways)} ways")
 

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pool-mode", choices=POOL_MODES, default=default.pool_mode, help="exact: all of the pool in every step; scout: see the next three")
     add("--scout", default=default.scout, help="fraction of the sampling in which all of the pool compete")
     add("--scout-every", default=default.scout_every, help="steps until all compete again; 0: never")
-    add("--scout-share", default=default.scout_share, help="share of the weight that a LoRA of the pool needs to stay")
+    add("--scout-share", default=default.scout_share, help="share of the strongest LoRA's places that one of the pool needs to stay")
     add("--trigger-words", action="store_true", help="append each LoRA's own to the prompt that it alone reads")
     add("--guidance-every", default=default.guidance_every, help="evaluates the LoRAs' unconditional rows in every so many steps")
     add("--verify", action="store_true", help="compare every prediction with diffusers' own, one LoRA at a time")

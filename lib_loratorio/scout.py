@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from lib_loratorio.settings import Settings
 
+REGIONS = 8
+"""The picture is divided into so many regions along each edge, of a small one into those of two places."""
+
 
 class Scout:
-    """Evaluates all of a pool at first and in every so many steps, and between these only those that kept a share of the weight.
+    """Evaluates all of a pool at first and in every so many steps, and between these only those that had a share of the places.
 
-    A share is the mean over all places and over the calls since the scouting began; in a batch an adapter stays for all
-    pictures where it keeps its share in one. The prompt's own adapters always stay, and the best one where none does.
+    A share is that of the places in which the adapter weighs most, over the calls since the scouting began, in the region of the
+    picture where it has most of them: a figure matters that has a small place of its own. It is measured by the strongest adapter's,
+    so that pools of any size can be told apart; where none stands out, all stay. In a batch an adapter stays for all pictures where it
+    stays for one. The prompt's own adapters always stay.
 
     Args:
         settings: with the pool mode "exact", or another method than LoRAtorio, all of the pool are evaluated in every step.
@@ -25,9 +31,8 @@ class Scout:
     def __init__(self, settings: Settings, pool: Sequence[int]):
         self.settings, self.pool = settings, frozenset(pool)
         self.history: list[tuple[int, tuple[int, ...]]] = []
-        self._shares: dict[int, torch.Tensor] = {}  # summed over the calls of a scouting
-        self._calls = 0
-        self._kept: frozenset[int] | None = None
+        self._won: dict[int, torch.Tensor] = {}  # per picture and region, summed over the calls of a scouting
+        self._shares: dict[int, float] | None = None  # once the scouting is over
 
     def chosen(self, present: Sequence[int], fraction: float, step: int) -> tuple[int, ...]:
         """The adapters to evaluate of those present, at this fraction of the sampling and in this step."""
@@ -40,19 +45,20 @@ class Scout:
         settings = self.settings
         if not self.pool or settings.pool_mode == "exact" or settings.method != "loratorio":
             return True
-        if self._calls and fraction >= settings.scout and (not settings.scout_every or step % settings.scout_every):
+        if self._won and fraction >= settings.scout and (not settings.scout_every or step % settings.scout_every):
             return False
-        if self._kept is not None:
-            self._shares, self._calls, self._kept = {}, 0, None
+        if self._shares is not None:
+            self._won, self._shares = {}, None
         return True
 
     def _staying(self, present: Sequence[int]) -> tuple[int, ...]:
-        if self._kept is None:
-            means = {number: (total / self._calls).amax().item() for number, total in self._shares.items()}
-            self._kept = frozenset(number for number, mean in means.items() if mean >= self.settings.scout_share)
-            if self.pool.issuperset(present) and not self._kept.intersection(present):
-                self._kept = frozenset({max(means, key=means.get)})
-        return tuple(number for number in present if number not in self.pool or number in self._kept)
+        if self._shares is None:
+            won = {number: total.amax().item() for number, total in self._won.items()}
+            most = max(won.values())
+            self._shares = {number: share / most for number, share in won.items()}
+        shares = self._shares
+        staying = tuple(number for number in present if number not in self.pool or shares.get(number, 0.0) >= self.settings.scout_share)
+        return staying or tuple(sorted(present, key=lambda number: -shares.get(number, 0.0))[:1])
 
     def told(self, names: Sequence[str]) -> str:
         """The history for people, with the adapters' names."""
@@ -61,8 +67,9 @@ class Scout:
 
     def learn(self, adapters: Sequence[int], weights: torch.Tensor | None) -> None:
         """Takes in a composed call's patch weights `[n, C, h, w]` of these adapters."""
-        if weights is None or self._kept is not None:
+        if weights is None or self._shares is not None:
             return
-        self._calls += 1
-        for number, shares in zip(adapters, weights.float().mean((-2, -1))):
-            self._shares[number] = self._shares.get(number, 0) + shares
+        winners = F.one_hot(weights.argmax(0), len(adapters)).movedim(-1, 0).float()
+        regions = [min(REGIONS, max(edge // 2, 1)) for edge in weights.shape[-2:]]
+        for number, won in zip(adapters, F.adaptive_avg_pool2d(winners, regions)):
+            self._won[number] = self._won.get(number, 0) + won

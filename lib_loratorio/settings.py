@@ -38,8 +38,8 @@ class Settings:
     model call as fit. `maps` shows, beside each picture, where each LoRA weighed most.
 
     `pool` lists LoRAs besides the prompt's. In its mode "exact" all of them are evaluated in every step; in "scout" all up to
-    the fraction `scout` of the sampling and in every `scout_every`-th step (0: no more), and between these only those whose
-    share of the weight was at least `scout_share`. `trigger_words` appends each LoRA's own to its own prompt.
+    the fraction `scout` of the sampling and in every `scout_every`-th step (0: no more), and between these only those with at
+    least `scout_share` of the strongest one's places, see `Scout`. `trigger_words` appends each LoRA's own to its own prompt.
     `guidance_every` evaluates the LoRAs' unconditional rows in every so many steps only.
     """
 
@@ -57,9 +57,9 @@ class Settings:
     maps: bool = False
     pool: str = ""
     pool_mode: str = "exact"
-    scout: float = 0.05
+    scout: float = 0.2
     scout_every: int = 0
-    scout_share: float = 0.08
+    scout_share: float = 0.7
     trigger_words: bool = False
     guidance_every: int = 1
 

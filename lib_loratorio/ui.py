@@ -64,7 +64,7 @@ CONTROLS = {
                          {"choices": list(POOL_MODES)}, APART),
     "pool": Control("Textbox", "LoRAs in the pool", "besides the prompt's: name, name:0.8 or folder/*, divided by commas", {"lines": 1, "max_lines": 8}, APART),
     "scout": _slider("Scout until", "fraction of the sampling in which all of the pool take part", 0, 1, 0.05, ("loratorio",)),
-    "scout_share": _slider("Scout's least share", "of the weight, that a LoRA of the pool needs to stay", 0, 1, 0.01, ("loratorio",)),
+    "scout_share": _slider("Scout's least share", "of the strongest LoRA's places, that one of the pool needs to stay", 0, 1, 0.01, ("loratorio",)),
     "scout_every": _slider("Scout again every", "steps; 0: never", 0, 50, 1, ("loratorio",)),
 }
 """The controls by the setting's name, in the order they are shown, two in a row."""

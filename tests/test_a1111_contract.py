@@ -17,6 +17,7 @@ from equations import assert_close, differs, patch_weights
 
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.methods import METHODS
+from lib_loratorio.scout import Scout
 from lib_loratorio.settings import PRESETS, Settings
 
 A, B, TEXT = ("a", 0.8, 0.8), ("b", 0.6, 0.6), ("text", 0.7, 0.9)
@@ -841,13 +842,16 @@ def test_a_pool_in_portions(host, monkeypatch):
     assert_clean(host, p)
 
 
-def test_scouting_evaluates_the_few_that_kept_a_share(host):
-    settings = {"pool": "text:0.7,b:0.6,other", "pool_mode": "scout", "scout": 0.5, "scout_share": 0.1, "temperature": 0.1}
-    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, **settings, "maps": True, "verify": True}, steps=4)
-    (share,) = json.loads(p.extra_generation_params["LoRAtorio shares"])
-    means = {name: (share["by_call"][0][name] + share["by_call"][1][name]) / 2 for name in ("text", "b", "other")}
-    kept = ["a", *(name for name, mean in means.items() if mean >= 0.1)]
-    assert 1 < len(kept) < 4, means
+def test_scouting_evaluates_the_few_that_kept_a_share(host, monkeypatch):
+    weighed = []
+    monkeypatch.setattr(Scout, "learn", lambda self, adapters, weights, learn=Scout.learn: weighed.append(weights) or learn(self, adapters, weights))
+    settings = {"pool": "text:0.7,b:0.1,other", "pool_mode": "scout", "scout": 0.5, "scout_share": 0.05}
+    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, **settings, "verify": True}, steps=4)
+    assert weighed[0].shape == (4, 1, 5, 6)  # two by three regions, of which the upper and the lower ones share a row
+    won = torch.stack([weights.argmax(0)[0] == torch.arange(4)[:, None, None] for weights in weighed[:2]]).float().mean(0)
+    most = torch.stack([won[:, rows, left : left + 2].mean((1, 2)) for rows in (slice(3), slice(2, 5)) for left in (0, 2, 4)]).amax(0)
+    kept = ["a", *(name for name, share in zip(("text", "b", "other"), most[1:] / most.max()) if share >= 0.05)]
+    assert 1 < len(kept) < 4, most
     assert p.extra_generation_params["LoRAtorio pool"] == f"step 1: a, text, b, other; step 3: {', '.join(kept)}"
     assert float(p.extra_generation_params["LoRAtorio verify"].split()[3]) < 1e-9
     assert_clean(host, p, ("a",))

@@ -82,12 +82,12 @@ def test_other_methods(folder, tmp_path, method):
 
 
 def test_pool_is_scouted(folder, tmp_path, capsys):
-    """Two LoRAs in the pool beside the prompt's: all three at first, then the one that is asked for and none of the pool."""
+    """Two LoRAs in the pool, too weak to win a place beside the prompt's: all three at first, then that one."""
     pool = tmp_path / "pool"
     pool.mkdir()
     for name, source in (("one", "a"), ("two", "b")):
         shutil.copy(folder / source / "style.safetensors", pool / f"{name}.safetensors")
-    scouting = ("--pool", f"{pool}:0.5", "--pool-mode", "scout", "--scout", "0.5", "--scout-share", "1")
+    scouting = ("--pool", f"{pool}:0.01", "--pool-mode", "scout", "--scout", "0.5", "--scout-share", "0.9")
     assert cli.main(arguments(folder, *scouting, "--out", str(tmp_path / "a.png"), loras=("b/style.safetensors",))) == 0
     out = capsys.readouterr().out
     told = "step 1: style, one, two; step 2: style"
@@ -95,7 +95,7 @@ def test_pool_is_scouted(folder, tmp_path, capsys):
     lines, found = fields(tmp_path / "a.png")
     assert lines == ["a cat, red <lora:style:1>"] and found["LoRAtorio pool"] == told
     settings = Settings.from_infotext(found["LoRAtorio"])
-    assert (settings.pool, settings.pool_mode, settings.scout, settings.scout_share) == ("one:0.5,two:0.5", "scout", 0.5, 1.0)
+    assert (settings.pool, settings.pool_mode, settings.scout, settings.scout_share) == ("one:0.01,two:0.01", "scout", 0.5, 0.9)
 
 
 def test_pool_alone_and_a_lora_that_is_in_both(folder, tmp_path, capsys):

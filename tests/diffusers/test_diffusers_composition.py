@@ -245,8 +245,8 @@ def test_global_loras_are_in_every_evaluation(pipes, files):
 
 def test_a_pool_is_scouted(pipes, files):
     pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
-    chosen = [Lora(*first), Lora(*second, pooled=True), Lora(*third, pooled=True)]
-    composition, _ = record(pipe, chosen, Settings(pool_mode="scout", scout=0.5, scout_share=1.0, verify=True), steps=4)
+    chosen = [Lora(*first), *(Lora(path, 0.01, pooled=True) for path, _ in (second, third))]  # too weak to win a place
+    composition, _ = record(pipe, chosen, Settings(pool_mode="scout", scout=0.5, verify=True), steps=4)
     assert composition.run.rows == 2 * 2 * (4 + 4 + 2 + 2) and 0 < composition.run.worst < 1e-4
     assert composition.course.scout.history == [(0, (0, 1, 2)), (2, (0,))]
 

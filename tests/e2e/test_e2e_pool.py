@@ -46,7 +46,7 @@ def test_a_pool_is_composed_like_the_prompts_own(webui, pool):
 
 
 def test_scouting_chooses(webui, pool):
-    scout = {"pool": POOL, "pool_mode": "scout", "scout": 0.3, "scout_every": 5, "scout_share": 0.06, "top_k": 2}
+    scout = {"pool": POOL, "pool_mode": "scout", "scout": 0.3, "scout_every": 5, "scout_share": 0.9, "top_k": 2}
     made = composed(webui, f"a cat {lora('lora', 0.8)}", scout, steps=8)
     first, few, again, *_ = [phase.split(": ") for phase in made.params[CHOSEN].split("; ")]
     assert first == ["step 1", f"e2e_lora, {', '.join(pool)}"]

@@ -42,14 +42,15 @@ def test_evaluations_are_counted_where_the_records_tell():
 
 
 def test_the_cheapest_that_is_as_good_is_chosen():
-    exact, *pools = evaluate.EXACT, "pool, scout to 0.05, share 0.08", "pool, scout to 0.2, share 0.08", "pool, scout to 0.4, share 0.08"
+    exact, *pools = list(evaluate.scouting())[:4]
+    assert exact == evaluate.EXACT
     cost = dict(zip(pools, (100.0, 200.0, 300.0)))
 
     def chosen(*shares):
-        records = _records("dev", {exact: (0.5, 2.0)} | {way: (share, 1.0) for way, share in zip(pools, shares)})
+        records = _records("pool", {exact: (0.5, 2.0)} | {way: (share, 1.0) for way, share in zip(pools, shares)})
         for record in records:
             record["evaluations"] = cost.get(record["way"], 400.0)
-        return report.choices(records)["pool"]
+        return report.choices(records)["scout"]
 
     assert chosen(0.4, 0.495, 0.7) == pools[1]
     assert chosen(0.3, 0.4, 0.2) == pools[1]
@@ -65,6 +66,7 @@ def test_differences_are_taken_caption_by_caption():
 def test_report_is_written(tmp_path):
     ways = {way: (0.5, 1.0) for way in evaluate.METHODS}
     records = _records("test", ways) + _records("dev", {way: (0.5, 1.0) for way in evaluate.ablation()})
+    records += _records("pool", {way: (0.5, 1.0) for way in evaluate.scouting()})
     records += _records("style", {way: (0.5, 1.0) for way in evaluate.STYLED}) + _records("speed", ways)
     report.write(records, tmp_path)
     text = (tmp_path / "evaluation.md").read_text()
