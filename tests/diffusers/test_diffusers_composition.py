@@ -179,7 +179,8 @@ def diffusers_merge(pipe, loras, **kwargs):
     names = [f"lora_{number}" for number in range(len(loras))]
     for name, (path, _) in zip(names, loras):
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
-    pipe.set_adapters(names, [strength for _, strength in loras])
+    if names:
+        pipe.set_adapters(names, [strength for _, strength in loras])
     try:
         return picture(pipe, **kwargs)
     finally:
@@ -249,6 +250,31 @@ def test_a_pool_is_scouted(pipes, files):
     composition, _ = record(pipe, chosen, Settings(pool_mode="scout", scout=0.5, verify=True), steps=4)
     assert composition.run.rows == 2 * 2 * (4 + 4 + 2 + 2) and 0 < composition.run.worst < 1e-4
     assert composition.course.scout.history == [(0, (0, 1, 2)), (2, (0,))]
+
+
+def pooled(*loras):
+    return [Lora(*lora, pooled=True) for lora in loras]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_pool_is_never_merged(pipes, files, count):
+    """Outside of start and end, and with the method merge: of the prompt's LoRAs alone, text encoder included, or the base."""
+    pipe, chosen = pipes["epsilon"], loras(files, "epsilon")
+    expected = diffusers_merge(pipe, chosen[:count], output_type="latent", steps=1)
+    of_all = diffusers_merge(pipe, chosen, output_type="latent", steps=1)
+    chosen = [*chosen[:count], *pooled(*chosen[count:])]
+    for settings in (Settings(method="merge"), Settings(start=0.9), Settings(start=0.9, text_encoder="merged")):
+        with composed(pipe, chosen, settings):
+            found = picture(pipe, output_type="latent", steps=1)
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert (found - of_all).abs().max() > 0.01 * expected.abs().max()
+
+
+def test_text_that_is_merged_is_without_the_pool(pipes, files):
+    pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
+    _, without = record(pipe, [first], Settings(method="merge"), steps=1)
+    _, pool = record(pipe, [Lora(*first), *pooled(second, third)], Settings(text_encoder="merged"), steps=1)
+    torch.testing.assert_close(pool[0][1]["encoder_hidden_states"], without[0][1]["encoder_hidden_states"])
 
 
 @pytest.mark.parametrize("name", ["epsilon", "v_prediction", "sample"])

@@ -36,7 +36,7 @@ class Lora(NamedTuple):
     """A LoRA file in kohya's or diffusers' layout, and its strength; of strength 0 it is left out.
 
     `part` says how it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be left out of steps in which
-    they would matter little, as the settings say.
+    they would matter little, as the settings say, and are never merged.
     """
 
     path: str | os.PathLike
@@ -76,7 +76,7 @@ def activate(model: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
 
 @contextmanager
 def loaded(pipe, loras: Sequence[Lora]) -> Iterator[list[Adapter]]:
-    """For the time of the block the LoRAs are in the pipeline, merged as diffusers merges them.
+    """For the time of the block the LoRAs are in the pipeline, at their strengths and all of them active.
 
     LoRAs that the pipeline had are inactive meanwhile. Afterwards it is what it was. Raises LoratorioError.
     """

@@ -25,7 +25,7 @@ from lib_loratorio.trigger_words import appended, trigger_words
 from lib_loratorio.weight_maps import WeightMaps, of_pictures
 
 MERGED = -2
-"""The model with all adapters, next to `BASE` and the adapters' numbers."""
+"""The model with diffusers' own merge, next to `BASE` and the adapters' numbers."""
 
 DENSE_BUDGET = 2**30
 """Bytes that cached dense deltas may take."""
@@ -87,6 +87,8 @@ class Composition:
 
     def __init__(self, pipe, adapters: Sequence[Adapter], settings: Settings, dense_budget: int = DENSE_BUDGET):
         self.pipe, self.adapters, self.settings = pipe, adapters, settings
+        # A pool is a choice to compose from: where nothing is composed it plays no part.
+        self.merged = [adapter for adapter in adapters if not adapter.pooled]
         self.run = Run()
         self.course = Course(settings, adapters)
         self.texts: dict[int, tuple] = {}
@@ -114,6 +116,7 @@ class Composition:
         try:
             pipe.encode_prompt = self._encode_prompt
             if self.bank is None:
+                activate(unet, self.merged)
                 unet.forward = self._counted
                 yield
             else:
@@ -140,12 +143,12 @@ class Composition:
         words = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
         own = {} if self.settings.method == "merge" or self.settings.text_encoder == "merged" else readings(self.adapters, words)
         if not own:
-            return self._encoded_with(self.adapters, asked)
+            return self._encoded_with(self.merged, asked)
         texts = {
             model: self._encoded_with(adapters, {**asked, "prompt": _with_words(asked["prompt"], word)}) for model, (adapters, word) in own.items()
         }
         if self.settings.start > 0 or self.settings.end < 1:
-            texts[MERGED] = self._encoded_with(self.adapters, asked)
+            texts[MERGED] = self._encoded_with(self.merged, asked)
         of_base = texts.pop(BASE)
         self.texts = texts
         return of_base
@@ -214,7 +217,7 @@ class Composition:
 
     def _merged(self, inputs: dict, rows: int) -> torch.Tensor:
         """diffusers' ordinary merge, for the steps outside of start and end."""
-        activate(self.pipe.unet, self.adapters)
+        activate(self.pipe.unet, self.merged)
         try:
             return self._model_rows(self._with_own_text(MERGED, inputs, slice(rows)))
         finally:
