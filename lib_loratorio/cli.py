@@ -240,6 +240,8 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     if composition.chosen:
         print(f"pool: {composition.chosen}")
     print(f"{seconds:.1f} s, {run.rows / (options.steps * options.batch):.3g} UNet evaluations a step and picture")
+    if options.maps and run.maps.mean is None:
+        print("maps: no LoRA was weighed, so there are none")
     if settings.verify:
         print(f"verify: max relative error {run.worst:.1e} over {run.composed} calls" if run.composed else "verify: nothing was composed")
     return 0
@@ -271,11 +273,10 @@ def _save(options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int],
             file.parent.mkdir(parents=True, exist_ok=True)
             picture.save(file, pnginfo=png_info(text))
             written.append(file)
-            if options.maps:
-                maps = composition.run.maps
+            if options.maps and (maps := composition.run.maps.mean) is not None:
                 patch = composition.settings.patch_size * composition.pipe.vae_scale_factor
                 file = file.with_name(f"{file.stem}-maps.png")
-                weight_panel(picture, maps.mean[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
+                weight_panel(picture, maps[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
                 written.append(file)
         except OSError as error:
             raise LoratorioError(f"LoRAtorio: {file} cannot be written ({os.strerror(error.errno) if error.errno else error}).") from error

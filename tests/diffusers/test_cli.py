@@ -106,6 +106,13 @@ def test_pool_alone_and_a_lora_that_is_in_both(folder, tmp_path, capsys):
     assert Settings.from_infotext(fields(tmp_path / "b.png")[1]["LoRAtorio"]).pool == "style:1"
 
 
+@pytest.mark.parametrize("part, start", [(":lt=global", "0"), ("", "0.9")])
+def test_no_maps_where_nothing_was_weighed(folder, tmp_path, capsys, part, start):
+    assert cli.main(arguments(folder, "--maps", "--start", start, "--out", str(tmp_path), loras=(f"a/style.safetensors:0.8{part}",))) == 0
+    assert "maps: no LoRA was weighed, so there are none\n" in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["7.png"]
+
+
 def test_sdxl_folder(folder, tmp_path):
     assert cli.main(arguments(folder, "--out", str(tmp_path), model="tiny-xl", loras=("xl.safetensors",))) == 0
     assert (tmp_path / "7.png").is_file()
