@@ -167,12 +167,11 @@ def _number(text: str) -> float:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    asked = {path.resolve() for path, *_ in options.lora}
-    options.pool = [lora for found in options.pool for lora in found if lora[0].resolve() not in asked]
+    options.pool = _each_once(options.pool, options.lora)
     names = [f"{path.stem}:{strength:g}" for path, strength, *_ in options.pool]
     settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in SETTINGS})
     if not options.lora and not options.pool:
-        raise LoratorioError("LoRAtorio: there is no LoRA; give at least one with --lora or --pool.")
+        raise LoratorioError("LoRAtorio: there is no LoRA of a strength other than 0; give at least one with --lora or --pool.")
     if options.maps and settings.method != "loratorio":
         raise LoratorioError(f"LoRAtorio: --maps needs the method loratorio; {settings.method} has no weights.")
     if "<lora:" in options.prompt:
@@ -184,6 +183,15 @@ def _generate(options: argparse.Namespace) -> int:
     if missing:
         raise LoratorioError(f"LoRAtorio: the command line needs {', '.join(missing)}: {INSTALL}")
     return _generate_with(options, settings)
+
+
+def _each_once(pool: Sequence[Sequence[tuple]], asked: Sequence[tuple]) -> list[tuple]:
+    """The pool's LoRAs, of each file the first mention; none of strength 0 and none that is asked for besides."""
+    found = {}
+    for lora in (lora for mention in pool for lora in mention):
+        found.setdefault(lora[0].resolve(), lora)
+    taken = {path.resolve() for path, *_ in asked}
+    return [lora for file, lora in found.items() if lora[1] and file not in taken]
 
 
 def _quiet() -> None:

@@ -113,6 +113,19 @@ def test_no_maps_where_nothing_was_weighed(folder, tmp_path, capsys, part, start
     assert [file.name for file in tmp_path.iterdir()] == ["7.png"]
 
 
+@pytest.mark.parametrize("pool, expected", [
+    (("b", "b/style.safetensors:0.5"), "style:1"),
+    (("b/style.safetensors:0.5", "b"), "style:0.5"),
+    (("b/style.safetensors:0", "b"), ""),
+])
+def test_a_file_that_the_pool_names_twice_competes_once(folder, tmp_path, pool, expected):
+    pool = [part for name in pool for part in ("--pool", str(folder / name))]
+    assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "a.png"), loras=("a/style.safetensors",))) == 0
+    _, found = fields(tmp_path / "a.png")
+    assert Settings.from_infotext(found["LoRAtorio"]).pool == expected
+    assert found.get("LoRAtorio pool") == ("step 1: style, style" if expected else None)
+
+
 def test_sdxl_folder(folder, tmp_path):
     assert cli.main(arguments(folder, "--out", str(tmp_path), model="tiny-xl", loras=("xl.safetensors",))) == 0
     assert (tmp_path / "7.png").is_file()
