@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import math
 import os
 import random
@@ -196,6 +197,7 @@ def _each_once(pool: Sequence[Sequence[tuple]], asked: Sequence[tuple]) -> list[
 
 def _quiet() -> None:
     """What the libraries say about each file they load would bury the progress bar; errors come back as exceptions."""
+    logging.basicConfig(format="%(message)s")
     import diffusers
     import transformers
 

@@ -126,6 +126,20 @@ def test_a_file_that_the_pool_names_twice_competes_once(folder, tmp_path, pool, 
     assert found.get("LoRAtorio pool") == ("step 1: style, style" if expected else None)
 
 
+def test_misfits_in_a_pool_are_left_out_and_named(folder, tmp_path, capsys, caplog):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    save_file({"lora_unet_x.hada_w1_a": torch.zeros(2)}, pool / "loha.safetensors")
+    shutil.copy(folder / "xl.safetensors", pool)
+    assert cli.main(arguments(folder, "--pool", str(pool), loras=())) == 2
+    assert "2 LoRAs of the pool cannot be read, or match nothing in this model: loha, xl; there is no other LoRA." in capsys.readouterr().err
+    shutil.copy(folder / "b" / "style.safetensors", pool / "zebra.safetensors")
+    caplog.clear()
+    assert cli.main(arguments(folder, "--pool", str(pool), "--out", str(tmp_path / "a.png"), "--verify", loras=("a/style.safetensors",))) == 0
+    assert caplog.messages == ["LoRAtorio: 2 LoRAs of the pool cannot be read, or match nothing in this model: loha, xl; left out."]
+    assert "pool: step 1: style, zebra" in capsys.readouterr().out
+
+
 def test_sdxl_folder(folder, tmp_path):
     assert cli.main(arguments(folder, "--out", str(tmp_path), model="tiny-xl", loras=("xl.safetensors",))) == 0
     assert (tmp_path / "7.png").is_file()

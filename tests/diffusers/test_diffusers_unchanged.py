@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lib_loratorio.dense import DenseDelta
 from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.hosts.diffusers import composed
+from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.settings import Settings
 
 
@@ -148,6 +148,24 @@ def test_files_that_cannot_be_used(pipe, files, tmp_path):
     save_file({f"{name}.hada_w1_a": down}, tmp_path / "loha.safetensors")
     refused(pipe, tmp_path / "loha.safetensors", "is a LoHa file")
     refused(pipe, tiny.write_lora(tiny.sdxl(), tmp_path / "xl.safetensors", 1), "matches no layer of this model")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_misfit_of_a_pool_leaves_no_trace(pipe, files, tmp_path, caplog, first):
+    """Not even of one that diffusers notices late, when the UNet has it."""
+    misfit = Lora(tiny.write_lora(pipe, tmp_path / "misfit.safetensors", 1, unet=("to_k", "proj_out"), text=tiny.TEXT), pooled=True)
+    save_file({key: value[:, :-1].contiguous() if key.startswith("lora_te_") else value for key, value in load_file(misfit.path).items() if value.dim()},
+              misfit.path)
+    loras = [Lora(files[0]), Lora(files[1], pooled=True)]
+    before = state(pipe)
+    with composed(pipe, loras):
+        expected = latents(pipe)
+        layers = {name for name, module in pipe.unet.named_modules() if hasattr(module, "lora_A")}
+    with composed(pipe, [misfit, *loras] if first else [*loras, misfit]):
+        assert torch.equal(latents(pipe), expected)
+        assert {name for name, module in pipe.unet.named_modules() if len(getattr(module, "lora_A", ()))} == layers
+        assert "1 LoRAs of the pool cannot be read, or match nothing in this model: misfit; left out." in caplog.text
+    assert_same(before, state(pipe))
 
 
 def test_other_pipelines_are_refused(pipe):

@@ -36,7 +36,7 @@ class Lora(NamedTuple):
     """A LoRA file in kohya's or diffusers' layout, and its strength; of strength 0 it is left out.
 
     `part` says how it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be left out of steps in which
-    they would matter little, as the settings say, and are never merged.
+    they would matter little, as the settings say, and are never merged; of them, files that do not suit the model are left out and named.
     """
 
     path: str | os.PathLike
@@ -88,7 +88,7 @@ def loaded(pipe, loras: Sequence[Lora]) -> Iterator[list[Adapter]]:
         raise LoratorioError("LoRAtorio: there is no LoRA of a strength other than 0.")
     before = [_LoraState(model) for model in models]
     try:
-        adapters = [_load(pipe, f"{PREFIX}{number}", lora) for number, lora in enumerate(wanted)]
+        adapters = _loaded(pipe, wanted)
         for model in models:
             activate(model, adapters)
         yield adapters
@@ -145,6 +145,27 @@ def _checked(lora: Lora) -> Lora:
     if not Path(path).is_file():
         raise LoratorioError(f"LoRAtorio: there is no LoRA file {path}.")
     return Lora(Path(path), float(strength), part, pooled)
+
+
+def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
+    """Those of the pool that cannot be loaded are left out, and named: a folder may hold LoRAs for several models."""
+    adapters, refused = [], []
+    for number, lora in enumerate(loras):
+        name = f"{PREFIX}{number}"
+        try:
+            adapters.append(_load(pipe, name, lora))
+        except LoratorioError:
+            if not lora.pooled:
+                raise
+            refused.append(lora.path.stem)
+            for model in (pipe.unet, *text_encoders(pipe)):
+                delete_adapter_layers(model, name)
+    if refused:
+        message = f"LoRAtorio: {len(refused)} LoRAs of the pool cannot be read, or match nothing in this model: {', '.join(refused)}"
+        if not adapters:
+            raise LoratorioError(f"{message}; there is no other LoRA.")
+        logging.warning(f"{message}; left out.")
+    return adapters
 
 
 def _load(pipe, name: str, lora: Lora) -> Adapter:
