@@ -169,6 +169,9 @@ def _number(text: str) -> float:
 
 def _generate(options: argparse.Namespace) -> int:
     options.pool = _each_once(options.pool, options.lora)
+    if options.pool and options.method == "merge":
+        print("LoRAtorio: the method merge has no pool; only the LoRAs of --lora are merged.", file=sys.stderr)
+        options.pool = []
     names = [f"{path.stem}:{strength:g}" for path, strength, *_ in options.pool]
     settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in SETTINGS})
     if not options.lora and not options.pool:

@@ -126,6 +126,15 @@ def test_a_file_that_the_pool_names_twice_competes_once(folder, tmp_path, pool, 
     assert found.get("LoRAtorio pool") == ("step 1: style, style" if expected else None)
 
 
+def test_merge_has_no_pool(folder, tmp_path, capsys):
+    pool = ("--method", "merge", "--pool", str(folder / "b"))
+    assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "a.png"), loras=("a/style.safetensors",))) == 0
+    assert "the method merge has no pool; only the LoRAs of --lora are merged.\n" in capsys.readouterr().err
+    assert Settings.from_infotext(fields(tmp_path / "a.png")[1]["LoRAtorio"]).pool == ""
+    assert cli.main(arguments(folder, *pool, loras=())) == 2
+    assert "give at least one with --lora" in capsys.readouterr().err
+
+
 def test_misfits_in_a_pool_are_left_out_and_named(folder, tmp_path, capsys, caplog):
     pool = tmp_path / "pool"
     pool.mkdir()
