@@ -5,6 +5,8 @@
     const NONE = "No LoRA in the prompt: the picture will be the ordinary one.";
     const ONE = "1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.";
     const POOL = "The LoRAs of the pool come on top.";
+    const ALONE = "No LoRA in the prompt: only those of the pool take part.";
+    const MERGE = "The method merge has no pool.";
     const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step instead of 2.";
 
     function lorasOf(prompt) {
@@ -32,11 +34,14 @@
 
     function describe(loras, settings) {
         const translated = (text) => window.localization?.[text] || text;
+        if (settings.pool && settings.method !== "merge" && loras.length === 0) {
+            return translated(ALONE);
+        }
         const text = translated([NONE, ONE][loras.length] ?? MORE)
             .replace("{count}", loras.length)
             .replace("{evaluations}", evaluations(loras, settings))
             .replace("{names}", () => loras.map((lora) => `${lora.name} ${lora.strength}`).join(", "));
-        return settings.pool ? `${text} ${translated(POOL)}` : text;
+        return settings.pool ? `${text} ${translated(settings.method === "merge" ? MERGE : POOL)}` : text;
     }
 
     function update(tab) {
@@ -49,7 +54,7 @@
                 method: value("method", "input"),
                 lambda: Number(value("lam", "input[type=number]", 0.5)),
                 every: Number(value("guidance_every", "input[type=number]", 1)),
-                pool: value("pool", "textarea", "").trim(),
+                pool: value("pool", "textarea", "").replace(/[\s,]/g, ""),
             });
             if (help.textContent !== text) {
                 help.textContent = text;

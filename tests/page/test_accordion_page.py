@@ -62,6 +62,10 @@ class Accordions:
     def control(self, name, element="input"):
         return self.page.locator(f"#script_{self.tab}_loratorio_{name} {element}").first
 
+    def choose(self, name, choice):
+        self.control(name).click()
+        self.page.locator("ul.options li", has_text=choice).click()
+
     def says(self, text, tab=None):
         self.expect(self.page.locator(f"#script_{tab or self.tab}_loratorio_help .loratorio-live")).to_have_text(text)
 
@@ -103,6 +107,21 @@ def test_price_while_typing(page):
     page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.", "txt2img")
 
 
+def test_pool_beside_the_prompt_and_alone(page):
+    none = "No LoRA in the prompt: the picture will be the ordinary one."
+    pool = page.control("pool", "textarea")
+    pool.fill(" ,\n")
+    page.says(none)
+    pool.fill("styles/*")
+    page.says("No LoRA in the prompt: only those of the pool take part.")
+    page.prompt.fill("<lora:a:1>")
+    page.says("1 LoRA (a 1): 4 model evaluations a step instead of 2. The LoRAs of the pool come on top.")
+    page.choose("method", "merge")
+    page.says("1 LoRA (a 1): 2 model evaluations a step instead of 2. The method merge has no pool.")
+    page.prompt.fill("")
+    page.says(f"{none} The method merge has no pool.")
+
+
 def test_price_in_another_language(page):
     page.page.evaluate("window.localization = {'1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.': '{evaluations} statt 2: {names}'}")
     page.prompt.fill("<lora:$&:1>")
@@ -127,8 +146,7 @@ def test_controls_that_do_not_matter_are_grey(page):
     temperature, start, verify = page.control("temperature"), page.control("start"), page.control("verify")
     page.expect(temperature).to_be_enabled()
     for method, disabled in (("composite", [temperature]), ("merge", [temperature, start, verify]), ("loratorio", [])):
-        page.control("method").click()
-        page.page.locator("ul.options li", has_text=method).click()
+        page.choose("method", method)
         for control in (temperature, start, verify):
             page.expect(control).to_be_enabled(enabled=control not in disabled)
 
