@@ -16,7 +16,7 @@
             const [first, second] = parts.filter((part) => part && !part.includes("="));
             const text = named.te ?? first ?? "1";
             const unet = named.unet ?? second ?? text;
-            return {name, strength: text === unet ? unet : `${text}/${unet}`, everywhere: named.lt === "global", used: Number(text) !== 0 || Number(unet) !== 0};
+            return {name, strength: text === unet ? unet : `${text}/${unet}`, everywhere: named.lt?.trim().toLowerCase() === "global", used: Number(text) !== 0 || Number(unet) !== 0};
         }).filter((lora) => lora.used);
     }
 

@@ -122,6 +122,12 @@ def test_pool_beside_the_prompt_and_alone(page):
     page.says(f"{none} The method merge has no pool.")
 
 
+@pytest.mark.parametrize("role", ["global", "Global", " GLOBAL "])
+def test_global_loras_cost_nothing(page, role):
+    page.prompt.fill(f"<lora:a:1> <lora:style:1:lt={role}>")
+    page.says("2 LoRAs (a 1, style 1): 4 model evaluations a step instead of 2.")
+
+
 def test_price_in_another_language(page):
     page.page.evaluate("window.localization = {'1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.': '{evaluations} statt 2: {names}'}")
     page.prompt.fill("<lora:$&:1>")
