@@ -14,6 +14,8 @@ from lib_loratorio.settings import INFOTEXT, METHODS, POOL_MODES, PRESETS, TEXT_
 
 TITLE = "LoRAtorio"
 RESET = "reset"
+WEIGHING = ("method", "patch_size", "temperature", "lam", "top_k")
+"""What a preset sets: how LoRAs are weighed. Which take part, when, and what is shown of it stay the user's."""
 PARALLEL = ("loratorio", "composite")
 APART = (*PARALLEL, "switch")
 
@@ -98,7 +100,7 @@ def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], default:
             control.do_not_save_to_config = True  # the host would go on with the defaults of the version it saw first
     for name, button in buttons.items():
         values = (default if name == RESET else Settings(**PRESETS[name])).to_api()
-        changed = [setting for setting in values if setting != "enabled" and (name == RESET or setting != "pool")]
+        changed = [setting for setting in values if setting != "enabled"] if name == RESET else WEIGHING
         button.click(_giving([values[setting] for setting in changed]), inputs=[], outputs=[made[setting] for setting in changed], show_progress=False)
     made["method"].change(_greyed, inputs=[made["method"]], outputs=[made[name] for name in _of_some_methods()], show_progress=False)
     return controls

@@ -953,14 +953,15 @@ def test_maps_that_cannot_be_drawn_are_a_note(host, monkeypatch):
     assert len(p.processed.images) == 1
 
 
-def test_presets_set_every_control_but_the_check_box_and_the_pool(host):
+def test_presets_set_how_loras_are_weighed_and_reset_sets_all_but_the_check_box(host):
     host.gradio.Button.made.clear()
     controls = dict(zip((field.name for field in fields(Settings)), host.script.ui(False)))
     buttons = {button.value: button.events["click"] for button in host.gradio.Button.made[: len(PRESETS) + 1]}
     assert list(buttons) == [*PRESETS, "reset"]
     for name, (function, inputs, outputs) in buttons.items():
         changed = [setting for setting, control in controls.items() if control in outputs]
-        assert inputs == [] and set(controls) - set(changed) == {"enabled"} | ({"pool"} if name in PRESETS else set())
+        expected = {"method", "patch_size", "temperature", "lam", "top_k"} if name in PRESETS else set(controls) - {"enabled"}
+        assert inputs == [] and set(changed) == expected
         assert Settings(**dict(zip(changed, function(), strict=True))) == Settings(**PRESETS.get(name, {}))
 
 

@@ -138,14 +138,18 @@ def test_price_in_another_language(page):
 def test_presets_and_reset(page, tab):
     page.show(tab)
     page.prompt.fill("<lora:a:1> <lora:b:1>")
+    others = {"start": 0.1, "end": 0.8, "text_encoder": "merged", "adapters_per_pass": 3, "verify": True, "maps": True, "pool": "styles/*",
+              "pool_mode": "scout", "scout": 0.2, "scout_every": 5, "scout_share": 0.3, "trigger_words": True, "guidance_every": 4}
     for name in (*PRESETS, "reset"):
-        page.paste("method=composite patch_size=7 temperature=0.9 lam=0.3 top_k=2 start=0.1 end=0.8 adapters_per_pass=3 maps=True")
-        page.says("2 LoRAs (a 1, b 1): 4 model evaluations a step instead of 2.")
+        page.paste("method=composite patch_size=7 temperature=0.9 lam=0.3 top_k=2 " + " ".join(f"{key}={value}" for key, value in others.items()))
+        page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step instead of 2. The LoRAs of the pool come on top.")
         page.expect(page.control("patch_size", "input[type=number]")).to_have_value("7")
         page.press(f"preset_{name}")
         page.expect(page.control("patch_size", "input[type=number]")).to_have_value("1")
-        page.says(f"2 LoRAs (a 1, b 1): {4 if name == 'fast' else 6} model evaluations a step instead of 2.")
-        assert page.settings() == Settings(enabled=True, **PRESETS.get(name, {})).to_api()
+        evaluations = {"fast": 4, "reset": 6}.get(name, 4.5)
+        pool = "" if name == "reset" else " The LoRAs of the pool come on top."
+        page.says(f"2 LoRAs (a 1, b 1): {evaluations} model evaluations a step instead of 2.{pool}")
+        assert page.settings() == Settings(enabled=True, **({} if name == "reset" else others | PRESETS[name])).to_api()
 
 
 def test_controls_that_do_not_matter_are_grey(page):
