@@ -277,6 +277,24 @@ def test_text_that_is_merged_is_without_the_pool(pipes, files):
     torch.testing.assert_close(pool[0][1]["encoder_hidden_states"], without[0][1]["encoder_hidden_states"])
 
 
+def test_prompt_embeds_serve_loras_that_share_one_reading(pipes, files):
+    pipe, chosen = pipes["epsilon"], loras(files, "epsilon")
+    with torch.no_grad():
+        embeds = dict(zip(("prompt_embeds", "negative_prompt_embeds"), pipe.encode_prompt(["a cat"], "cpu", 1, True, ["blurry"])))
+    size = {"height": tiny.SIZE, "width": tiny.SIZE, "num_inference_steps": 1, "output_type": "latent"}
+
+    def made(loras, settings, **prompts):
+        with composed(pipe, loras, settings):
+            return pipe(**prompts, **size, generator=torch.Generator().manual_seed(0)).images
+
+    words = {"prompt": ["a cat"], "negative_prompt": ["blurry"]}
+    unet_only, merged = chosen[1:2], Settings(text_encoder="merged")
+    assert torch.equal(made(unet_only, Settings(), **embeds), made(unet_only, Settings(), **words))
+    assert not torch.equal(made(chosen, merged, **embeds), made(chosen, merged, **words)), "the embeds are the base's reading"
+    with pytest.raises(LoratorioError, match="give a prompt instead, or text_encoder='merged'"):
+        made(chosen, Settings(), **embeds)
+
+
 @pytest.mark.parametrize("name", ["epsilon", "v_prediction", "sample"])
 def test_cheaper_guidance_reuses_the_difference_from_the_base(pipes, files, name):
     pipe, chosen = pipes[name], loras(files, name, 2)

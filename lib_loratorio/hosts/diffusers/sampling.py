@@ -144,6 +144,11 @@ class Composition:
         own = {} if self.settings.method == "merge" or self.settings.text_encoder == "merged" else readings(self.adapters, words)
         if not own:
             return self._encoded_with(self.merged, asked)
+        if asked.get("prompt") is None:
+            raise LoratorioError(
+                "LoRAtorio: prompt_embeds were read by one text encoder, but some of these LoRAs read the prompt with their own, or with trigger words; "
+                "give a prompt instead, or text_encoder='merged' in the settings."
+            )
         texts = {
             model: self._encoded_with(adapters, {**asked, "prompt": _with_words(asked["prompt"], word)}) for model, (adapters, word) in own.items()
         }
