@@ -130,7 +130,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"lam": 1.0},
     "quality": {"temperature": 0.003},
 }
-"""What the accordion's buttons set beside the defaults; "fast" needs N + 2 model evaluations a step instead of
+"""What the accordion's buttons set beside the defaults of how LoRAs are weighed; "fast" needs N + 2 model evaluations a step instead of
 2N + 2; "quality" had the smallest patch distance of the variants in docs/evaluation.md."""
 
 _ALWAYS_WRITTEN = ("method", "patch_size", "temperature", "lam")
