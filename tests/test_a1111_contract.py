@@ -831,6 +831,24 @@ def test_a_pool_is_composed_like_the_prompts_own(host, pool, text):
     assert_clean(host, p, ("a",) if text else ())
 
 
+@pytest.mark.parametrize("limit", [0, 10])
+def test_a_pool_keeps_its_strengths_where_a_later_prompt_has_others(host, limit):
+    """The host keeps networks in memory, and sets their strengths anew for each prompt."""
+    host.shared.opts.lora_in_memory_limit = limit
+    _, latents = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "b:0.6"}, enable_hr=True, hr_prompt="a dog <lora:a:0.8> <lora:b:0.1>", n_iter=2)
+    x = torch.cat([by_equations(host, [A, B], one("a cat"), seed=seed) for seed in (1, 2)])
+    x = torch.nn.functional.interpolate(x, scale_factor=2)
+    assert_close(latents, by_equations(host, [A, ("b", 0.1, 0.1)], one("a dog") * 2, x=x, size=(96, 80)))
+
+
+@pytest.mark.parametrize("limit", [0, 10])
+@pytest.mark.parametrize("name", ["a", "anna"])
+def test_what_the_prompt_switches_off_is_not_in_the_pool(host, name, limit):
+    host.shared.opts.lora_in_memory_limit = limit
+    _, latents = host.generate(f"a cat <lora:{name}:0> <lora:b:0.6>", {**ON, "pool": "a:0.8, text:0.7"})
+    assert_close(latents, by_equations(host, [B, ("text", 0.7, 0.7)], one("a cat")))
+
+
 def test_a_pool_in_portions(host, monkeypatch):
     """More adapters than stay on the device."""
     for number in range(12):

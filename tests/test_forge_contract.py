@@ -935,6 +935,11 @@ def test_a_pool_is_composed_like_the_prompts_own(host, pool, tag):
     assert_clean(host, p)
 
 
+def test_what_the_prompt_switches_off_is_not_in_the_pool(host):
+    _, latents = host.generate("a cat <lora:a:0> <lora:b:0.6>", {**ON, "pool": "a:0.8, text:0.7"})
+    assert_close(latents, expected(host, [B, ("text", 0.7, 0.7)], one("a cat")))
+
+
 def test_what_cannot_be_in_a_pool(host):
     p, _ = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "foreign, b"})
     assert "1 LoRAs of the pool" in p.extra_generation_params[NOTE] and "foreign" in p.extra_generation_params[NOTE]

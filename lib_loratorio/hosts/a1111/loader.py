@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ UNET = "diffusion_model"
 
 @dataclass(frozen=True)
 class Adapter:
-    """A network as the prompt asks for it. The host's Network object holds the strengths."""
+    """A network as the prompt or the pool asks for it. Its Network object holds the strengths; a pool's is a copy of the host's."""
 
     network: Any
     name: str
@@ -68,11 +69,20 @@ def _of_pool(p, name: str, strength: float) -> Adapter:
     if key not in kept:
         networks.load_networks([name], [strength], [strength], [None])
         require([name], lambda name: networks.loaded_networks)
-        adapter = Adapter.of(networks.loaded_networks[0], pooled=True)
+        adapter = Adapter.of(_copy(networks.loaded_networks[0]), pooled=True)
         if not (adapter.changes_unet or adapter.changes_text):
             raise matches_nothing(name)
         kept[key] = adapter
     return kept[key]
+
+
+def _copy(network) -> Any:
+    """A Network with modules of its own, of the same tensors: a later prompt that has it too sets the strengths of the host's."""
+    own = copy(network)
+    own.modules = {name: copy(module) for name, module in network.modules.items()}
+    for module in own.modules.values():
+        module.network = own
+    return own
 
 
 def requested_adapters(p) -> list[Adapter]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import networks
 from modules import shared
 
 from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.webui.messages import note
+from lib_loratorio.hosts.webui.request import extra_network_data, names
 from lib_loratorio.pool import entries, resolved
 from lib_loratorio.settings import Settings
 
@@ -24,13 +25,20 @@ def known() -> dict[str, str]:
     return {name: path.replace(os.sep, "/") for name, path in sorted(paths.items())}
 
 
+def _on_disk(name: str) -> Any:
+    """The file that the host means by a name or an alias; None where it knows neither."""
+    listed = networks.available_networks if name.lower() in networks.forbidden_network_aliases else networks.available_network_aliases
+    return listed.get(name)
+
+
 def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str, float], Adapter]) -> list[Adapter]:
-    """The pool's adapters by `load(name, strength)`, but for those that the prompt has `asked` for itself.
+    """The pool's adapters by `load(name, strength)`, but for those that the prompt has itself: the `asked` ones, and those that it switches off.
 
     Those that cannot be loaded for this model are left out, and named: a folder may hold LoRAs for several models. Raises
     SettingsError for names that the host does not know.
     """
-    files = {adapter.filename for adapter in asked}
+    tagged = filter(None, map(_on_disk, names(extra_network_data(p))))
+    files = {adapter.filename for adapter in asked} | {network.filename for network in tagged}
     taken = [name for name, network in networks.available_networks.items() if network.filename in files]
     found, refused = [], []
     for name, strength in resolved(entries(settings.pool), known(), taken):

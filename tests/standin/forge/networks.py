@@ -8,6 +8,7 @@ from modules import shared
 
 available_networks: dict = {}
 available_network_aliases: dict = {}
+forbidden_network_aliases: dict = {}
 loaded_networks: list = []
 
 

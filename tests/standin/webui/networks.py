@@ -10,6 +10,7 @@ loaded_networks: list[Network] = []
 networks_in_memory: dict[str, Network] = {}
 available_networks: dict = {}
 available_network_aliases: dict = {}
+forbidden_network_aliases: dict = {}
 errors: dict[str, int] = {}
 loads: list[str] = []
 """Names in the order in which files were read."""
