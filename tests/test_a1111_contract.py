@@ -875,10 +875,37 @@ def test_scouting_evaluates_the_few_that_kept_a_share(host, monkeypatch):
     assert_clean(host, p, ("a",))
 
 
+def misfit(host, name, fits=(), text=False):
+    """A network with two layers of other shapes than the model's, and these `fits`."""
+    layers = {"diffusion_model_to_q": "full", "diffusion_model_to_out": "lora", **dict.fromkeys(fits, "lora")} | ({"transformer_fc1": "lora"} if text else {})
+    w = host.add(name, layers, seed=8).layers
+    w["diffusion_model_to_q"]["diff"], w["diffusion_model_to_out"]["lora_down.weight"] = torch.zeros(3, 3), torch.zeros(2, 3)
+
+
 def test_what_cannot_be_in_a_pool(host):
-    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "foreign, b"})
-    assert "1 LoRAs of the pool" in p.extra_generation_params[NOTE] and "foreign" in p.extra_generation_params[NOTE]
-    assert p.extra_generation_params["LoRAtorio pool"] == "step 1: a, b"
+    misfit(host, "shapes")
+    misfit(host, "most", ["diffusion_model_to_k"], text=True)
+    misfit(host, "half", ["diffusion_model_to_k", "diffusion_model_conv_out"])
+    host.networks.loads.clear()
+    p, latents = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "foreign, shapes, b:0.6, half:0.7, most"}, n_iter=2, enable_hr=True)
+    left_out = "LoRAtorio: 3 LoRAs of the pool cannot be read, or do not suit this model, and are left out: foreign, shapes, most."
+    assert left_out in p.extra_generation_params[NOTE] and p.extra_generation_params[NOTE].count("left out") == 2
+    assert "2 of 4 layers of the LoRA 'half'" in p.extra_generation_params[NOTE]
+    assert [warning for warning in host.gradio.warnings if "pool" in warning] == [left_out]
+    assert p.extra_generation_params["LoRAtorio pool"].startswith("step 1: a, b, half;")
+    assert host.networks.loads[1:] == ["foreign", "shapes", "b", "half", "most"], "each file of the pool is read once a request"
+    _, expected = host.generate("a cat <lora:a:0.8> <lora:b:0.6> <lora:half:0.7>", ON, n_iter=2, enable_hr=True)
+    assert_close(latents, expected)
+
+
+def test_a_pool_of_misfits_only_is_an_ordinary_picture_and_a_note(host):
+    misfit(host, "shapes")
+    p, latents = host.generate("a cat", {**ON, "pool": "shapes"})
+    assert torch.equal(latents, merged_picture(host, "a cat"))
+    assert "left out: shapes." in p.extra_generation_params[NOTE] and "neither has the pool" in p.extra_generation_params[NOTE]
+
+
+def test_a_pool_that_cannot_be_read(host):
     for pool, message in (("horse", "'horse', which is none of the WebUI's LoRAs"), ("b:much", "must be a number")):
         with pytest.raises(LoratorioError, match=message):
             host.generate("a cat <lora:a:0.8>", {**ON, "pool": pool})

@@ -940,10 +940,23 @@ def test_what_the_prompt_switches_off_is_not_in_the_pool(host):
     assert_close(latents, expected(host, [B, ("text", 0.7, 0.7)], one("a cat")))
 
 
-def test_what_cannot_be_in_a_pool(host):
-    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "foreign, b"})
-    assert "1 LoRAs of the pool" in p.extra_generation_params[NOTE] and "foreign" in p.extra_generation_params[NOTE]
-    assert p.extra_generation_params["LoRAtorio pool"] == "step 1: a, b"
+def test_what_cannot_be_in_a_pool(host, monkeypatch):
+    host.add("shapes", {"to_q": "misfit"}, 8)
+    host.add("most", {"to_q": "misfit", "to_out": "misfit", "to_k": "lora", "transformer.fc1": "lora"}, 8)
+    host.add("half", {"to_q": "misfit", "to_k": "lora"}, 8)
+    read, files = host.networks._read, []
+    monkeypatch.setattr(host.networks, "_read", lambda entry: files.append(entry.name) or read(entry))
+    p, latents = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "foreign, shapes, b:0.6, half:0.7, most"}, n_iter=2)
+    left_out = "LoRAtorio: 3 LoRAs of the pool cannot be read, or do not suit this model, and are left out: foreign, shapes, most."
+    assert left_out in p.extra_generation_params[NOTE] and "1 of 2 layers of the LoRA 'half'" in p.extra_generation_params[NOTE]
+    assert [warning for warning in host.gradio.warnings if "pool" in warning] == [left_out]
+    assert p.extra_generation_params["LoRAtorio pool"].startswith("step 1: a, b, half")
+    assert [name for name in files if name != "a"] == ["foreign", "shapes", "b", "half", "most"], "each file of the pool is read once a request"
+    assert_clean(host, p)
+    assert_close(latents, host.generate("a cat <lora:a:0.8> <lora:b:0.6> <lora:half:0.7>", ON, n_iter=2)[1])
+
+
+def test_a_pool_that_cannot_be_read(host):
     with pytest.raises(LoratorioError, match="'horse', which is none of the WebUI's LoRAs"):
         host.generate("a cat <lora:a:0.8>", {**ON, "pool": "horse"})
 

@@ -85,7 +85,6 @@ def bank_of(p, adapters: Sequence[Adapter]) -> AdapterBank:
         return kept.bank
     restore_base()
     bank = AdapterBank(layers, [_deltas(adapter, below) for adapter, below in zip(adapters, merged_below(adapters))], budget)
-    for number, adapter in enumerate(adapters):
-        report_failures(p, adapter.name, bank.failures[number], bank.counts[number], adapter.changes_text)
+    report_failures(p, adapters, bank)
     kept.bank_key, kept.bank = key, bank
     return bank

@@ -27,8 +27,7 @@ def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBa
     layers = dict(model.named_modules())
     deltas = [_deltas(adapter.patches, [other.patches for other in below], layers) for adapter, below in zip(adapters, merged_below(adapters))]
     bank = AdapterBank(layers, deltas, budget)
-    for number, adapter in enumerate(adapters):
-        report_failures(p, adapter.name, bank.failures[number], bank.counts[number], adapter.changes_text)
+    report_failures(p, adapters, bank)
     kept.bank_key, kept.bank = key, bank
     return bank
 

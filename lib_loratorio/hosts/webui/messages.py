@@ -11,12 +11,12 @@ NOTE = "LoRAtorio note"
 
 
 def note(p, message: str) -> None:
-    """Puts a message on the page and into the API's answer; the generation goes on."""
+    """Puts a message on the page and into the API's answer, once a request; the generation goes on."""
     p.comment(message)
     notes = p.extra_generation_params.get(NOTE)
     if message not in (notes or ""):
         p.extra_generation_params[NOTE] = f"{notes} {message}" if notes else message
-    popup(message)
+        popup(message)
 
 
 def stop(p, message: str) -> None:

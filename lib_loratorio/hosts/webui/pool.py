@@ -34,18 +34,27 @@ def _on_disk(name: str) -> Any:
 def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str, float], Adapter]) -> list[Adapter]:
     """The pool's adapters by `load(name, strength)`, but for those that the prompt has itself: the `asked` ones, and those that it switches off.
 
-    Those that cannot be loaded for this model are left out, and named: a folder may hold LoRAs for several models. Raises
-    SettingsError for names that the host does not know.
+    Those that cannot be loaded for this model are left out, and tried once a request: a folder may hold LoRAs for several models.
+    Raises SettingsError for names that the host does not know.
     """
     tagged = filter(None, map(_on_disk, names(extra_network_data(p))))
     files = {adapter.filename for adapter in asked} | {network.filename for network in tagged}
     taken = [name for name, network in networks.available_networks.items() if network.filename in files]
-    found, refused = [], []
-    for name, strength in resolved(entries(settings.pool), known(), taken):
+    found = []
+    for name, strength in resolved(entries(settings.pool), known(), [*taken, *refused(p)]):
         try:
             found.append(load(name, strength))
         except LoratorioError:
-            refused.append(name)
-    if refused:
-        note(p, f"LoRAtorio: {len(refused)} LoRAs of the pool cannot be read, or match nothing in this model, and are left out: {', '.join(refused)}.")
+            refused(p).append(name)
     return found
+
+
+def refused(p) -> list[str]:
+    """The pool's LoRAs that this request has found not to suit the model at hand; further ones are added to it."""
+    return p.loratorio.refused.setdefault(shared.sd_model.sd_checkpoint_info, [])
+
+
+def tell_refused(p) -> None:
+    left_out = refused(p)
+    if left_out:
+        note(p, f"LoRAtorio: {len(left_out)} LoRAs of the pool cannot be read, or do not suit this model, and are left out: {', '.join(left_out)}.")

@@ -48,6 +48,8 @@ class Kept:
     bank_key: Hashable = None
     panels: Panels | None = None
     adapters: dict = field(default_factory=dict)
+    refused: dict[Hashable, list[str]] = field(default_factory=dict)
+    """By checkpoint, the pool's LoRAs that do not suit it."""
 
 
 def start(p) -> None:
@@ -126,12 +128,29 @@ def matches_nothing(name: str) -> LoratorioError:
     )
 
 
-def report_failures(p, name: str, failures: dict[str, str], applied: int, changes_text: bool) -> None:
-    """Tells which layers of a LoRA are left out, and why; an error where none is left."""
-    if not failures:
-        return
-    for layer, reason in failures.items():
-        logging.info(f"LoRAtorio: LoRA {name}, layer {layer}: {reason}")
+class MisfitsError(Exception):
+    """LoRAs of a pool, by `names`, of which fewer layers can be applied to this model than cannot."""
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(", ".join(names))
+        self.names = names
+
+
+def report_failures(p, adapters: Sequence, bank: AdapterBank) -> None:
+    """Tells which layers of the LoRAs are left out, and why. Raises MisfitsError, and LoratorioError for a LoRA of which none is left."""
+    for adapter, failures in zip(adapters, bank.failures):
+        for layer, reason in failures.items():
+            logging.info(f"LoRAtorio: LoRA {adapter.name}, layer {layer}: {reason}")
+    left = list(zip(adapters, bank.failures, bank.counts))
+    misfits = [adapter.name for adapter, failures, applied in left if adapter.pooled and applied < len(failures)]
+    if misfits:
+        raise MisfitsError(misfits)
+    for adapter, failures, applied in left:
+        if failures:
+            _report(p, adapter.name, failures, applied, adapter.changes_text)
+
+
+def _report(p, name: str, failures: dict[str, str], applied: int, changes_text: bool) -> None:
     half = any("not implemented for 'Half'" in reason for reason in failures.values())
     reasons = {reason for reason in failures.values() if reason.startswith("quantised")}
     if half:

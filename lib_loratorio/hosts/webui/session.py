@@ -8,7 +8,7 @@ from typing import Any
 
 from lib_loratorio.course import Course, Step
 from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.hosts.webui import request
+from lib_loratorio.hosts.webui import pool, request
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.methods import Composed
@@ -31,18 +31,31 @@ def finish(p, processed) -> None:
 
 def prepare(p, settings: Settings, declined: str | None, adapters_of: Callable[[Any, Settings], Sequence], session: type[Session]) -> None:
     """Arranges that the sampling about to start is composed, by a `session` of the host. Raises LoratorioError and SettingsError."""
-    adapters = [] if declined else adapters_of(p, settings)
+    adapters, composed = [], None
+    if not declined:
+        adapters, composed = _suiting(p, settings, adapters_of, session)
+        pool.tell_refused(p)
     if not adapters:
         nothing = f"the prompt has no LoRA of a strength other than 0{', and neither has the pool' if settings.pool else ''}"
         return request.leave_alone(p, f"LoRAtorio did nothing: {declined or nothing}.")
-    if settings.method == "merge":
-        request.tell_what_merge_leaves_out(p, adapters)
+    if composed:
+        instead_of_sampling(p.sampler, composed.sample)
     else:
-        instead_of_sampling(p.sampler, session(p, settings, adapters).sample)
+        request.tell_what_merge_leaves_out(p, adapters)
     request.begin_maps(p, settings, adapters)
     p.loratorio.composed = True
     p.extra_generation_params[INFOTEXT] = settings.to_infotext()
     return None
+
+
+def _suiting(p, settings: Settings, adapters_of: Callable[[Any, Settings], Sequence], session: type[Session]) -> tuple[Sequence, Session | None]:
+    """The adapters that suit the model, and the session that composes them; none where there are none, or the host merges them."""
+    while True:
+        adapters = adapters_of(p, settings)
+        try:
+            return adapters, session(p, settings, adapters) if adapters and settings.method != "merge" else None
+        except request.MisfitsError as misfits:  # no more of the pool are asked for in the next round
+            pool.refused(p).extend(misfits.names)
 
 
 class Session:
