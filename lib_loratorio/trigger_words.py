@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+from lib_loratorio.notes import notes
 
 
 def trigger_words(path: str) -> str:
@@ -18,7 +19,7 @@ def trigger_words(path: str) -> str:
     tag that more of its training captions had than any other.
     """
     metadata = _metadata(path)
-    words = _noted(path) or str(metadata.get("modelspec.trigger_phrase", "")).strip() or _most_frequent_tag(metadata)
+    words = str(notes(path).get("activation text") or "").strip() or str(metadata.get("modelspec.trigger_phrase", "")).strip() or _most_frequent_tag(metadata)
     # A sub-prompt of its own would be one that the base has not.
     return re.sub(r"[\s,]*\bAND\b[\s,]*", ", ", words)
 
@@ -28,15 +29,6 @@ def appended(prompt: str, words: str) -> str:
     if not words or re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE):
         return prompt
     return f"{prompt}, {words}" if prompt.strip() else words
-
-
-def _noted(path: str) -> str:
-    """The WebUIs keep the user's notes in a file beside."""
-    try:
-        notes = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return str(notes.get("activation text") or "").strip() if isinstance(notes, dict) else ""
 
 
 def _metadata(path: str) -> Mapping[str, Any]:

@@ -905,6 +905,36 @@ def test_a_pool_of_misfits_only_is_an_ordinary_picture_and_a_note(host):
     assert "left out: shapes." in p.extra_generation_params[NOTE] and "neither has the pool" in p.extra_generation_params[NOTE]
 
 
+@pytest.mark.parametrize("version, metadata, noted, suits", [
+    ("Unknown", {}, None, True),
+    ("SD1", {"ss_base_model_version": "sd_v1"}, None, True),
+    ("SDXL", {"ss_base_model_version": "sdxl_base_v1-0"}, None, False),
+    ("SD2", {"ss_v2": "True"}, None, False),
+    ("SDXL", {"ss_base_model_version": "sdxl_base_v1-0"}, "SD1", True),
+    ("SD1", {"format": "pt"}, "SDXL", False),
+    ("SDXL", {}, "Unknown", True),
+])
+def test_files_for_another_kind_of_model_are_not_in_a_pool(host, tmp_path, version, metadata, noted, suits):
+    """The host would apply what has the same names."""
+    entry = host.networks.available_networks["b"]
+    entry.filename, entry.metadata, entry.sd_version = str(tmp_path / "b.safetensors"), metadata, host.network.SdVersion[version]
+    if noted:
+        (tmp_path / "b.json").write_text(json.dumps({"sd version": noted}))
+    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "b, text"}, steps=1)
+    assert p.extra_generation_params["LoRAtorio pool"] == ("step 1: a, b, text" if suits else "step 1: a, text")
+    assert ("left out: b." in p.extra_generation_params.get(NOTE, "")) == (not suits)
+    assert NOTE not in host.generate("a cat <lora:b:0.8>", ON, steps=1)[0].extra_generation_params
+
+
+@pytest.mark.parametrize("metadata, suits", [({"format": "pt"}, True), ({"ss_v2": "False"}, False)])
+def test_what_the_host_takes_for_sd1s_may_be_sdxls_unless_the_trainer_has_told(host, metadata, suits):
+    host.shared.sd_model.is_sd1, host.shared.sd_model.is_sdxl = False, True
+    entry = host.networks.available_networks["b"]
+    entry.metadata, entry.sd_version = metadata, host.network.SdVersion.SD1
+    p, _ = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "b, text"}, steps=1)
+    assert p.extra_generation_params["LoRAtorio pool"] == ("step 1: a, b, text" if suits else "step 1: a, text")
+
+
 def test_a_pool_that_cannot_be_read(host):
     for pool, message in (("horse", "'horse', which is none of the WebUI's LoRAs"), ("b:much", "must be a number")):
         with pytest.raises(LoratorioError, match=message):

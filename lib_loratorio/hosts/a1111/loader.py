@@ -13,11 +13,18 @@ from modules import shared
 
 from lib_loratorio.hosts.webui.pool import pooled
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, parts_by_name, require
+from lib_loratorio.notes import notes
 from lib_loratorio.schedule import LOCAL, Part
 from lib_loratorio.settings import Settings
 
 UNET = "diffusion_model"
 """How the names begin that the host gives the UNet's layers; all others are the text encoders'."""
+
+KINDS = {"SD1": "is_sd1", "SD2": "is_sd2", "SDXL": "is_sdxl"}
+"""The host's names for the kinds of models that networks are made for, and how a model tells that it is one."""
+
+TRAINED_ON = {"ss_base_model_version", "ss_v2"}
+"""What trainers write into a file of the model that they started from."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ def _of_pool(p, name: str, strength: float) -> Adapter:
     """One of the pool's adapters, loaded once a request and model; the caller puts back what is loaded."""
     kept, key = p.loratorio.adapters, (shared.sd_model.sd_checkpoint_info, name, strength)
     if key not in kept:
+        if _is_for_another_kind(networks.available_networks[name]):
+            raise matches_nothing(name)
         networks.load_networks([name], [strength], [strength], [None])
         require([name], lambda name: networks.loaded_networks)
         adapter = Adapter.of(_copy(networks.loaded_networks[0]), pooled=True)
@@ -74,6 +83,18 @@ def _of_pool(p, name: str, strength: float) -> Adapter:
             raise matches_nothing(name)
         kept[key] = adapter
     return kept[key]
+
+
+def _is_for_another_kind(network_on_disk) -> bool:
+    """Whether a file is for another kind of model, as far as the user's notes or else the file tell the host.
+
+    Layers do not tell: many of one kind's have the names, and some the shapes, of another's. What the host takes for SD1's has
+    any metadata and no sign of the other kinds, and may be theirs, unless the trainer has told.
+    """
+    kind = notes(network_on_disk.filename).get("sd version") or network_on_disk.sd_version.name
+    if kind == "SD1" and TRAINED_ON.isdisjoint(network_on_disk.metadata):
+        return False
+    return kind in KINDS and not getattr(shared.sd_model, KINDS[kind])
 
 
 def _copy(network) -> Any:

@@ -79,6 +79,7 @@ class CheckpointInfo:
 
 class SdModel(nn.Module):
     cond_stage_key = "txt"
+    is_sd1, is_sd2, is_sdxl = True, False, False
 
     def __init__(self, seed=0, channels=4, dict_conditions=False, dtype=torch.float64):
         super().__init__()

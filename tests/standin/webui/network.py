@@ -1,8 +1,16 @@
 """Network modules by kind, with the interface of the host's: `calc_updown`, `multiplier`, `calc_scale` and the factors."""
 
+import enum
 from types import SimpleNamespace
 
 import torch
+
+
+class SdVersion(enum.Enum):
+    Unknown = 1
+    SD1 = 2
+    SD2 = 3
+    SDXL = 4
 
 
 class NetworkOnDisk:
@@ -12,6 +20,7 @@ class NetworkOnDisk:
         self.name, self.alias, self.layers, self.embeddings = name, alias or name, layers, embeddings or {}
         self.filename = f"/loras/{name}.safetensors"
         self.mtime = 1.0
+        self.metadata, self.sd_version = {}, SdVersion.Unknown
 
 
 class Network:

@@ -1,0 +1,17 @@
+"""What the user has noted on a LoRA in the WebUI, which keeps it in a file beside the LoRA's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def notes(path: str) -> Mapping[str, Any]:
+    """The notes on the LoRA file at `path`, by the WebUI's names for them; none where it has none, or they cannot be read."""
+    try:
+        found = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
