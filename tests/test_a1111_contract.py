@@ -875,6 +875,14 @@ def test_scouting_evaluates_the_few_that_kept_a_share(host, monkeypatch):
     assert_clean(host, p, ("a",))
 
 
+@pytest.mark.parametrize("enable_hr, told", [(False, "step 1: a, b"), (True, "step 1: a, b; step 1: b")])
+def test_each_picture_tells_of_its_own_batch(host, monkeypatch, enable_hr, told):
+    seen = []
+    monkeypatch.setattr(host.script, "postprocess_image", lambda p, *args: seen.append(p.extra_generation_params["LoRAtorio pool"]))
+    host.generate("a cat <lora:a:0.8>", {**ON, "pool": "b"}, steps=1, n_iter=3, enable_hr=enable_hr, hr_prompt="a dog <lora:a:0>")
+    assert seen == [told] * 3
+
+
 def misfit(host, name, fits=(), text=False):
     """A network with two layers of other shapes than the model's, and these `fits`."""
     layers = {"diffusion_model_to_q": "full", "diffusion_model_to_out": "lora", **dict.fromkeys(fits, "lora")} | ({"transformer_fc1": "lora"} if text else {})

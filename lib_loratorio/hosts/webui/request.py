@@ -172,7 +172,7 @@ def tell_what_merge_leaves_out(p, adapters: Sequence) -> None:
 
 
 def report_pool(p, names: Sequence[str], scout: Scout) -> None:
-    """Tells which LoRAs of a pool were chosen in this pass, and from which step on."""
+    """Tells which LoRAs of a pool were chosen in this pass, and from which step on, behind what is told of a batch's first pass."""
     if not scout.pool:
         return
     p.extra_generation_params[POOL] = "; ".join(filter(None, [p.extra_generation_params.get(POOL), scout.told(names)]))

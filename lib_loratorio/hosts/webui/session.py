@@ -12,7 +12,7 @@ from lib_loratorio.hosts.webui import pool, request
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.methods import Composed
-from lib_loratorio.settings import INFOTEXT, Settings
+from lib_loratorio.settings import INFOTEXT, POOL, Settings
 from lib_loratorio.step import SamplerCall
 
 
@@ -31,6 +31,8 @@ def finish(p, processed) -> None:
 
 def prepare(p, settings: Settings, declined: str | None, adapters_of: Callable[[Any, Settings], Sequence], session: type[Session]) -> None:
     """Arranges that the sampling about to start is composed, by a `session` of the host. Raises LoratorioError and SettingsError."""
+    if not p.is_hr_pass:  # the next batch, whose pictures do not tell of the one before
+        p.extra_generation_params.pop(POOL, None)
     adapters, composed = [], None
     if not declined:
         adapters, composed = _suiting(p, settings, adapters_of, session)
