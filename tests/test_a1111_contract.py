@@ -631,6 +631,16 @@ def test_without_a_page_there_are_no_options_and_errors_still_stop(host):
     assert_close(host.generate(f"a cat {TAGS}", ON)[1], by_equations(host, [A, B], one("a cat")))
 
 
+def test_a_network_that_the_host_adds_to_each_prompt(host, monkeypatch):
+    """By its setting "Add network to prompt", which gives no tag to the first batch."""
+    extra_networks = importlib.import_module("modules.extra_networks")
+    added, activate = extra_networks.ExtraNetworkParams(["b", "0.6"]), extra_networks.activate
+    monkeypatch.setattr(extra_networks, "activate", lambda p, data: activate(p, {"lora": [*data.get("lora", []), added]}))
+    _, latents = host.generate("a cat <lora:a:0.8>", ON)
+    monkeypatch.undo()
+    assert_close(latents, by_equations(host, [A, B], one("a cat")))
+
+
 def test_networks_switched_off_are_an_ordinary_picture_and_a_note(host):
     p, _ = host.generate(f"a cat {TAGS}", ON, disable_extra_networks=True)
     assert p.extra_generation_params == {

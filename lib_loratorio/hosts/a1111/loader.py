@@ -113,7 +113,8 @@ def requested_adapters(p) -> list[Adapter]:
     if not p.is_hr_pass:
         require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
     parts = parts_by_name(extra_network_data(p))
-    adapters = [Adapter.of(network, next(parts[network.name])) for network in networks.loaded_networks]
+    without_tag = iter(())  # has what the host loads by its setting "Add network to prompt"
+    adapters = [Adapter.of(network, next(parts.get(network.name, without_tag), LOCAL)) for network in networks.loaded_networks]
     adapters = [adapter for adapter in adapters if adapter.te != 0 or adapter.unet != 0]
     for adapter in adapters:
         if not adapter.network.modules and not adapter.network.bundle_embeddings:
