@@ -37,15 +37,17 @@ def _entry(text: str) -> Entry:
     return Entry(pattern.strip(), value)
 
 
-def resolved(wanted: Iterable[Entry], paths: Mapping[str, str], taken: Iterable[str] = ()) -> list[tuple[str, float]]:
+def resolved(
+    wanted: Iterable[Entry], paths: Mapping[str, str], taken: Iterable[str] = (), aliases: Mapping[str, str] | None = None
+) -> list[tuple[str, float]]:
     """Names and strengths of the LoRAs that the entries mean, each once, none of strength 0 and none that is `taken`.
 
-    `paths` are all LoRAs by name, as paths within the LoRA folder, without extension and divided by `/`. Raises
-    SettingsError for an entry that means none of them.
+    `paths` are all LoRAs by name, as paths within the LoRA folder, without extension and divided by `/`; `aliases` are further
+    names of theirs. Raises SettingsError for an entry that means none of them.
     """
     found: dict[str, float] = {}
     for pattern, strength in wanted:
-        names = [pattern] if pattern in paths else [name for name, path in paths.items() if fnmatchcase(name, pattern) or fnmatchcase(path, pattern)]
+        names = _meant(pattern, paths, aliases or {})
         if not names:
             raise SettingsError(
                 f"LoRAtorio: the pool has '{pattern}', which is none of the WebUI's LoRAs. "
@@ -54,3 +56,15 @@ def resolved(wanted: Iterable[Entry], paths: Mapping[str, str], taken: Iterable[
         for name in names:
             found.setdefault(name, strength)
     return [(name, strength) for name, strength in found.items() if strength and name not in set(taken)]
+
+
+def _meant(pattern: str, paths: Mapping[str, str], aliases: Mapping[str, str]) -> list[str]:
+    """The names of the LoRAs that an entry means."""
+    name = pattern if pattern in paths else aliases.get(pattern)
+    if name:
+        return [name]
+    if pattern.endswith("/*"):  # of a folder that there is, whatever its name would mean as a pattern
+        within = [name for name, path in paths.items() if path.startswith(pattern[:-1])]
+        if within:
+            return within
+    return [name for name, path in paths.items() if fnmatchcase(name, pattern) or fnmatchcase(path, pattern)]

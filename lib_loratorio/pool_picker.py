@@ -11,12 +11,18 @@ from lib_loratorio.settings import Settings
 
 PICK, STRENGTH, ADD, REFRESH = "Pick LoRAs for the pool", "Their strength", "add to the pool", "refresh the list"
 
+DIVIDING = frozenset(",:\n")
+
 
 def choices(paths: Iterable[str]) -> list[str]:
-    """What can be picked of LoRAs at these paths within their folder: each by name, and the folders, as `folder/*`."""
+    """What can be picked of LoRAs at these paths within their folder: each by name, and the folders, as `folder/*`.
+
+    What has the characters in its name that divide the pool's text is not among them.
+    """
     paths = list(paths)
     folders = {path.rpartition("/")[0] for path in paths} - {""}
-    return [*sorted(f"{folder}/*" for folder in folders), *sorted((path.rpartition("/")[2] for path in paths), key=str.lower)]
+    found = [*sorted(f"{folder}/*" for folder in folders), *sorted((path.rpartition("/")[2] for path in paths), key=str.lower)]
+    return [choice for choice in found if DIVIDING.isdisjoint(choice)]
 
 
 def added(pool: str, picked: list[str], strength: float) -> str:

@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 from dataclasses import astuple, fields
+from pathlib import PureWindowsPath
 from types import SimpleNamespace
 
 import pytest
@@ -891,6 +892,35 @@ def test_each_picture_tells_of_its_own_batch(host, monkeypatch, enable_hr, told)
     monkeypatch.setattr(host.script, "postprocess_image", lambda p, *args: seen.append(p.extra_generation_params["LoRAtorio pool"]))
     host.generate("a cat <lora:a:0.8>", {**ON, "pool": "b"}, steps=1, n_iter=3, enable_hr=enable_hr, hr_prompt="a dog <lora:a:0>")
     assert seen == [told] * 3
+
+
+def test_a_pool_by_other_names(host):
+    """An alias of several networks is none's."""
+    host.networks.available_network_aliases["Both"], host.networks.forbidden_network_aliases["both"] = host.networks.available_networks["other"], 1
+    p, _ = host.generate("a cat <lora:text:0.8>", {**ON, "pool": "anna, b, a"}, steps=1)
+    assert p.extra_generation_params["LoRAtorio pool"] == "step 1: text, a, b"
+    with pytest.raises(LoratorioError, match="'Both', which is none of the WebUI's LoRAs"):
+        host.generate("a cat <lora:text:0.8>", {**ON, "pool": "Both"}, steps=1)
+
+
+def test_files_of_every_folder_of_networks(host):
+    files = "/loras/styles/v1.5/a.safetensors", "/lycoris/b.pt", "/more/x/text.ckpt", "/elsewhere/x/other.pt", "/loras2/foreign.pt"
+    for name, filename in zip(("a", "b", "text", "other", "foreign"), files):
+        host.networks.available_networks[name].filename = filename
+    vars(host.shared.cmd_opts).update(lyco_dir_backcompat="/lycoris", lora_dirs=["/more", "/others"])
+    assert host.pool.known() == {"a": "styles/v1.5/a", "b": "b", "text": "x/text", "other": "other", "foreign": "foreign"}
+    vars(host.shared.cmd_opts).update(lyco_dir_backcompat=None, lora_dirs=[])
+    assert host.pool.known()["b"] == "b" and host.pool.known()["text"] == "text"
+
+
+def test_folders_on_several_drives(host, monkeypatch):
+    monkeypatch.setattr(host.pool, "PurePath", PureWindowsPath)
+    host.shared.cmd_opts.lora_dir, host.shared.cmd_opts.lora_dirs = r"C:\webui\Lora", [r"D:\loras"]
+    host.networks.available_networks["a"].filename = r"c:\WebUI\Lora\styles\a.safetensors"
+    host.networks.available_networks["b"].filename = r"D:\loras\old\b.safetensors"
+    host.networks.available_networks["text"].filename = r"E:\text.safetensors"
+    paths = host.pool.known()
+    assert (paths["a"], paths["b"], paths["text"]) == ("styles/a", "old/b", "text")
 
 
 def misfit(host, name, fits=(), text=False):

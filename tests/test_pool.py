@@ -32,6 +32,18 @@ def test_names_and_patterns(text, expected):
     assert resolved(entries(text), PATHS) == expected
 
 
+@pytest.mark.parametrize("text, expected", [("styles [xl]/*", ["wax", "lino"]), ("styles [x]/*", ["ink"]), ("styles */*", ["wax", "lino", "ink"])])
+def test_a_folder_s_name_is_no_pattern(text, expected):
+    paths = {"wax": "styles [xl]/wax", "lino": "styles [xl]/old/lino", "ink": "styles x/ink"}
+    assert resolved(entries(text), paths) == [(name, 1.0) for name in expected]
+
+
+def test_other_names():
+    aliases = {"kitty": "cat", "ink": "oil", "cat": "dog"}
+    assert resolved(entries("kitty:0.5,ink,*g"), PATHS, aliases=aliases) == [("cat", 0.5), ("ink", 1.0), ("dog", 1.0)]
+    assert resolved(entries("kitty"), PATHS, ["cat"], aliases) == []
+
+
 def test_what_the_prompt_has_is_not_in_the_pool():
     assert resolved(entries("*"), PATHS, ["cat", "ink", "cat*"]) == [("dog", 1.0), ("oil", 1.0)]
 

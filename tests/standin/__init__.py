@@ -75,7 +75,7 @@ class Host:
             setattr(self, name, importlib.import_module(name))
         self.extension = load_script()
         self.a1111 = importlib.import_module("lib_loratorio.hosts.a1111")
-        self.messages, self.text = (importlib.import_module(f"lib_loratorio.hosts.webui.{name}") for name in ("messages", "text"))
+        self.messages, self.pool, self.text = (importlib.import_module(f"lib_loratorio.hosts.webui.{name}") for name in ("messages", "pool", "text"))
         self.picker = importlib.import_module("lib_loratorio.pool_picker")
         self.script_callbacks.ui_settings_callback()
         self.script = self.extension.LoratorioScript()

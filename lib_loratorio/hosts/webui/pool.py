@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import networks
@@ -19,10 +19,23 @@ Adapter = TypeVar("Adapter")
 
 
 def known() -> dict[str, str]:
-    """All LoRAs of the host by name, as paths within its LoRA folder: without extension, divided by `/`."""
-    folder = shared.cmd_opts.lora_dir
-    paths = {name: os.path.splitext(os.path.relpath(network.filename, folder))[0] for name, network in networks.available_networks.items()}
-    return {name: path.replace(os.sep, "/") for name, path in sorted(paths.items())}
+    """All LoRAs of the host by name, as paths within that of its LoRA folders that holds them: without extension, divided by `/`."""
+    options = shared.cmd_opts
+    folders = [options.lora_dir, *filter(None, [getattr(options, "lyco_dir_backcompat", None)]), *getattr(options, "lora_dirs", ())]
+    return {name: _path(network.filename, folders) for name, network in sorted(networks.available_networks.items())}
+
+
+def _path(filename: str, folders: Sequence[str]) -> str:
+    """A file's path within the first of the folders that holds it; its bare name where none does."""
+    path = PurePath(filename).with_suffix("")
+    folder = next(filter(path.is_relative_to, folders), path.parent)
+    return path.relative_to(folder).as_posix()
+
+
+def _aliases() -> dict[str, str]:
+    """The LoRAs' names by those other names that are the name of no second one."""
+    ambiguous = networks.forbidden_network_aliases
+    return {alias: network.name for alias, network in networks.available_network_aliases.items() if alias.lower() not in ambiguous}
 
 
 def _on_disk(name: str) -> Any:
@@ -41,7 +54,7 @@ def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str,
     files = {adapter.filename for adapter in asked} | {network.filename for network in tagged}
     taken = [name for name, network in networks.available_networks.items() if network.filename in files]
     found = []
-    for name, strength in resolved(entries(settings.pool), known(), [*taken, *refused(p)]):
+    for name, strength in resolved(entries(settings.pool), known(), [*taken, *refused(p)], _aliases()):
         try:
             found.append(load(name, strength))
         except LoratorioError:
