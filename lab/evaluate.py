@@ -28,7 +28,7 @@ COUNTS = (2, 3, 4, 5)
 STEPS, CFG = 20, 4.0
 CAPTIONS = 4                                   # of every set of skills
 # First seed, sets for each N, and the N.
-SPLITS = {"dev": (1_000_000, 2, COUNTS), "test": (2_000_000, 13, COUNTS), "style": (3_000_000, 26, (3,)), "speed": (4_000_000, 8, (3,)),
+SPLITS = {"dev": (1_000_000, 2, COUNTS), "test": (2_000_000, 13, COUNTS), "style": (3_000_000, 26, (3,)), "speed": (4_000_000, 5, (3,)),
           "pool": (5_000_000, 6, COUNTS)}
 
 
@@ -64,8 +64,8 @@ METHODS = {
     "LoRAtorio, lambda 1": Way(replace(DEFAULT, lam=1.0)),
     "LoRAtorio, negative every 2nd step": Way(replace(DEFAULT, guidance_every=2)),
     "LoRAtorio, negative every 5th step": Way(replace(DEFAULT, guidance_every=5)),
-    "Pool, scout to 0.2": Way(replace(SCOUT, scout=0.2), everything=True, pool=True),
-    "Pool, scout to 0.05": Way(replace(SCOUT, scout=0.05), everything=True, pool=True),
+    "Pool, scout, share 0.7": Way(replace(SCOUT, scout_share=0.7), everything=True, pool=True),
+    "Pool, scout, share 0.9": Way(replace(SCOUT, scout_share=0.9), everything=True, pool=True),
 }
 STYLED = {"styles local": Way(DEFAULT), "styles global": Way(DEFAULT, roles=True), "merged": Way(replace(DEFAULT, method="merge"))}
 TEMPERATURES, PATCHES, LAMBDAS, TOP_KS = (0.003, 0.02, 0.1, 0.5), (1, 2, 4), (0.0, 0.5, 1.0), (1, 2, 3)

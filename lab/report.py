@@ -220,7 +220,7 @@ its LoRAs and the detector are described in [the model card](../lab/MODEL_CARD.m
 with {evaluate.CAPTIONS} captions each; the same noise for every method; DDIM, {evaluate.STEPS} steps, CFG {evaluate.CFG:g}, every LoRA at strength 1.
 LoRAtorio at its defaults: temperature {default.temperature:g}, patch size {default.patch_size}, lambda {default.lam:g}.
 "Pool" and "all loaded" have all {len(world.NAMES)} LoRAs, whatever the caption asks for; in a pool, the {evaluate.TOP_K} most divergent in each place compose
-it (top-k), and it is scouted up to the named fraction of the sampling with share {default.scout_share:g}.
+it (top-k); it is scouted up to {default.scout:g} of the sampling, with the named least share of the strongest LoRA's places.
 
 ## Quality and cost
 

@@ -32,13 +32,13 @@ def test_evaluations_a_step():
 
 
 def test_evaluations_are_counted_where_the_records_tell():
-    records = _records("test", {"LoRAtorio": (1.0, 2.0), "Pool, scout to 0.2": (1.0, 2.0)})
+    records = _records("test", {"LoRAtorio": (1.0, 2.0), "Pool, scout, share 0.7": (1.0, 2.0)})
     for record in records:
-        if record["way"] == "Pool, scout to 0.2":
+        if record["way"] == "Pool, scout, share 0.7":
             record["evaluations"] = 100.0 + record["count"]
     measured = report.Measured(records, "test")
     assert measured.evaluations("LoRAtorio", 3) == 20 * 8 and measured.evaluations("LoRAtorio") == 20 * 9
-    assert measured.evaluations("Pool, scout to 0.2", 5) == 105.0 and measured.evaluations("Pool, scout to 0.2") == 103.5
+    assert measured.evaluations("Pool, scout, share 0.7", 5) == 105.0 and measured.evaluations("Pool, scout, share 0.7") == 103.5
 
 
 def test_the_cheapest_that_is_as_good_is_chosen():
