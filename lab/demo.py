@@ -109,10 +109,15 @@ def main():
         print(f"\rcomposed: {number + 1}/{len(SKILLS)}       ", end="", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet.image().save(args.out)
-    rows = [[way, f"{t['found']} of {t['asked']}", f"{t['complete']} of {len(SKILLS)}", f"{t['seconds']:.1f}",
-             " / ".join(str(report.evaluations(METHODS[way], n)) for n in (2, 4))] for way, t in totals.items()]
-    print("\r" + report.table(["", "skills found", "pictures with all skills", "s a picture", "model evaluations a step (2 / 4 LoRAs)"], rows))
+    print("\r" + summary(totals))
     print(f"{args.out}: {time.time() - begin:.0f} s, {torch.get_num_threads()} threads")
+
+
+def summary(totals):
+    """The table of what was found and what it cost, from each way's totals over the captions."""
+    rows = [[way, f"{t['found']} of {t['asked']}", f"{t['complete']} of {len(SKILLS)}", f"{t['seconds']:.1f}",
+             " / ".join(str(report.evaluations_a_step(METHODS[way], n)) for n in (2, 4))] for way, t in totals.items()]
+    return report.table(["", "skills found", "pictures with all skills", "s a picture", "model evaluations a step (2 / 4 LoRAs)"], rows)
 
 
 if __name__ == "__main__":

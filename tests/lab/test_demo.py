@@ -25,6 +25,12 @@ def test_winner_of_each_patch_has_its_colour():
         assert np.abs(tinted[:, column] - (0.45 * 100 + 0.55 * np.array(colour))).max() <= 1
 
 
+def test_summary_tells_what_was_found_and_what_it_cost():
+    totals = {way: {"found": 9, "asked": 12, "complete": 1, "seconds": 2.25} for way in demo.WAYS}
+    table = demo.summary(totals)
+    assert "| Merge | 9 of 12 | 1 of 4 | 2.2 | 2 / 2 |" in table and "| LoRAtorio | 9 of 12 | 1 of 4 | 2.2 | 6 / 10 |" in table
+
+
 def test_sheet_has_room_for_all_rows():
     sheet = demo.Sheet()
     tile = Image.new("RGB", (4, 4), (255, 0, 0))
