@@ -114,6 +114,7 @@ class AdapterBank:
                 self.counts[number] += 1
             if low_rank or dense:
                 self._layers.append((layers[name], _LayerRows(layers[name], low_rank, dense)))
+        self._low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank]
 
     def _prepared(self, layer: nn.Module, name: str, number: int, delta: Dense, budget: MemoryBudget) -> DenseDelta | None:
         prepared = DenseDelta(layer, delta, budget)
@@ -168,12 +169,12 @@ class AdapterBank:
 
     # Factors of many adapters, on the device for a call only
 
-    def prefetch(self, adapters: Sequence[int]) -> None:
+    def prefetch(self, adapters: Collection[int]) -> None:
         """Brings the factors of a coming call of a bank that streams to the device while that computes the call before, where it can.
 
         Where memory runs out meanwhile, calls bring their own from then on.
         """
-        low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank and rows.low_rank.placed]
+        low_rank = [layer for layer in self._low_rank if layer.placed]
         self._beside = self._beside or (side_stream(low_rank[0].placed[0]) if low_rank else None)
         if not self._beside or self._is_full:
             return
@@ -191,8 +192,7 @@ class AdapterBank:
         """Gives the memory of stacks back that this call has no use for, and waits for those on their way."""
         if not self.streams:
             return
-        low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank]
-        for layer in low_rank:
+        for layer in self._low_rank:
             layer.stacks = {key: stack for key, stack in layer.stacks.items() if key == adapters}
         if self._beside:
-            self._beside.join([tensor for layer in low_rank for stack in layer.stacks.values() for tensor in (stack.down, stack.up)])
+            self._beside.join([tensor for layer in self._low_rank for stack in layer.stacks.values() for tensor in (stack.down, stack.up)])

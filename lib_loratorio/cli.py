@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lora", type=parse_lora, action="append", default=[], metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global]",
         help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that it takes "
              "part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places")
-    add("--pool", type=parse_pool, action="append", default=[], metavar="FILE_OR_FOLDER[:STRENGTH]",
+    add("--pool", type=parse_pool, action="extend", default=[], metavar="FILE_OR_FOLDER[:STRENGTH]",
         help="LoRAs beside these, which may be left out of steps in which they matter little (--pool-mode scout); of a folder all that "
              "lie in it as .safetensors; may be given more than once")
     add("--prompt", required=True)
@@ -189,10 +189,10 @@ def _generate(options: argparse.Namespace) -> int:
     return _generate_with(options, settings)
 
 
-def _each_once(pool: Sequence[Sequence[tuple]], asked: Sequence[tuple]) -> list[tuple]:
+def _each_once(pool: Sequence[tuple], asked: Sequence[tuple]) -> list[tuple]:
     """The pool's LoRAs, of each file the first mention; none of strength 0 and none that is asked for besides."""
     found = {}
-    for lora in (lora for mention in pool for lora in mention):
+    for lora in pool:
         found.setdefault(lora[0].resolve(), lora)
     taken = {path.resolve() for path, *_ in asked}
     return [lora for file, lora in found.items() if lora[1] and file not in taken]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,10 @@ def _shapes(tree: Any) -> tuple:
     return tuple(shapes)
 
 
+def _adapters_of(requests: Sequence[Request]) -> frozenset[int]:
+    return frozenset(adapter for request in requests for adapter in request.adapters)
+
+
 class Evaluator:
     """Calls the model with the requests' rows batched, split on need.
 
@@ -69,14 +73,11 @@ class Evaluator:
     def __init__(self, model: Callable[[Any], torch.Tensor], bank: AdapterBank, limit: int = 0,
                  fits: Callable[[int], bool] = lambda rows: True):
         self.model, self.bank, self.limit, self.fits = model, bank, limit, fits
-        self._staying: Collection[int] = ()  # adapters whose factors stay on the device for all calls of these requests
-        self._streams = False
+        self._adapters: frozenset[int] = frozenset()  # of the requests at hand
 
     def __call__(self, requests: Sequence[Request]) -> list[torch.Tensor]:
         """The predictions of each request, in their order."""
-        adapters = {adapter for request in requests for adapter in request.adapters}
-        self._staying = adapters if len(adapters) <= RESIDENT else frozenset()
-        self._streams = len(adapters) > RESIDENT
+        self._adapters = _adapters_of(requests)
         results: list[torch.Tensor | None] = [None] * len(requests)
         by_shape: dict[tuple, list[int]] = {}
         for place, request in enumerate(requests):
@@ -85,6 +86,11 @@ class Evaluator:
             for place, prediction in zip(places, self._batched([requests[place] for place in places])):
                 results[place] = prediction
         return results
+
+    @property
+    def _streams(self) -> bool:
+        """Whether there are more adapters than may stay on the device for all calls."""
+        return len(self._adapters) > RESIDENT
 
     def _batched(self, requests: Sequence[Request]) -> list[torch.Tensor]:
         done: list[torch.Tensor] = []  # the last requests' predictions
@@ -98,7 +104,7 @@ class Evaluator:
                     raise
             else:
                 if self._streams:
-                    self.bank.prefetch({adapter for request in self._next(waiting[: -len(group)]) for adapter in request.adapters})
+                    self.bank.prefetch(_adapters_of(self._next(waiting[: -len(group)])))
                 continue
             # Outside the except block, so that the failed call's tensors are free before the next try.
             self.limit = len(group) // 2
@@ -116,6 +122,6 @@ class Evaluator:
 
     def _call(self, group: Sequence[Request]) -> Sequence[torch.Tensor]:
         layout = Layout(tuple(Block(request.adapters, request.rows) for request in group))
-        with self.bank.rows(layout, self._staying):
+        with self.bank.rows(layout, () if self._streams else self._adapters):
             predictions = self.model(_concatenate([request.inputs for request in group]))
         return predictions.split([request.rows for request in group])

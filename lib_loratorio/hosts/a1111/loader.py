@@ -11,7 +11,7 @@ from typing import Any
 import networks
 from modules import shared
 
-from lib_loratorio.hosts.webui.pool import pooled
+from lib_loratorio.hosts.webui.pool import is_available, pooled
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, parts_by_name, require
 from lib_loratorio.notes import notes
 from lib_loratorio.schedule import LOCAL, Part
@@ -111,7 +111,7 @@ def requested_adapters(p) -> list[Adapter]:
     loaded = {network.name for network in networks.loaded_networks}
     require(names(extra_network_data(p)), lambda name: name in loaded)
     if not p.is_hr_pass:
-        require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
+        require(names(getattr(p, "hr_extra_network_data", None) or {}), is_available)
     parts = parts_by_name(extra_network_data(p))
     without_tag = iter(())  # has what the host loads by its setting "Add network to prompt"
     adapters = [Adapter.of(network, next(parts.get(network.name, without_tag), LOCAL)) for network in networks.loaded_networks]
@@ -120,10 +120,6 @@ def requested_adapters(p) -> list[Adapter]:
         if not adapter.network.modules and not adapter.network.bundle_embeddings:
             raise matches_nothing(adapter.name)
     return [adapter for adapter in adapters if adapter.changes_unet or adapter.changes_text]
-
-
-def _is_available(name: str) -> bool:
-    return name in networks.available_network_aliases or name in networks.available_networks
 
 
 @contextmanager

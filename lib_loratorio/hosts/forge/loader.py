@@ -11,7 +11,7 @@ from typing import Any
 import networks
 
 from lib_loratorio.hosts.forge.backend import Patches, this_backend
-from lib_loratorio.hosts.webui.pool import pooled
+from lib_loratorio.hosts.webui.pool import is_available, pooled
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
 from lib_loratorio.memory import is_out_of_memory
 from lib_loratorio.schedule import LOCAL, Part, part
@@ -54,17 +54,13 @@ def adapters_of(p, settings: Settings) -> list[Adapter]:
 def requested_adapters(p) -> list[Adapter]:
     """The prompt's adapters, without those of strength 0. Raises LoratorioError for a missing one."""
     data = extra_network_data(p)
-    require(names(data), _is_available)
+    require(names(data), is_available)
     if not p.is_hr_pass:
-        require(names(getattr(p, "hr_extra_network_data", None) or {}), _is_available)
+        require(names(getattr(p, "hr_extra_network_data", None) or {}), is_available)
     wanted = [_tag(params) for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional]
     with _loader(p.sd_model):
         adapters = [_adapter(p, part, name, te, unet, dyn) for name, te, unet, dyn, part in wanted if te or unet]
     return [adapter for adapter in adapters if adapter.patches or adapter.changes_text]
-
-
-def _is_available(name: str) -> bool:
-    return name in networks.available_network_aliases or name in networks.available_networks
 
 
 def _tag(params) -> tuple[str, float, float, int | None, Part]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import networks
 from modules import shared
@@ -38,10 +38,9 @@ def _aliases() -> dict[str, str]:
     return {alias: network.name for alias, network in networks.available_network_aliases.items() if alias.lower() not in ambiguous}
 
 
-def _on_disk(name: str) -> Any:
-    """The file that the host means by a name or an alias; None where it knows neither."""
-    listed = networks.available_networks if name.lower() in networks.forbidden_network_aliases else networks.available_network_aliases
-    return listed.get(name)
+def is_available(name: str) -> bool:
+    """Whether a tag's name is one of the host's LoRAs, or another name of one."""
+    return name in networks.available_network_aliases or name in networks.available_networks
 
 
 def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str, float], Adapter]) -> list[Adapter]:
@@ -50,11 +49,12 @@ def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str,
     Those that cannot be loaded for this model are left out, and tried once a request: a folder may hold LoRAs for several models.
     Raises SettingsError for names that the host does not know.
     """
-    tagged = filter(None, map(_on_disk, names(extra_network_data(p))))
-    files = {adapter.filename for adapter in asked} | {network.filename for network in tagged}
-    taken = [name for name, network in networks.available_networks.items() if network.filename in files]
+    aliases = _aliases()
+    tagged = {aliases.get(name, name) for name in names(extra_network_data(p))}
+    files = {adapter.filename for adapter in asked}
+    taken = [name for name, network in networks.available_networks.items() if name in tagged or network.filename in files]
     found = []
-    for name, strength in resolved(entries(settings.pool), known(), [*taken, *refused(p)], _aliases()):
+    for name, strength in resolved(entries(settings.pool), known(), [*taken, *refused(p)], aliases):
         try:
             found.append(load(name, strength))
         except LoratorioError:
