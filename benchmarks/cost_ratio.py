@@ -46,16 +46,26 @@ def main() -> None:
         seconds(options.webui_url, {**request, "steps": few})
     whole, sampling, naive = [], [], []
     for _ in range(options.rounds):
-        times = [seconds(options.webui_url, {**request, "steps": steps}) for steps in (many, few) for request in (composed, plain)]
+        times = [
+            seconds(options.webui_url, {**request, "steps": steps})
+            for steps in (many, few)
+            for request in (composed, plain)
+        ]
         whole.append(times[0] / times[1])
         sampling.append((times[0] - times[2]) / (times[1] - times[3]))
         if options.naive:
             more, less = (seconds(options.webui_url, {**verified, "steps": steps}) for steps in (many, few))
             naive.append((times[0] - times[2]) / (more - less - (times[0] - times[2])))
-    for name, other, ratios in (("whole request", "the plain rows", whole), ("sampling", "the plain rows", sampling), ("sampling", "swapping LoRAs", naive)):
+    for name, other, ratios in (
+        ("whole request", "the plain rows", whole),
+        ("sampling", "the plain rows", sampling),
+        ("sampling", "swapping LoRAs", naive),
+    ):
         if ratios:
-            print(f"{options.size} px, {len(loras)} LoRAs, {name}: {statistics.median(ratios):.3f} of {other} "
-                  f"(min {min(ratios):.3f}, max {max(ratios):.3f}, {options.rounds} rounds)")
+            print(
+                f"{options.size} px, {len(loras)} LoRAs, {name}: {statistics.median(ratios):.3f} of {other} "
+                f"(min {min(ratios):.3f}, max {max(ratios):.3f}, {options.rounds} rounds)"
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What weight maps cost on a running WebUI: sampling with them against sampling without.
 
-Takes the two in alternation, of two step counts each; the difference between the step counts is the sampling alone. Prints the
-median of the ratios pair by pair. With --server-pid (Linux) it takes the server's processor time, which other programs on the
-machine disturb less than the clock.
+Takes the two in alternation, of two step counts each; the difference between the step counts is the sampling alone.
+Prints the median of the ratios pair by pair. With --server-pid (Linux) it takes the server's processor time, which
+other programs on the machine disturb less than the clock.
 
     python benchmarks/maps_cost.py --webui-url http://127.0.0.1:7860 --loras a,b,te --size 256
 """
@@ -38,8 +38,16 @@ def main() -> None:
     tags = " ".join(f"<lora:{name}:0.7>" for name in options.loras.split(","))
 
     def seconds(maps: bool, steps: int) -> float:
-        request = {"prompt": f"a cat {tags}", "width": options.size, "height": options.size, "seed": 1, "sampler_name": "Euler", "steps": steps,
-                   "do_not_save_grid": True, "alwayson_scripts": {"LoRAtorio": {"args": [{"enabled": True, "maps": maps}]}}}
+        request = {
+            "prompt": f"a cat {tags}",
+            "width": options.size,
+            "height": options.size,
+            "seed": 1,
+            "sampler_name": "Euler",
+            "steps": steps,
+            "do_not_save_grid": True,
+            "alwayson_scripts": {"LoRAtorio": {"args": [{"enabled": True, "maps": maps}]}},
+        }
         start = clock(options.server_pid)
         requests.post(f"{options.webui_url}/sdapi/v1/txt2img", json=request, timeout=1800).raise_for_status()
         return clock(options.server_pid) - start
@@ -47,11 +55,18 @@ def main() -> None:
     seconds(True, options.steps[0])
     ratios = []
     for number in range(options.rounds):
-        times = {(maps, steps): seconds(maps, steps) for steps in options.steps for maps in ((True, False) if number % 2 else (False, True))}
+        times = {
+            (maps, steps): seconds(maps, steps)
+            for steps in options.steps
+            for maps in ((True, False) if number % 2 else (False, True))
+        }
         few, many = options.steps
         ratios.append((times[True, many] - times[True, few]) / (times[False, many] - times[False, few]))
-    print(f"{options.size} px, {options.loras}: sampling with maps takes {statistics.median(ratios):.3f} of the time without "
-          f"(min {min(ratios):.3f}, max {max(ratios):.3f}, {options.rounds} rounds)")
+    print(
+        f"{options.size} px, {options.loras}: sampling with maps takes {statistics.median(ratios):.3f} of the "
+        "time without "
+        f"(min {min(ratios):.3f}, max {max(ratios):.3f}, {options.rounds} rounds)"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Peak memory of one composed step with pools of LoRAs, on a UNet of Stable Diffusion 1.5's size with random weights.
 
-The factors lie in host memory, as WebUIs keep them; what counts is what the step takes on the device: the model, its activations, and
-the factors that are brought there. On CUDA the allocator's own peak and a step's time with and without the transfer beside the
-computation; on the CPU, where nothing is brought ahead of its call, the peak that torch's profiler sees.
+The factors lie in host memory, as WebUIs keep them; what counts is what the step takes on the device: the model, its
+activations, and the factors that are brought there. On CUDA the allocator's own peak and a step's time with and without
+the transfer beside the computation; on the CPU, where nothing is brought ahead of its call, the peak that torch's
+profiler sees.
 
     PYTHONPATH=. python benchmarks/pool_memory.py --pools 8 64 --rank 32 --size 512
 """
@@ -54,7 +55,9 @@ def step(model: UNet2DConditionModel, bank: AdapterBank, count: int, size: int) 
     own = {"device": model.device, "dtype": model.dtype}
     latent, text = torch.randn(2, 4, size // 8, size // 8, **own), torch.randn(2, 77, 768, **own)
     evaluator = Evaluator(lambda rows: model(rows[0], 500, rows[1]).sample, bank)
-    call = SamplerCall(method, method.plan(range(count), 0), evaluator, torch.zeros(1, dtype=torch.long, device=model.device))
+    call = SamplerCall(
+        method, method.plan(range(count), 0), evaluator, torch.zeros(1, dtype=torch.long, device=model.device)
+    )
     call.evaluate(1, 1, lambda number, rows: (latent[rows], text[rows]))
     call.combine(None)
 
@@ -68,7 +71,11 @@ def peak(run, cuda: bool) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
-    events = sorted((event.start_ns(), event.nbytes()) for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    events = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profiled.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
     return max(accumulate(size for _, size in events))
 
 
@@ -91,11 +98,17 @@ def main() -> None:
     cuda = options.device == "cuda"
     dtype = torch.float16 if cuda else torch.float32
     model = unet(options.device, dtype)
-    layers = {name: layer for name, layer in model.named_modules() if "attentions" in name and isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))}
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if "attentions" in name and isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
+    }
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     loras = [lora(layers, options.rank, torch.float16) for _ in range(max(options.pools))]
-    print(f"torch {torch.__version__}, {options.device}, {dtype}: model {weights / MB:.0f} MB, "
-          f"each LoRA of rank {options.rank} {size_of(loras[0]) / MB:.0f} MB in host memory")
+    print(
+        f"torch {torch.__version__}, {options.device}, {dtype}: model {weights / MB:.0f} MB, "
+        f"each LoRA of rank {options.rank} {size_of(loras[0]) / MB:.0f} MB in host memory"
+    )
     for count in options.pools:
         bank = AdapterBank(layers, loras[:count], budget=0)
 
@@ -108,8 +121,14 @@ def main() -> None:
             if cuda:
                 overlapped = min(seconds(run) for _ in range(3))
                 bank.prefetch = lambda adapters: None
-                timed = f"; a step {overlapped:.2f} s, {min(seconds(run) for _ in range(3)):.2f} s without the transfer beside the computation"
-        print(f"{options.size} px, pool of {count}: peak {(weights + beside) / MB:.0f} MB, {beside / MB:.0f} of them beside the model{timed}")
+                timed = (
+                    f"; a step {overlapped:.2f} s, {min(seconds(run) for _ in range(3)):.2f} s without the transfer "
+                    "beside the computation"
+                )
+        print(
+            f"{options.size} px, pool of {count}: peak {(weights + beside) / MB:.0f} MB, {beside / MB:.0f} of "
+            f"them beside the model{timed}"
+        )
 
 
 if __name__ == "__main__":

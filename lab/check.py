@@ -2,9 +2,10 @@
 
     python -m lab.check [NAME ...] [--count 64] [--sheet outputs/skills.png] [--plain]
 
-Prints, per skill, the share of pictures in which the detector finds it, and how often it finds it without the LoRA (which
-should be never). Prompts are captions of held-out scenes.
+Prints, per skill, the share of pictures in which the detector finds it, and how often it finds it without the LoRA
+(which should be never). Prompts are captions of held-out scenes.
 """
+
 import argparse
 import time
 from pathlib import Path
@@ -22,7 +23,9 @@ SEED = 800_000
 def pictures(pipe, name, count, steps, cfg, batch=16):
     """Pictures for held-out captions of one skill, [count, SIZE, SIZE, 3] uint8."""
     captions = world.batch(lambda rng: (name,), count, SEED + world.NAMES.index(name))[1]
-    return np.concatenate([model.sample(pipe, captions[i:i + batch], SEED + i, steps, cfg) for i in range(0, count, batch)])
+    return np.concatenate(
+        [model.sample(pipe, captions[i : i + batch], SEED + i, steps, cfg) for i in range(0, count, batch)]
+    )
 
 
 def main():
@@ -53,7 +56,11 @@ def main():
         found = detector.detect(judge, images)
         others = np.delete(found, column, 1).any(1).mean()
         worst = min(worst, found[:, column].mean())
-        print(f"{line}  with LoRA {found[:, column].mean():6.1%}  other skills in {others:6.1%}  {time.time() - start:.0f} s", flush=True)
+        print(
+            f"{line}  with LoRA {found[:, column].mean():6.1%}  other skills in {others:6.1%}  "
+            f"{time.time() - start:.0f} s",
+            flush=True,
+        )
         rows.append(np.concatenate(images[:8], 1))
     print(f"lowest: {worst:.1%} of {args.count}")
     if args.sheet:

@@ -1,4 +1,5 @@
 """Draws the training losses: python -m lab.curves [--scratch DIR] -> lab/losses.png"""
+
 import argparse
 import csv
 from pathlib import Path
@@ -20,8 +21,11 @@ def main():
     parser.add_argument("--out", default="lab/losses.png")
     args = parser.parse_args()
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
-    for panel, title, pattern in zip(panels, ("autoencoder (L1 + KL)", "base (weighted noise MSE)", "LoRAs (weighted noise MSE)"),
-                                     ("ae", "base", "lora-*")):
+    for panel, title, pattern in zip(
+        panels,
+        ("autoencoder (L1 + KL)", "base (weighted noise MSE)", "LoRAs (weighted noise MSE)"),
+        ("ae", "base", "lora-*"),
+    ):
         for path in sorted(args.scratch.glob(f"{pattern}.csv")):
             panel.plot(*read(path), label=path.stem.removeprefix("lora-"))
         panel.set(title=title, xlabel="step", yscale="log")

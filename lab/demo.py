@@ -2,9 +2,10 @@
 
     python -m lab.demo [--out outputs/demo.png]
 
-Writes a contact sheet (each skill alone; then the same captions and noise with Merge, Switch, Composite and LoRAtorio, and
-where LoRAtorio gave each LoRA its weight) and prints what the skill detector found in it.
+Writes a contact sheet (each skill alone; then the same captions and noise with Merge, Switch, Composite and LoRAtorio,
+and where LoRAtorio gave each LoRA its weight) and prints what the skill detector found in it.
 """
+
 import argparse
 import time
 from pathlib import Path
@@ -20,7 +21,12 @@ from lib_loratorio.hosts.diffusers import composed
 from lib_loratorio.weight_maps import COLOURS, dominant
 
 WAYS = ("Merge", "Switch", "Composite", "LoRAtorio")
-SKILLS = (("alien", "robot"), ("cat", "bricks"), ("alien", "mushroom", "gem", "waves"), ("cat", "robot", "bricks", "hatching"))
+SKILLS = (
+    ("alien", "robot"),
+    ("cat", "bricks"),
+    ("alien", "mushroom", "gem", "waves"),
+    ("cat", "robot", "bricks", "hatching"),
+)
 SEED = 5
 TILE, GAP, INK, PAPER = 192, 8, (30, 30, 30), (250, 250, 250)
 
@@ -38,7 +44,9 @@ class Sheet:
     def image(self):
         lines = [max((len(captions) for _, captions in tiles), default=0) for _, tiles in self.rows]
         heights = [30 + TILE + 18 * n + GAP for n in lines]
-        page = Image.new("RGB", (GAP + max(len(tiles) for _, tiles in self.rows) * (TILE + GAP), sum(heights) + GAP), PAPER)
+        page = Image.new(
+            "RGB", (GAP + max(len(tiles) for _, tiles in self.rows) * (TILE + GAP), sum(heights) + GAP), PAPER
+        )
         draw, top = ImageDraw.Draw(page), GAP
         for (heading, tiles), height in zip(self.rows, heights):
             draw.text((GAP, top), heading, font=self.font, fill=INK)
@@ -67,7 +75,11 @@ def main():
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     begin = time.time()
-    pipe, judge, sheet = model.load(args.weights / "model"), detector.load(args.weights / "detector.safetensors"), Sheet()
+    pipe, judge, sheet = (
+        model.load(args.weights / "model"),
+        detector.load(args.weights / "detector.safetensors"),
+        Sheet(),
+    )
 
     def loras(names):
         return [(args.weights / "loras" / f"{name}.safetensors", 1.0) for name in names]
@@ -103,7 +115,9 @@ def main():
             tiles.append((Image.fromarray(image[0]), [f"{way}: {present.sum()} of {len(skills)} skills"]))
         weights = composition.run.maps.mean[:, 0]
         shares = composition.run.maps.shares()[:, 0].tolist()
-        legend = [(f"{name} {share:.0%}", COLOURS[n % len(COLOURS)]) for n, (name, share) in enumerate(zip(skills, shares))]
+        legend = [
+            (f"{name} {share:.0%}", COLOURS[n % len(COLOURS)]) for n, (name, share) in enumerate(zip(skills, shares))
+        ]
         tiles.append((winners(Image.fromarray(image[0]), weights), legend))
         sheet.row(f"{len(skills)} LoRAs: {shown.caption}", tiles)
         print(f"\rcomposed: {number + 1}/{len(SKILLS)}       ", end="", flush=True)
@@ -115,9 +129,19 @@ def main():
 
 def summary(totals):
     """The table of what was found and what it cost, from each way's totals over the captions."""
-    rows = [[way, f"{t['found']} of {t['asked']}", f"{t['complete']} of {len(SKILLS)}", f"{t['seconds']:.1f}",
-             " / ".join(str(report.evaluations_a_step(METHODS[way], n)) for n in (2, 4))] for way, t in totals.items()]
-    return report.table(["", "skills found", "pictures with all skills", "s a picture", "model evaluations a step (2 / 4 LoRAs)"], rows)
+    rows = [
+        [
+            way,
+            f"{t['found']} of {t['asked']}",
+            f"{t['complete']} of {len(SKILLS)}",
+            f"{t['seconds']:.1f}",
+            " / ".join(str(report.evaluations_a_step(METHODS[way], n)) for n in (2, 4)),
+        ]
+        for way, t in totals.items()
+    ]
+    return report.table(
+        ["", "skills found", "pictures with all skills", "s a picture", "model evaluations a step (2 / 4 LoRAs)"], rows
+    )
 
 
 if __name__ == "__main__":

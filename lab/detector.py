@@ -3,8 +3,10 @@
     python -m lab.detector --out lab/weights/detector.safetensors
 
 A small CNN with one logit per skill, trained on ground-truth renders of 0 to 5 skills, blurred, shifted in colour and
-noised, because a generator's pictures are never as clean as the renders. Its accuracy is measured on renders of another seed.
+noised, because a generator's pictures are never as clean as the renders. Its accuracy is measured on renders of another
+seed.
 """
+
 import argparse
 import json
 import time
@@ -18,7 +20,7 @@ from torch import nn
 
 from lab import world
 
-HELD_OUT_SEED = 900_000      # training seeds stay below
+HELD_OUT_SEED = 900_000  # training seeds stay below
 
 
 class Detector(nn.Module):
@@ -28,11 +30,22 @@ class Detector(nn.Module):
         super().__init__()
         w = width
         self.body = nn.Sequential(
-            nn.Conv2d(3, w, 4, stride=2, padding=1), nn.GroupNorm(4, w), nn.ReLU(),
-            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1), nn.GroupNorm(4, 2 * w), nn.ReLU(),
-            nn.Conv2d(2 * w, 2 * w, 3, padding=1), nn.GroupNorm(4, 2 * w), nn.ReLU(),
-            nn.Conv2d(2 * w, 3 * w, 4, stride=2, padding=1), nn.GroupNorm(4, 3 * w), nn.ReLU(),
-            nn.Conv2d(3 * w, 3 * w, 3, padding=1), nn.GroupNorm(4, 3 * w), nn.ReLU())
+            nn.Conv2d(3, w, 4, stride=2, padding=1),
+            nn.GroupNorm(4, w),
+            nn.ReLU(),
+            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1),
+            nn.GroupNorm(4, 2 * w),
+            nn.ReLU(),
+            nn.Conv2d(2 * w, 2 * w, 3, padding=1),
+            nn.GroupNorm(4, 2 * w),
+            nn.ReLU(),
+            nn.Conv2d(2 * w, 3 * w, 4, stride=2, padding=1),
+            nn.GroupNorm(4, 3 * w),
+            nn.ReLU(),
+            nn.Conv2d(3 * w, 3 * w, 3, padding=1),
+            nn.GroupNorm(4, 3 * w),
+            nn.ReLU(),
+        )
         # Figures are somewhere (maximum), styles and grounds everywhere (mean).
         self.head = nn.Linear(6 * w, len(world.NAMES))
 
@@ -48,6 +61,7 @@ def to_pictures(images):
 
 def degrade(pictures, generator):
     """What separates a generated picture from a render: some blur, a colour cast, noise."""
+
     def uniform(*shape, low=0.0, high=1.0):
         return torch.rand(*shape, generator=generator) * (high - low) + low
 
@@ -75,7 +89,9 @@ def load(path, device="cpu"):
 @torch.no_grad()
 def detect(detector, images, batch=64):
     """uint8 [B, H, W, 3] -> present, bool [B, skills]."""
-    return torch.cat([detector(to_pictures(part)) > 0 for part in np.array_split(images, -(-len(images) // batch))]).numpy()
+    return torch.cat(
+        [detector(to_pictures(part)) > 0 for part in np.array_split(images, -(-len(images) // batch))]
+    ).numpy()
 
 
 def accuracy(detector, count=2000, degraded=False):
@@ -85,8 +101,12 @@ def accuracy(detector, count=2000, degraded=False):
         pictures = degrade(to_pictures(images), torch.Generator().manual_seed(HELD_OUT_SEED))
         images = (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()
     right = detect(detector, images) == (targets > 0.5)
-    return {"per_skill": {n: round(float(r), 4) for n, r in zip(world.NAMES, right.mean(0))},
-            "labels": round(float(right.mean()), 4), "scenes": round(float(right.all(1).mean()), 4), "count": count}
+    return {
+        "per_skill": {n: round(float(r), 4) for n, r in zip(world.NAMES, right.mean(0))},
+        "labels": round(float(right.mean()), 4),
+        "scenes": round(float(right.all(1).mean()), 4),
+        "count": count,
+    }
 
 
 def train(steps=500, batch=32, seed=0, width=24):
@@ -119,7 +139,7 @@ def main():
     width = 24
     detector = train(args.steps, width=width)
     weights = {k: v.half().contiguous() for k, v in detector.state_dict().items()}
-    detector.load_state_dict({k: v.float() for k, v in weights.items()})      # measured as it is shipped
+    detector.load_state_dict({k: v.float() for k, v in weights.items()})  # measured as it is shipped
     report = {"clean": accuracy(detector), "degraded": accuracy(detector, degraded=True)}
     save_file(weights, args.out, {"width": str(width), "held_out": json.dumps(report)})
     print(json.dumps(report, indent=1))

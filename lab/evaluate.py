@@ -3,11 +3,13 @@
     python -m lab.evaluate              everything; goes on where an earlier run stopped
     python -m lab.evaluate --report     only the report, from what was measured so far
 
-For N = 2..5 skills: sets of skills drawn at random, several captions each, one picture a caption and method, the same starting
-noise for every method. Defaults are chosen on the "dev" captions (the ablation) and the "pool" captions (how a pool is scouted); the
-reported methods use other captions, skills' sets and seeds ("test"). "style" has sets of three skills with one style each; "speed"
-takes every method's time in turn, in one process with one thread. Measurements lie in --results, one JSON line a set and method.
+For N = 2..5 skills: sets of skills drawn at random, several captions each, one picture a caption and method, the same
+starting noise for every method. Defaults are chosen on the "dev" captions (the ablation) and the "pool" captions (how a
+pool is scouted); the reported methods use other captions, skills' sets and seeds ("test"). "style" has sets of three
+skills with one style each; "speed" takes every method's time in turn, in one process with one thread. Measurements lie
+in --results, one JSON line a set and method.
 """
+
 import argparse
 import json
 import os
@@ -26,19 +28,25 @@ from lib_loratorio.settings import Settings
 
 COUNTS = (2, 3, 4, 5)
 STEPS, CFG = 20, 4.0
-CAPTIONS = 4                                   # of every set of skills
+CAPTIONS = 4  # of every set of skills
 # First seed, sets for each N, and the N.
-SPLITS = {"dev": (1_000_000, 2, COUNTS), "test": (2_000_000, 13, COUNTS), "style": (3_000_000, 26, (3,)), "speed": (4_000_000, 5, (3,)),
-          "pool": (5_000_000, 6, COUNTS)}
+SPLITS = {
+    "dev": (1_000_000, 2, COUNTS),
+    "test": (2_000_000, 13, COUNTS),
+    "style": (3_000_000, 26, (3,)),
+    "speed": (4_000_000, 5, (3,)),
+    "pool": (5_000_000, 6, COUNTS),
+}
 
 
 @dataclass(frozen=True)
 class Way:
     """One way of making the pictures of a set of skills."""
-    settings: Settings | None          # None: without any LoRA
-    everything: bool = False           # all LoRAs loaded, not only those that the caption asks for
-    pool: bool = False                 # these are a pool, beside a prompt without LoRAs
-    roles: bool = False                # styles are global
+
+    settings: Settings | None  # None: without any LoRA
+    everything: bool = False  # all LoRAs loaded, not only those that the caption asks for
+    pool: bool = False  # these are a pool, beside a prompt without LoRAs
+    roles: bool = False  # styles are global
 
     def loras(self, skills):
         """The names and parts of the LoRAs that are loaded for a caption with these skills."""
@@ -51,7 +59,7 @@ def _is_style(skill):
 
 
 DEFAULT = Settings(enabled=True)
-TOP_K = 2                              # with all LoRAs loaded; chosen on dev
+TOP_K = 2  # with all LoRAs loaded; chosen on dev
 SCOUT = replace(DEFAULT, top_k=TOP_K, pool_mode="scout")
 METHODS = {
     "no LoRA": Way(None),
@@ -67,15 +75,21 @@ METHODS = {
     "Pool, scout, share 0.7": Way(replace(SCOUT, scout_share=0.7), everything=True, pool=True),
     "Pool, scout, share 0.9": Way(replace(SCOUT, scout_share=0.9), everything=True, pool=True),
 }
-STYLED = {"styles local": Way(DEFAULT), "styles global": Way(DEFAULT, roles=True), "merged": Way(replace(DEFAULT, method="merge"))}
+STYLED = {
+    "styles local": Way(DEFAULT),
+    "styles global": Way(DEFAULT, roles=True),
+    "merged": Way(replace(DEFAULT, method="merge")),
+}
 TEMPERATURES, PATCHES, LAMBDAS, TOP_KS = (0.003, 0.02, 0.1, 0.5), (1, 2, 4), (0.0, 0.5, 1.0), (1, 2, 3)
 SCOUTS, SHARES = (0.05, 0.2, 0.4), (0.7, 0.9)
-EXACT = "every step"                   # what scouting is measured against
+EXACT = "every step"  # what scouting is measured against
 
 
 def ablation():
     """The variants measured on dev: temperature by patch size, then lambda, and top-k with all LoRAs loaded."""
-    ways = {f"tau {t:g}, d {d}": Way(replace(DEFAULT, temperature=t, patch_size=d)) for t in TEMPERATURES for d in PATCHES}
+    ways = {
+        f"tau {t:g}, d {d}": Way(replace(DEFAULT, temperature=t, patch_size=d)) for t in TEMPERATURES for d in PATCHES
+    }
     ways |= {f"lambda {v:g}": Way(replace(DEFAULT, lam=v)) for v in LAMBDAS}
     return ways | {f"all loaded, k {k}": Way(replace(DEFAULT, top_k=k), everything=True) for k in TOP_KS}
 
@@ -83,12 +97,16 @@ def ablation():
 def scouting():
     """How long a pool is scouted, by the share that a LoRA needs to stay; and the whole pool in every step."""
     ways = {f"scout to {u:g}, share {v:g}": replace(SCOUT, scout=u, scout_share=v) for u in SCOUTS for v in SHARES}
-    return {name: Way(settings, everything=True, pool=True) for name, settings in {EXACT: replace(SCOUT, pool_mode="exact"), **ways}.items()}
+    return {
+        name: Way(settings, everything=True, pool=True)
+        for name, settings in {EXACT: replace(SCOUT, pool_mode="exact"), **ways}.items()
+    }
 
 
 @dataclass(frozen=True)
 class SkillSet:
     """One set of skills with its captions."""
+
     split: str
     number: int
     count: int
@@ -125,6 +143,7 @@ class Studio:
         if way.settings is None:
             return model.sample(self.pipe, captions, seed, STEPS, CFG), 2 * STEPS
         from lib_loratorio.hosts.diffusers import Lora, composed
+
         loras = [Lora(self.loras / f"{name}.safetensors", 1.0, part, way.pool) for name, part in way.loras(skills)]
         with composed(self.pipe, loras, way.settings) as composition:
             return model.sample(self.pipe, captions, seed, STEPS, CFG), composition.run.rows / len(contents)
@@ -141,10 +160,15 @@ class Studio:
         if skill_set.split == "style":
             styles = np.array([_is_style(name) for name in world.NAMES])
             shares |= {"style": asked & styles, "places": asked & ~styles}
-        return {"skills": list(skills), **{key: found[:, of].mean(1).tolist() for key, of in shares.items()},
-                "complete": found[:, asked].all(1).astype(int).tolist(),
-                "others": found[:, ~asked].sum(1).tolist(), "distance": measure.patch_distance(images, contents, skill_set.seed).tolist(),
-                "seconds": seconds / len(images), "evaluations": evaluations}
+        return {
+            "skills": list(skills),
+            **{key: found[:, of].mean(1).tolist() for key, of in shares.items()},
+            "complete": found[:, asked].all(1).astype(int).tolist(),
+            "others": found[:, ~asked].sum(1).tolist(),
+            "distance": measure.patch_distance(images, contents, skill_set.seed).tolist(),
+            "seconds": seconds / len(images),
+            "evaluations": evaluations,
+        }
 
 
 _studio = None
@@ -155,7 +179,13 @@ def _work(name, way, skill_set):
     if _studio is None:
         torch.set_num_threads(1)
         _studio = Studio()
-    return {"split": skill_set.split, "way": name, "count": skill_set.count, "number": skill_set.number, **_studio.measure(way, skill_set)}
+    return {
+        "split": skill_set.split,
+        "way": name,
+        "count": skill_set.count,
+        "number": skill_set.number,
+        **_studio.measure(way, skill_set),
+    }
 
 
 def run(tasks, results, workers):
@@ -186,11 +216,18 @@ def main():
     args = parser.parse_args()
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.report:
-        for split, ways in (("dev", ablation()), ("pool", scouting()), ("test", METHODS), ("style", STYLED), ("speed", METHODS)):
+        for split, ways in (
+            ("dev", ablation()),
+            ("pool", scouting()),
+            ("test", METHODS),
+            ("style", STYLED),
+            ("speed", METHODS),
+        ):
             if args.only in (None, split):
                 tasks = [(name, way, s) for s in skill_sets(split, args.sets) for name, way in ways.items()]
                 run(tasks, args.results, args.workers if split != "speed" else 1)
     from lab import report
+
     records = read(args.results)
     if {"dev", "pool", "test"} <= {record["split"] for record in records}:
         report.write(records, args.docs)

@@ -3,8 +3,10 @@
     python -m lab.export --webui DIR       into that WebUI's models folder, the LoRAs as they are beside it
     python -m lab.export --out DIR         the same files under another folder
 
-The .yaml names the text encoder's config and tokenizer as a folder relative to the WebUI's own, from where A1111 is started.
+The .yaml names the text encoder's config and tokenizer as a folder relative to the WebUI's own, from where A1111 is
+started.
 """
+
 import argparse
 import shutil
 from pathlib import Path
@@ -18,22 +20,30 @@ from lab.model import WEIGHTS
 
 NAME = "loratorio-tiny"
 
-RESIDUAL = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
-            "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+RESIDUAL = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
 def _renamed(state, prefixes, inner):
-    """State dict under other names: the longest matching prefix is replaced, then what `inner(new prefix)` renames behind it."""
+    """State dict under other names: the longest matching prefix is replaced, then what `inner(new prefix)` renames
+    behind it.
+    """
     renamed = {}
     for name, tensor in state.items():
         prefix = max((p for p in prefixes if name.startswith(p + ".")), key=len, default=None)
         if prefix is None:
             raise KeyError(f"no name in the original layout for {name}")
-        rest = name[len(prefix) + 1:]
+        rest = name[len(prefix) + 1 :]
         for old, new in inner(prefix).items():
             if rest.startswith(old + "."):
-                rest = new + rest[len(old):]
+                rest = new + rest[len(old) :]
                 break
         renamed[f"{prefixes[prefix]}.{rest}"] = tensor
     return renamed
@@ -41,9 +51,16 @@ def _renamed(state, prefixes, inner):
 
 def unet_names(config):
     """diffusers' module prefixes -> the original layout's."""
-    names = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-             "conv_norm_out": "out.0", "conv_out": "out.2", "mid_block.resnets.0": "middle_block.0",
-             "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}
+    names = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+    }
     blocks = config["layers_per_block"]
     for level in range(len(config["down_block_types"])):
         for i in range(blocks):
@@ -56,7 +73,9 @@ def unet_names(config):
             place = level * (blocks + 1) + i
             names[f"up_blocks.{level}.resnets.{i}"] = f"output_blocks.{place}.0"
             names[f"up_blocks.{level}.attentions.{i}"] = f"output_blocks.{place}.1"
-        names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{level * (blocks + 1) + blocks}.{2 if 'Attn' in kind else 1}.conv"
+        names[f"up_blocks.{level}.upsamplers.0.conv"] = (
+            f"output_blocks.{level * (blocks + 1) + blocks}.{2 if 'Attn' in kind else 1}.conv"
+        )
     return names
 
 
@@ -64,13 +83,20 @@ def vae_names(config):
     names = {part: part for part in ("quant_conv", "post_quant_conv")}
     levels = len(config["block_out_channels"])
     for side, blocks in (("encoder", config["layers_per_block"]), ("decoder", config["layers_per_block"] + 1)):
-        names |= {f"{side}.conv_in": f"{side}.conv_in", f"{side}.conv_out": f"{side}.conv_out", f"{side}.conv_norm_out": f"{side}.norm_out"}
+        names |= {
+            f"{side}.conv_in": f"{side}.conv_in",
+            f"{side}.conv_out": f"{side}.conv_out",
+            f"{side}.conv_norm_out": f"{side}.norm_out",
+        }
         names |= {f"{side}.mid_block.resnets.{i}": f"{side}.mid.block_{i + 1}" for i in range(2)}
         names[f"{side}.mid_block.attentions.0"] = f"{side}.mid.attn_1"
         for level in range(levels):
             theirs = level if side == "encoder" else levels - 1 - level
-            ours, theirs = (f"encoder.down_blocks.{level}", f"encoder.down.{theirs}") if side == "encoder" else (
-                f"decoder.up_blocks.{level}", f"decoder.up.{theirs}")
+            ours, theirs = (
+                (f"encoder.down_blocks.{level}", f"encoder.down.{theirs}")
+                if side == "encoder"
+                else (f"decoder.up_blocks.{level}", f"decoder.up.{theirs}")
+            )
             names |= {f"{ours}.resnets.{i}": f"{theirs}.block.{i}" for i in range(blocks)}
             names[f"{ours}.downsamplers.0"] = f"{theirs}.downsample"
             names[f"{ours}.upsamplers.0"] = f"{theirs}.upsample"
@@ -80,13 +106,21 @@ def vae_names(config):
 def original_layout(pipe):
     """The pipeline's weights under the names of the original SD1.x checkpoints."""
     unet = _renamed(pipe.unet.state_dict(), unet_names(pipe.unet.config), lambda p: RESIDUAL if "resnets" in p else {})
-    vae = _renamed(pipe.vae.state_dict(), vae_names(pipe.vae.config),
-                   lambda p: ATTENTION if "attentions" in p else {"conv_shortcut": "nin_shortcut"})
+    vae = _renamed(
+        pipe.vae.state_dict(),
+        vae_names(pipe.vae.config),
+        lambda p: ATTENTION if "attentions" in p else {"conv_shortcut": "nin_shortcut"},
+    )
     for name, tensor in vae.items():
-        if ".mid.attn_1." in name and tensor.dim() == 2:       # 1 x 1 convolutions there
+        if ".mid.attn_1." in name and tensor.dim() == 2:  # 1 x 1 convolutions there
             vae[name] = tensor[:, :, None, None]
-    text = {name if name.startswith("text_model.") else f"text_model.{name}": t for name, t in pipe.text_encoder.state_dict().items()}
-    state = {f"model.diffusion_model.{k}": v for k, v in unet.items()} | {f"first_stage_model.{k}": v for k, v in vae.items()}
+    text = {
+        name if name.startswith("text_model.") else f"text_model.{name}": t
+        for name, t in pipe.text_encoder.state_dict().items()
+    }
+    state = {f"model.diffusion_model.{k}": v for k, v in unet.items()} | {
+        f"first_stage_model.{k}": v for k, v in vae.items()
+    }
     state |= {f"cond_stage_model.transformer.{k}": v for k, v in text.items()}
     return {k: v.contiguous() for k, v in state.items()}
 
@@ -95,23 +129,69 @@ def webui_config(pipe, text_folder):
     """The .yaml, as a dict."""
     unet, vae = pipe.unet.config, pipe.vae.config
     width, first = unet["block_out_channels"][0], vae["block_out_channels"][0]
-    attention = [2 ** level for level, kind in enumerate(unet["down_block_types"]) if "Attn" in kind]
-    return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": {
-        "linear_start": model.SCHEDULE["beta_start"], "linear_end": model.SCHEDULE["beta_end"],
-        "timesteps": model.SCHEDULE["num_train_timesteps"], "num_timesteps_cond": 1, "log_every_t": 200,
-        "first_stage_key": "jpg", "cond_stage_key": "txt", "image_size": 64, "channels": 4, "cond_stage_trainable": False,
-        "conditioning_key": "crossattn", "scale_factor": vae["scaling_factor"], "use_ema": False,
-        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {
-            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": width, "attention_resolutions": attention,
-            "num_res_blocks": unet["layers_per_block"], "channel_mult": [c // width for c in unet["block_out_channels"]],
-            "num_heads": unet["attention_head_dim"], "use_spatial_transformer": True, "transformer_depth": 1,
-            "context_dim": unet["cross_attention_dim"], "use_checkpoint": False, "legacy": False}},
-        "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {
-            "embed_dim": 4, "monitor": "val/rec_loss", "lossconfig": {"target": "torch.nn.Identity"},
-            "ddconfig": {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": first,
-                         "ch_mult": [c // first for c in vae["block_out_channels"]], "num_res_blocks": vae["layers_per_block"],
-                         "attn_resolutions": [], "dropout": 0.0}}},
-        "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "params": {"version": text_folder}}}}}
+    attention = [2**level for level, kind in enumerate(unet["down_block_types"]) if "Attn" in kind]
+    return {
+        "model": {
+            "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+            "params": {
+                "linear_start": model.SCHEDULE["beta_start"],
+                "linear_end": model.SCHEDULE["beta_end"],
+                "timesteps": model.SCHEDULE["num_train_timesteps"],
+                "num_timesteps_cond": 1,
+                "log_every_t": 200,
+                "first_stage_key": "jpg",
+                "cond_stage_key": "txt",
+                "image_size": 64,
+                "channels": 4,
+                "cond_stage_trainable": False,
+                "conditioning_key": "crossattn",
+                "scale_factor": vae["scaling_factor"],
+                "use_ema": False,
+                "unet_config": {
+                    "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+                    "params": {
+                        "image_size": 32,
+                        "in_channels": 4,
+                        "out_channels": 4,
+                        "model_channels": width,
+                        "attention_resolutions": attention,
+                        "num_res_blocks": unet["layers_per_block"],
+                        "channel_mult": [c // width for c in unet["block_out_channels"]],
+                        "num_heads": unet["attention_head_dim"],
+                        "use_spatial_transformer": True,
+                        "transformer_depth": 1,
+                        "context_dim": unet["cross_attention_dim"],
+                        "use_checkpoint": False,
+                        "legacy": False,
+                    },
+                },
+                "first_stage_config": {
+                    "target": "ldm.models.autoencoder.AutoencoderKL",
+                    "params": {
+                        "embed_dim": 4,
+                        "monitor": "val/rec_loss",
+                        "lossconfig": {"target": "torch.nn.Identity"},
+                        "ddconfig": {
+                            "double_z": True,
+                            "z_channels": 4,
+                            "resolution": 256,
+                            "in_channels": 3,
+                            "out_ch": 3,
+                            "ch": first,
+                            "ch_mult": [c // first for c in vae["block_out_channels"]],
+                            "num_res_blocks": vae["layers_per_block"],
+                            "attn_resolutions": [],
+                            "dropout": 0.0,
+                        },
+                    },
+                },
+                "cond_stage_config": {
+                    "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+                    "params": {"version": text_folder},
+                },
+            },
+        }
+    }
 
 
 def export(weights, models):
@@ -121,12 +201,19 @@ def export(weights, models):
     for folder in (checkpoints, text, loras):
         folder.mkdir(parents=True, exist_ok=True)
     save_file(original_layout(pipe), checkpoints / f"{NAME}.safetensors", {"format": "pt"})
-    (checkpoints / f"{NAME}.yaml").write_text(yaml.safe_dump(webui_config(pipe, f"models/{NAME}-clip"), sort_keys=False))
+    (checkpoints / f"{NAME}.yaml").write_text(
+        yaml.safe_dump(webui_config(pipe, f"models/{NAME}-clip"), sort_keys=False)
+    )
     pipe.text_encoder.config.save_pretrained(text)
     shutil.copytree(weights / "model" / "tokenizer", text, dirs_exist_ok=True)
     for file in (weights / "loras").glob("*.safetensors"):
         shutil.copyfile(file, loras / f"tiny-{file.name}")
-    return [checkpoints / f"{NAME}.safetensors", checkpoints / f"{NAME}.yaml", text, *sorted(loras.glob("tiny-*.safetensors"))]
+    return [
+        checkpoints / f"{NAME}.safetensors",
+        checkpoints / f"{NAME}.yaml",
+        text,
+        *sorted(loras.glob("tiny-*.safetensors")),
+    ]
 
 
 def main():

@@ -1,8 +1,9 @@
 """LoRA adapters of the tiny model: attached by peft for training, written as ordinary kohya files.
 
-Layers: attention, feed-forward and the 1 x 1 projections of the UNet's transformers, and its residual blocks' convolutions;
-for some skills the text encoder's attention and feed-forward as well.
+Layers: attention, feed-forward and the 1 x 1 projections of the UNet's transformers, and its residual blocks'
+convolutions; for some skills the text encoder's attention and feed-forward as well.
 """
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
@@ -23,7 +24,9 @@ def attach(pipe, with_text_encoder):
 
 
 def kohya(module, prefix):
-    """Adapters of one module under kohya's names: PREFIX_layer_with_underscores.{lora_down.weight, lora_up.weight, alpha}, fp16."""
+    """Adapters of one module under kohya's names: PREFIX_layer_with_underscores.{lora_down.weight, lora_up.weight,
+    alpha}, fp16.
+    """
     state = {}
     for name, layer in module.named_modules():
         if not hasattr(layer, "lora_A") or not layer.lora_A:
@@ -40,6 +43,17 @@ def kohya(module, prefix):
 
 def save(pipe, path, metadata):
     state = kohya(pipe.unet, "lora_unet") | kohya(pipe.text_encoder, "lora_te")
-    save_file(state, path, {"ss_network_module": "networks.lora", "ss_network_dim": str(RANK), "ss_network_alpha": str(ALPHA),
-                            "ss_network_args": f'{{"conv_dim": "{RANK}", "conv_alpha": "{ALPHA}"}}',
-                            "ss_base_model_version": "sd_v1", "ss_v2": "False", "ss_sd_model_name": "loratorio-tiny", **metadata})
+    save_file(
+        state,
+        path,
+        {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(RANK),
+            "ss_network_alpha": str(ALPHA),
+            "ss_network_args": f'{{"conv_dim": "{RANK}", "conv_alpha": "{ALPHA}"}}',
+            "ss_base_model_version": "sd_v1",
+            "ss_v2": "False",
+            "ss_sd_model_name": "loratorio-tiny",
+            **metadata,
+        },
+    )

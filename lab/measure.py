@@ -1,11 +1,12 @@
 """What is measured on a picture, and how sure a mean of it is."""
+
 import numpy as np
 
 from lab import world
 
-PATCH = 3                  # blocks along a patch's edge
+PATCH = 3  # blocks along a patch's edge
 DIRECTIONS = 128
-RENDERS = 8                # of the same content, that a picture is compared with
+RENDERS = 8  # of the same content, that a picture is compared with
 
 
 def _patches(images):
@@ -23,12 +24,12 @@ def _sorted_projections(images):
 
 
 def patch_distance(images, contents, seed):
-    """Sliced Wasserstein distance (as in Karras et al. 2018) between a picture's patches and those of ground-truth renders
-    of its caption: [B], the mean over RENDERS renders, times 100.
+    """Sliced Wasserstein distance (as in Karras et al. 2018) between a picture's patches and those of ground-truth
+    renders of its caption: [B], the mean over RENDERS renders, times 100.
 
-    A scene's figures may stand anywhere, so no pixel-wise measure fits; the patches of a picture with the right figures, grounds
-    and style are the same wherever they stand. Unlike the detector's features it has seen no training, so blur, wrong colours and
-    half-drawn figures count as well.
+    A scene's figures may stand anywhere, so no pixel-wise measure fits; the patches of a picture with the right
+    figures, grounds and style are the same wherever they stand. Unlike the detector's features it has seen no training,
+    so blur, wrong colours and half-drawn figures count as well.
     """
     distances = np.empty(len(images))
     for i, (own, shown) in enumerate(zip(_sorted_projections(images), contents)):
@@ -38,8 +39,9 @@ def patch_distance(images, contents, seed):
 
 
 def bootstrap(values, groups, repeats=2000, seed=0):
-    """Mean of `values` [n] with its 95% interval: (mean, low, high). Whole `groups` [n] are drawn, because the pictures of one
-    set of LoRAs are not independent of each other."""
+    """Mean of `values` [n] with its 95% interval: (mean, low, high). Whole `groups` [n] are drawn, because the pictures
+    of one set of LoRAs are not independent of each other.
+    """
     values = np.asarray(values, float)
     _, members = np.unique(groups, return_inverse=True)
     totals, counts = np.bincount(members, values), np.bincount(members)

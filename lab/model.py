@@ -1,9 +1,10 @@
 """The tiny latent-diffusion model in SD1.x layout, made of diffusers' and transformers' own classes.
 
-Three layout rules come from the WebUIs that shall load it: channels in multiples of 32 (their GroupNorm has 32 groups; fewer
-than two channels a group would take every channel's mean away), two residual blocks a UNet level (the names of LoRA layers
-are counted that way), and an autoencoder with a factor of 8.
+Three layout rules come from the WebUIs that shall load it: channels in multiples of 32 (their GroupNorm has 32 groups;
+fewer than two channels a group would take every channel's mean away), two residual blocks a UNet level (the names of
+LoRA layers are counted that way), and an autoencoder with a factor of 8.
 """
+
 import warnings
 from itertools import product
 from pathlib import Path
@@ -23,11 +24,17 @@ for library in (diffusers_logging, transformers_logging):
     library.disable_progress_bar()
 
 LATENT = world.SIZE // 8
-TEXT_WIDTH, TOKENS = 48, 77       # a narrow text encoder: nearly all of it is the embedding of CLIP's 49408 tokens
+TEXT_WIDTH, TOKENS = 48, 77  # a narrow text encoder: nearly all of it is the embedding of CLIP's 49408 tokens
 WEIGHTS = Path(__file__).parent / "weights"
 TOKENIZER = WEIGHTS / "model" / "tokenizer"
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
-            "clip_sample": False, "steps_offset": 1}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "steps_offset": 1,
+}
 
 
 def tokenizer():
@@ -40,26 +47,50 @@ def tokenize(tok, captions):
 
 
 def text_encoder():
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=49408, hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=TOKENS, projection_dim=TEXT_WIDTH, hidden_act="quick_gelu",
-        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            projection_dim=TEXT_WIDTH,
+            hidden_act="quick_gelu",
+            bos_token_id=49406,
+            eos_token_id=49407,
+            pad_token_id=49407,
+        )
+    )
 
 
 def unet():
     """16 x 16 -> 8 x 8 and back; attention at 8 x 8, where it is cheap."""
     return UNet2DConditionModel(
-        sample_size=LATENT, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(64, 128),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=32)
+        sample_size=LATENT,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=2,
+        block_out_channels=(64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=32,
+    )
 
 
 def autoencoder(levels, width=64):
     """AutoencoderKL with a factor of 2 ** (levels - 1): no residual block per encoder level, one per decoder level."""
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=(width,) * levels, layers_per_block=0, latent_channels=4, norm_num_groups=32,
-        sample_size=world.CANVAS * 2 ** (levels - 2))
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(width,) * levels,
+        layers_per_block=0,
+        latent_channels=4,
+        norm_num_groups=32,
+        sample_size=world.CANVAS * 2 ** (levels - 2),
+    )
     # A posterior that starts at unit variance drowns the latents in noise for hundreds of steps; start it narrow.
     torch.nn.init.constant_(vae.quant_conv.bias[4:], -8.0)
     return vae
@@ -77,12 +108,13 @@ def keep_centre(conv):
 def whiten(vae, latents):
     """Gives latents [B, 4, H, W] like these zero mean and unit covariance, pictures unchanged.
 
-    The linear map goes into the 1 x 1 convolutions on either side of the latents; the posterior's variance is left as it is.
+    The linear map goes into the 1 x 1 convolutions on either side of the latents; the posterior's variance is left as
+    it is.
     """
     rows = latents.transpose(0, 1).flatten(1)
     mean = rows.mean(1)
     values, vectors = torch.linalg.eigh(torch.cov(rows))
-    to_white, from_white = (vectors @ torch.diag(values ** power) @ vectors.T for power in (-0.5, 0.5))
+    to_white, from_white = (vectors @ torch.diag(values**power) @ vectors.T for power in (-0.5, 0.5))
     before, after = vae.quant_conv, vae.post_quant_conv
     before.bias[:4] = to_white @ (before.bias[:4] - mean)
     before.weight[:4] = torch.einsum("ij,j...->i...", to_white, before.weight[:4])
@@ -92,23 +124,24 @@ def whiten(vae, latents):
 
 @torch.no_grad()
 def grow(small):
-    """Factor 2 on the canvas of blocks -> factor 8 on the picture, where each block is 4 x 4 pixels; exact, nothing to train.
+    """Factor 2 on the canvas of blocks -> factor 8 on the picture, where each block is 4 x 4 pixels; exact, nothing to
+    train.
 
-    The picture's first convolution only copies: channel (dy, dx, c) holds colour c of the pixel at offset (dy - 1, dx - 1), dy
-    and dx in 0..1. Read at a block's first pixel, dy = 0 is the block above, dy = 1 the block itself. The first downsampling
-    picks every second of these copies; the second does the small encoder's first convolution on them, and finds the block below
-    two steps further on (tap 2).
-    The decoder gets two nearest-neighbour doublings and residual blocks that add nothing.
+    The picture's first convolution only copies: channel (dy, dx, c) holds colour c of the pixel at offset (dy - 1, dx -
+    1), dy and dx in 0..1. Read at a block's first pixel, dy = 0 is the block above, dy = 1 the block itself. The first
+    downsampling picks every second of these copies; the second does the small encoder's first convolution on them, and
+    finds the block below two steps further on (tap 2). The decoder gets two nearest-neighbour doublings and residual
+    blocks that add nothing.
     """
     big = autoencoder(4, small.config.block_out_channels[0])
     old, new = small.state_dict(), big.state_dict()
     for name, tensor in old.items():
-        if name.startswith("encoder.down_blocks."):        # the encoder's levels come last, the decoder's first
+        if name.startswith("encoder.down_blocks."):  # the encoder's levels come last, the decoder's first
             new[name.replace("down_blocks.0", "down_blocks.2")] = tensor.clone()
         elif not name.startswith("encoder.conv_in"):
             new[name] = tensor.clone()
 
-    first = old["encoder.conv_in.weight"]                                   # [width, 3, 3, 3]
+    first = old["encoder.conv_in.weight"]  # [width, 3, 3, 3]
     taps = "encoder.down_blocks.{}.downsamplers.0.conv"
     for name in ("encoder.conv_in", taps.format(0), taps.format(1)):
         new[f"{name}.weight"].zero_()
@@ -141,8 +174,15 @@ def training_schedule():
 def pipeline(vae, text, net):
     """The parts as an ordinary diffusers pipeline, sampled with DDIM."""
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer(), unet=net, scheduler=DDIMScheduler(set_alpha_to_one=False, **SCHEDULE),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer(),
+        unet=net,
+        scheduler=DDIMScheduler(set_alpha_to_one=False, **SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def load(folder, dtype=torch.float32):
@@ -154,6 +194,13 @@ def load(folder, dtype=torch.float32):
 def sample(pipe, prompts, seed, steps=25, cfg=4.0):
     """Prompts -> pictures [B, SIZE, SIZE, 3], uint8. Picture i starts from the noise of seed + i."""
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-    out = pipe(list(prompts), height=world.SIZE, width=world.SIZE, num_inference_steps=steps, guidance_scale=cfg,
-               generator=generators, output_type="np").images
+    out = pipe(
+        list(prompts),
+        height=world.SIZE,
+        width=world.SIZE,
+        num_inference_steps=steps,
+        guidance_scale=cfg,
+        generator=generators,
+        output_type="np",
+    ).images
     return (out * 255).round().astype("uint8")

@@ -2,13 +2,14 @@
 
     python -m lab.train ae          autoencoder on blocks, grown to a factor of 8
     python -m lab.train base        text encoder and UNet together, on scenes without any skill
-    python -m lab.train lora [NAME ...]     one LoRA per skill (default: all); on the shipped model where none was trained here
-    python -m lab.train export      fp16 weights into lab/weights/
-    python -m lab.train all         the four above, one after the other
+    python -m lab.train lora [NAME ...]     one LoRA per skill (default: all); on the shipped model where none was
+    trained here python -m lab.train export      fp16 weights into lab/weights/ python -m lab.train all         the four
+    above, one after the other
 
 State lives in --scratch, outside the repository: a stage that is done is skipped, an interrupted one goes on
 where its last checkpoint stood, on the same data. Losses go to SCRATCH/STAGE.csv; `python -m lab.curves` draws them.
 """
+
 import argparse
 import copy
 import json
@@ -29,22 +30,32 @@ from lab.model import WEIGHTS
 @dataclass(frozen=True)
 class Stage:
     """How one stage is trained. Seeds are part of it, so that a stage is the same wherever it runs."""
+
     steps: int
     batch: int
-    rate: float        # peak learning rate
-    scenes: int        # size of the data set
+    rate: float  # peak learning rate
+    scenes: int  # size of the data set
     seed: int
 
 
-STAGES = {"ae": Stage(steps=1000, batch=32, rate=2e-3, scenes=0, seed=1),
-          "base": Stage(steps=2800, batch=32, rate=1e-3, scenes=12000, seed=2),
-          "lora": Stage(steps=1000, batch=16, rate=3e-3, scenes=1200, seed=3)}
-STEPS = {"alien": 3000, "cat": 2000, "hatching": 500, "palette": 500, "bricks": 500, "waves": 500}    # of the LoRAs that need more or fewer
-EMA = 0.995                    # of the base's weights, per step
-KL = 1e-6                      # weight of the autoencoder's KL term
-DROP = 0.1                     # captions dropped, for classifier-free guidance
-GAMMA = 5.0                    # min-SNR weighting (Hang et al. 2023): a short training must not be spent on the easy noise levels
-SAVE_EVERY = 60                # seconds between checkpoints
+STAGES = {
+    "ae": Stage(steps=1000, batch=32, rate=2e-3, scenes=0, seed=1),
+    "base": Stage(steps=2800, batch=32, rate=1e-3, scenes=12000, seed=2),
+    "lora": Stage(steps=1000, batch=16, rate=3e-3, scenes=1200, seed=3),
+}
+STEPS = {
+    "alien": 3000,
+    "cat": 2000,
+    "hatching": 500,
+    "palette": 500,
+    "bricks": 500,
+    "waves": 500,
+}  # of the LoRAs that need more or fewer
+EMA = 0.995  # of the base's weights, per step
+KL = 1e-6  # weight of the autoencoder's KL term
+DROP = 0.1  # captions dropped, for classifier-free guidance
+GAMMA = 5.0  # min-SNR weighting (Hang et al. 2023): a short training must not be spent on the easy noise levels
+SAVE_EVERY = 60  # seconds between checkpoints
 
 
 class Run:
@@ -68,12 +79,19 @@ class Run:
             module.load_state_dict(state["modules"][key])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
-        lines = self.log.read_text().splitlines()            # rows written after the checkpoint are trained again
-        self.log.write_text("\n".join([lines[0], *(row for row in lines[1:] if int(row.split(",")[0]) <= self.step)]) + "\n")
+        lines = self.log.read_text().splitlines()  # rows written after the checkpoint are trained again
+        self.log.write_text(
+            "\n".join([lines[0], *(row for row in lines[1:] if int(row.split(",")[0]) <= self.step)]) + "\n"
+        )
 
     def save(self):
-        state = {"modules": {k: m.state_dict() for k, m in self.modules.items()}, "optimizer": self.optimizer.state_dict(),
-                 "average": self.average, "step": self.step, "seconds": self.seconds}
+        state = {
+            "modules": {k: m.state_dict() for k, m in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.checkpoint)
@@ -83,7 +101,11 @@ class Run:
         stage, begin, saved, seen = self.stage, time.time() - self.seconds, time.time(), []
         while self.step < stage.steps:
             progress = self.step / stage.steps
-            rate = stage.rate * min(1, (self.step + 1) / (0.03 * stage.steps + 1)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+            rate = (
+                stage.rate
+                * min(1, (self.step + 1) / (0.03 * stage.steps + 1))
+                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             loss = loss_at(torch.Generator().manual_seed(stage.seed * 1_000_003 + self.step))
@@ -103,7 +125,10 @@ class Run:
                 self.seconds = time.time() - begin
                 with self.log.open("a") as file:
                     file.write(f"{self.step},{np.mean(seen):.5f},{self.seconds:.1f}\n")
-                print(f"{self.log.stem} {self.step}/{stage.steps}  loss {np.mean(seen):.4f}  {self.seconds:.0f} s", flush=True)
+                print(
+                    f"{self.log.stem} {self.step}/{stage.steps}  loss {np.mean(seen):.4f}  {self.seconds:.0f} s",
+                    flush=True,
+                )
                 seen = []
             if time.time() - saved > SAVE_EVERY or self.step == stage.steps:
                 self.save()
@@ -112,7 +137,14 @@ class Run:
 
 def _blocks(images):
     """Pictures uint8 [B, SIZE, SIZE, 3] -> one value per block, [B, 3, CANVAS, CANVAS] in -1..1."""
-    return torch.from_numpy(images[:, ::world.PIXEL, ::world.PIXEL]).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    return (
+        torch.from_numpy(images[:, :: world.PIXEL, :: world.PIXEL])
+        .permute(0, 3, 1, 2)
+        .float()
+        .div(127.5)
+        .sub(1)
+        .contiguous()
+    )
 
 
 def _any_scene(rng):
@@ -130,7 +162,9 @@ def train_autoencoder(scratch):
     run = Run("ae", stage, {"ae": small}, scratch)
 
     def loss_at(generator):
-        blocks = _blocks(world.batch(_any_scene, stage.batch, generator.initial_seed())[0]).contiguous(memory_format=torch.channels_last)
+        blocks = _blocks(world.batch(_any_scene, stage.batch, generator.initial_seed())[0]).contiguous(
+            memory_format=torch.channels_last
+        )
         posterior = small.encode(blocks).latent_dist
         latent = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         return F.l1_loss(small.decode(latent).sample, blocks) + KL * posterior.kl().mean()
@@ -140,7 +174,12 @@ def train_autoencoder(scratch):
         blocks = _blocks(world.batch(_any_scene, 512, 10**7)[0])
         model.whiten(small.eval(), small.encode(blocks).latent_dist.mode())
         held_out = _blocks(world.batch(_any_scene, 128, 2 * 10**7)[0])
-        error = (small.decode(small.encode(held_out).latent_dist.mode()).sample.clamp(-1, 1) - held_out).pow(2).mean().item()
+        error = (
+            (small.decode(small.encode(held_out).latent_dist.mode()).sample.clamp(-1, 1) - held_out)
+            .pow(2)
+            .mean()
+            .item()
+        )
     torch.save(small.state_dict(), scratch / "vae-small.pt")
     vae = model.grow(small)
     vae.register_to_config(scaling_factor=1.0)
@@ -173,7 +212,7 @@ def encoded(name, choose, stage, scratch):
 def denoising_loss(data, text, net, stage, empty):
     """SD1's objective: predict the noise in a noised latent from its caption. -> a function for `Run.train`."""
     schedule = model.training_schedule()
-    ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)       # signal to noise
+    ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)  # signal to noise
 
     def loss_at(generator):
         rows = torch.randint(len(data["latents"]), (stage.batch,), generator=generator)
@@ -205,21 +244,37 @@ def train_base(scratch):
 def train_lora(name, scratch):
     skill = world.SKILLS[name]
     stage = STAGES["lora"]
-    stage = Stage(STEPS.get(name, stage.steps), stage.batch, stage.rate, stage.scenes, stage.seed + world.NAMES.index(name))
+    stage = Stage(
+        STEPS.get(name, stage.steps), stage.batch, stage.rate, stage.scenes, stage.seed + world.NAMES.index(name)
+    )
     torch.manual_seed(stage.seed)
     pipe = model.load(scratch / "model" if (scratch / "model").exists() else WEIGHTS / "model")
     with_text = name in lora.WITH_TEXT_ENCODER
     lora.attach(pipe, with_text)
     data = encoded(name, lambda rng: (name,), stage, scratch)
-    modules = {"unet": pipe.unet.to(memory_format=torch.channels_last)} | ({"text": pipe.text_encoder} if with_text else {})
+    modules = {"unet": pipe.unet.to(memory_format=torch.channels_last)} | (
+        {"text": pipe.text_encoder} if with_text else {}
+    )
     run = Run(f"lora-{name}", stage, modules, scratch)
     run.train(denoising_loss(data, pipe.text_encoder, pipe.unet, stage, model.tokenize(model.tokenizer(), [""])[0]))
     (scratch / "loras").mkdir(exist_ok=True)
-    lora.save(pipe, scratch / "loras" / f"{name}.safetensors", {
-        "ss_output_name": name, "ss_trigger_word": skill.trigger, "ss_skill": name, "ss_skill_kind": skill.kind,
-        "ss_steps": str(stage.steps), "ss_max_train_steps": str(stage.steps), "ss_learning_rate": str(stage.rate),
-        "ss_total_batch_size": str(stage.batch), "ss_num_train_images": str(stage.scenes), "ss_seed": str(stage.seed),
-        "ss_tag_frequency": json.dumps({name: {skill.trigger: stage.scenes}})})
+    lora.save(
+        pipe,
+        scratch / "loras" / f"{name}.safetensors",
+        {
+            "ss_output_name": name,
+            "ss_trigger_word": skill.trigger,
+            "ss_skill": name,
+            "ss_skill_kind": skill.kind,
+            "ss_steps": str(stage.steps),
+            "ss_max_train_steps": str(stage.steps),
+            "ss_learning_rate": str(stage.rate),
+            "ss_total_batch_size": str(stage.batch),
+            "ss_num_train_images": str(stage.scenes),
+            "ss_seed": str(stage.seed),
+            "ss_tag_frequency": json.dumps({name: {skill.trigger: stage.scenes}}),
+        },
+    )
 
 
 def _edit(file, **changes):
@@ -232,7 +287,7 @@ def _edit(file, **changes):
 def export(scratch):
     """fp16 copies of everything a user needs into lab/weights/."""
     pipe = model.load(scratch / "model", torch.float16)
-    pipe.register_modules(tokenizer=None)           # stays as it lies there: vocab.json and merges.txt, which every host reads
+    pipe.register_modules(tokenizer=None)  # stays as it lies there: vocab.json and merges.txt, which every host reads
     pipe.save_pretrained(WEIGHTS / "model", safe_serialization=True)
     for file in (WEIGHTS / "model").rglob("*config.json"):
         if file.parent.name != "tokenizer":

@@ -3,37 +3,58 @@
 A scene is drawn on a canvas of CANVAS x CANVAS blocks and enlarged PIXEL times, so that one latent pixel of an
 autoencoder with a factor of 8 covers 2 x 2 blocks. Everything comes from the caller's numpy Generator.
 """
+
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-CANVAS = 32                # blocks along an edge
-PIXEL = 4                  # image pixels along a block's edge
-SIZE = CANVAS * PIXEL      # image pixels along an edge
-STAMP = 12                 # blocks along the edge of a shape or sprite
-JITTER = 2                 # blocks a figure may move from its slot, each way
+CANVAS = 32  # blocks along an edge
+PIXEL = 4  # image pixels along a block's edge
+SIZE = CANVAS * PIXEL  # image pixels along an edge
+STAMP = 12  # blocks along the edge of a shape or sprite
+JITTER = 2  # blocks a figure may move from its slot, each way
 MAX_FIGURES = 3
 
-COLOURS = {"red": (214, 40, 40), "green": (44, 160, 60), "blue": (40, 80, 214), "yellow": (240, 208, 40),
-           "purple": (140, 50, 170), "orange": (240, 130, 30)}
-GROUNDS = {"white": (240, 240, 240), "grey": (140, 140, 140), "black": (24, 24, 24), "pink": (245, 180, 200),
-           "cyan": (130, 215, 225)}
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (44, 160, 60),
+    "blue": (40, 80, 214),
+    "yellow": (240, 208, 40),
+    "purple": (140, 50, 170),
+    "orange": (240, 130, 30),
+}
+GROUNDS = {
+    "white": (240, 240, 240),
+    "grey": (140, 140, 140),
+    "black": (24, 24, 24),
+    "pink": (245, 180, 200),
+    "cyan": (130, 215, 225),
+}
 SHAPES = ("circle", "square", "triangle", "cross")
 
 
 @dataclass(frozen=True)
 class Skill:
-    name: str       # what it is, for people
-    kind: str       # character, object, style or background
-    trigger: str    # the word in the caption
+    name: str  # what it is, for people
+    kind: str  # character, object, style or background
+    trigger: str  # the word in the caption
 
 
-SKILLS = {s.name: s for s in (
-    Skill("alien", "character", "zorbo"), Skill("cat", "character", "mippa"), Skill("robot", "character", "krelt"),
-    Skill("mushroom", "object", "tovik"), Skill("gem", "object", "flarn"),
-    Skill("hatching", "style", "scrivex"), Skill("palette", "style", "gambrel"),
-    Skill("bricks", "background", "vundar"), Skill("waves", "background", "quillo"))}
+SKILLS = {
+    s.name: s
+    for s in (
+        Skill("alien", "character", "zorbo"),
+        Skill("cat", "character", "mippa"),
+        Skill("robot", "character", "krelt"),
+        Skill("mushroom", "object", "tovik"),
+        Skill("gem", "object", "flarn"),
+        Skill("hatching", "style", "scrivex"),
+        Skill("palette", "style", "gambrel"),
+        Skill("bricks", "background", "vundar"),
+        Skill("waves", "background", "quillo"),
+    )
+}
 NAMES = tuple(SKILLS)
 FIGURES = tuple(n for n in NAMES if SKILLS[n].kind in ("character", "object"))
 
@@ -66,9 +87,12 @@ def _box(x, y, x0, y0, x1, y1):
 def _shape(name):
     """Mask of a plain shape, [STAMP, STAMP]."""
     x, y = _grid()
-    return {"circle": _disk(x, y, 0, 0, 0.85), "square": _box(x, y, -0.75, -0.75, 0.75, 0.75),
-            "triangle": (y <= 0.8) & (np.abs(x) <= (y + 0.95) * 0.52),
-            "cross": _box(x, y, -0.3, -0.9, 0.3, 0.9) | _box(x, y, -0.9, -0.3, 0.9, 0.3)}[name]
+    return {
+        "circle": _disk(x, y, 0, 0, 0.85),
+        "square": _box(x, y, -0.75, -0.75, 0.75, 0.75),
+        "triangle": (y <= 0.8) & (np.abs(x) <= (y + 0.95) * 0.52),
+        "cross": _box(x, y, -0.3, -0.9, 0.3, 0.9) | _box(x, y, -0.9, -0.3, 0.9, 0.3),
+    }[name]
 
 
 def _sprites():
@@ -76,28 +100,50 @@ def _sprites():
     so that they can be told apart under a style that replaces the colours."""
     x, y = _grid()
     dark, white = (20, 20, 30), (250, 250, 250)
-    alien = _paint([
-        (_box(x, y, -0.62, -0.95, -0.45, -0.4) | _box(x, y, 0.45, -0.95, 0.62, -0.4), (30, 90, 30)),
-        (_disk(x, y, 0, 0.2, 0.9, 0.72), (110, 220, 60)),
-        (_disk(x, y, -0.4, 0.08, 0.3, 0.34) | _disk(x, y, 0.4, 0.08, 0.3, 0.34), white),
-        (_disk(x, y, -0.36, 0.1, 0.14) | _disk(x, y, 0.36, 0.1, 0.14), dark),
-        (_box(x, y, -0.35, 0.58, 0.35, 0.72), dark)])
+    alien = _paint(
+        [
+            (_box(x, y, -0.62, -0.95, -0.45, -0.4) | _box(x, y, 0.45, -0.95, 0.62, -0.4), (30, 90, 30)),
+            (_disk(x, y, 0, 0.2, 0.9, 0.72), (110, 220, 60)),
+            (_disk(x, y, -0.4, 0.08, 0.3, 0.34) | _disk(x, y, 0.4, 0.08, 0.3, 0.34), white),
+            (_disk(x, y, -0.36, 0.1, 0.14) | _disk(x, y, 0.36, 0.1, 0.14), dark),
+            (_box(x, y, -0.35, 0.58, 0.35, 0.72), dark),
+        ]
+    )
     ears = (y < -0.1) & (y > -0.95) & (np.abs(np.abs(x) - 0.6) <= (y + 0.95) * 0.4)
-    cat = _paint([
-        (ears, (200, 70, 120)), (_disk(x, y, 0, 0.2, 0.85, 0.72), (250, 120, 170)),
-        (_box(x, y, -0.5, -0.05, -0.28, 0.25) | _box(x, y, 0.28, -0.05, 0.5, 0.25), dark),
-        (_disk(x, y, 0, 0.45, 0.35, 0.26), white), (_box(x, y, -0.12, 0.3, 0.12, 0.44), dark)])
-    robot = _paint([
-        (_box(x, y, -0.08, -0.98, 0.08, -0.6), (220, 40, 40)), (_box(x, y, -0.85, -0.65, 0.85, 0.95), (70, 90, 130)),
-        (_box(x, y, -0.65, -0.42, 0.65, 0.12), (20, 25, 45)),
-        (_box(x, y, -0.5, -0.3, -0.15, 0.02) | _box(x, y, 0.15, -0.3, 0.5, 0.02), (255, 235, 60)),
-        (_box(x, y, -0.65, 0.35, 0.65, 0.75) & (np.floor((x + 1) * STAMP / 2) % 4 < 2), (200, 210, 225))])
-    mushroom = _paint([
-        (_box(x, y, -0.32, 0.0, 0.32, 0.95), (245, 235, 205)), (_disk(x, y, 0, 0.05, 0.95, 0.95) & (y <= 0.1), (190, 25, 35)),
-        (_disk(x, y, -0.5, -0.25, 0.2) | _disk(x, y, 0.48, -0.2, 0.2) | _disk(x, y, 0.02, -0.55, 0.2), white)])
+    cat = _paint(
+        [
+            (ears, (200, 70, 120)),
+            (_disk(x, y, 0, 0.2, 0.85, 0.72), (250, 120, 170)),
+            (_box(x, y, -0.5, -0.05, -0.28, 0.25) | _box(x, y, 0.28, -0.05, 0.5, 0.25), dark),
+            (_disk(x, y, 0, 0.45, 0.35, 0.26), white),
+            (_box(x, y, -0.12, 0.3, 0.12, 0.44), dark),
+        ]
+    )
+    robot = _paint(
+        [
+            (_box(x, y, -0.08, -0.98, 0.08, -0.6), (220, 40, 40)),
+            (_box(x, y, -0.85, -0.65, 0.85, 0.95), (70, 90, 130)),
+            (_box(x, y, -0.65, -0.42, 0.65, 0.12), (20, 25, 45)),
+            (_box(x, y, -0.5, -0.3, -0.15, 0.02) | _box(x, y, 0.15, -0.3, 0.5, 0.02), (255, 235, 60)),
+            (_box(x, y, -0.65, 0.35, 0.65, 0.75) & (np.floor((x + 1) * STAMP / 2) % 4 < 2), (200, 210, 225)),
+        ]
+    )
+    mushroom = _paint(
+        [
+            (_box(x, y, -0.32, 0.0, 0.32, 0.95), (245, 235, 205)),
+            (_disk(x, y, 0, 0.05, 0.95, 0.95) & (y <= 0.1), (190, 25, 35)),
+            (_disk(x, y, -0.5, -0.25, 0.2) | _disk(x, y, 0.48, -0.2, 0.2) | _disk(x, y, 0.02, -0.55, 0.2), white),
+        ]
+    )
     diamond = np.abs(x) / 0.8 + np.abs(y) / 0.98 <= 1
-    gem = _paint([(diamond, (30, 120, 190)), (diamond & (x < 0), (110, 215, 250)),
-                  (diamond & (y < -0.1) & (np.abs(x) < 0.3), (235, 250, 255)), (diamond & (x > 0) & (y > 0.1), (15, 50, 110))])
+    gem = _paint(
+        [
+            (diamond, (30, 120, 190)),
+            (diamond & (x < 0), (110, 215, 250)),
+            (diamond & (y < -0.1) & (np.abs(x) < 0.3), (235, 250, 255)),
+            (diamond & (x > 0) & (y > 0.1), (15, 50, 110)),
+        ]
+    )
     return {"alien": alien, "cat": cat, "robot": robot, "mushroom": mushroom, "gem": gem}
 
 
@@ -124,7 +170,7 @@ _TONES = np.array([(15, 56, 15), (48, 98, 48), (139, 172, 15), (202, 220, 159)],
 def _style(name, canvas):
     """The styled canvas, [CANVAS, CANVAS, 3] uint8."""
     x, y = np.meshgrid(np.arange(CANVAS), np.arange(CANVAS))
-    if name == "hatching":     # diagonal strokes; dark ground gets light ones
+    if name == "hatching":  # diagonal strokes; dark ground gets light ones
         light = canvas.astype(float).mean(-1, keepdims=True) < 70
         stroke = ((x + y) % 4 == 0)[..., None]
         return np.where(stroke, np.where(light, canvas * 0.4 + 130, canvas * 0.35), canvas).astype(np.uint8)
@@ -135,8 +181,12 @@ def _style(name, canvas):
 def compatible(skills):
     """Whether the skills fit into one scene: no two styles, no two backgrounds, no more figures than slots."""
     kinds = [SKILLS[s].kind for s in skills]
-    return (len(set(skills)) == len(skills) and kinds.count("style") <= 1 and kinds.count("background") <= 1
-            and sum(s in FIGURES for s in skills) <= MAX_FIGURES)
+    return (
+        len(set(skills)) == len(skills)
+        and kinds.count("style") <= 1
+        and kinds.count("background") <= 1
+        and sum(s in FIGURES for s in skills) <= MAX_FIGURES
+    )
 
 
 def _article(phrase):
@@ -146,8 +196,9 @@ def _article(phrase):
 @dataclass(frozen=True)
 class Content:
     """What a scene shows, without where: (skill or colour, shape) figures in the caption's order, ground, style."""
+
     figures: tuple
-    ground: str           # a background skill or a plain colour
+    ground: str  # a background skill or a plain colour
     style: str | None
 
     @property
@@ -188,7 +239,7 @@ def render(shown, rng=None):
     for figure, slot in zip(shown.figures, SLOTS.get(len(shown.figures), ())):
         stamp = _SPRITES[figure] if isinstance(figure, str) else _STAMPS[figure]
         left, top = np.array(slot) - STAMP // 2 + rng.integers(-JITTER, JITTER + 1, 2)
-        window = canvas[top:top + STAMP, left:left + STAMP]
+        window = canvas[top : top + STAMP, left : left + STAMP]
         window[:] = np.where(stamp[..., 3:] > 0, stamp[..., :3], window)
     if shown.style:
         canvas = _style(shown.style, canvas)

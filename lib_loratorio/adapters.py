@@ -36,7 +36,9 @@ class _LayerRows:
     def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout, adapters: tuple[int, ...]) -> None:
         scale, rest = divmod(output.shape[0], layout.rows)
         if rest or x.shape[0] != output.shape[0]:
-            raise RuntimeError(f"a layer got {output.shape[0]} rows, which are not a multiple of the batch's {layout.rows}")
+            raise RuntimeError(
+                f"a layer got {output.shape[0]} rows, which are not a multiple of the batch's {layout.rows}"
+            )
         if self.low_rank:
             self.low_rank.add(x, output, layout, scale, adapters)
         for adapter, delta in self.dense.items():
@@ -56,7 +58,9 @@ class SideStream:
         return torch.cuda.stream(self.stream)
 
     def join(self, tensors: Sequence[torch.Tensor]) -> None:
-        """The computation waits for the work so far, and these tensors' memory for the computation that is still to use them."""
+        """The computation waits for the work so far, and these tensors' memory for the computation that is still to use
+        them.
+        """
         computation = torch.cuda.current_stream(self.stream.device)
         for tensor in tensors:
             tensor.record_stream(computation)
@@ -69,7 +73,9 @@ def side_stream(device: torch.device) -> SideStream | None:
 
 
 def _uncompiled() -> AbstractContextManager:
-    """Within it models run as they are written: what torch.compile has made of them knows nothing of later hooks. Needs torch 2.6."""
+    """Within it models run as they are written: what torch.compile has made of them knows nothing of later hooks. Needs
+    torch 2.6.
+    """
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
@@ -116,7 +122,9 @@ class AdapterBank:
                 self._layers.append((layers[name], _LayerRows(layers[name], low_rank, dense)))
         self._low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank]
 
-    def _prepared(self, layer: nn.Module, name: str, number: int, delta: Dense, budget: MemoryBudget) -> DenseDelta | None:
+    def _prepared(
+        self, layer: nn.Module, name: str, number: int, delta: Dense, budget: MemoryBudget
+    ) -> DenseDelta | None:
         prepared = DenseDelta(layer, delta, budget)
         try:
             prepared.prepare()
@@ -163,14 +171,18 @@ class AdapterBank:
         try:
             yield
             if self.layout and self._layers and not self._met:
-                raise RuntimeError("the model computes without its layers, so that no LoRA acts on it. Switch off what compiles it, or LoRAtorio")
+                raise RuntimeError(
+                    "the model computes without its layers, so that no LoRA acts on it. Switch off what compiles "
+                    "it, or LoRAtorio"
+                )
         finally:
             self.layout = None
 
     # Factors of many adapters, on the device for a call only
 
     def prefetch(self, adapters: Collection[int]) -> None:
-        """Brings the factors of a coming call of a bank that streams to the device while that computes the call before, where it can.
+        """Brings the factors of a coming call of a bank that streams to the device while that computes the call before,
+        where it can.
 
         Where memory runs out meanwhile, calls bring their own from then on.
         """
@@ -195,4 +207,11 @@ class AdapterBank:
         for layer in self._low_rank:
             layer.stacks = {key: stack for key, stack in layer.stacks.items() if key == adapters}
         if self._beside:
-            self._beside.join([tensor for layer in self._low_rank for stack in layer.stacks.values() for tensor in (stack.down, stack.up)])
+            self._beside.join(
+                [
+                    tensor
+                    for layer in self._low_rank
+                    for stack in layer.stacks.values()
+                    for tensor in (stack.down, stack.up)
+                ]
+            )

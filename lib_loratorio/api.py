@@ -19,4 +19,6 @@ def add_routes(app: Any, available_networks: Mapping[str, Any]) -> None:
         return {name: describe(network.filename) for name, network in sorted(dict(available_networks).items())}
 
     app.add_api_route(f"{PREFIX}/schema", schema, methods=["GET"], summary="JSON schema of LoRAtorio's settings")
-    app.add_api_route(f"{PREFIX}/networks", networks, methods=["GET"], summary="LoRAs with the kinds and ranks of their layers")
+    app.add_api_route(
+        f"{PREFIX}/networks", networks, methods=["GET"], summary="LoRAs with the kinds and ranks of their layers"
+    )

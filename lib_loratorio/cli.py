@@ -23,8 +23,24 @@ from lib_loratorio.settings import INFOTEXT, METHODS, POOL, POOL_MODES, TEXT_ENC
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
 INSTALL = "pip install torch diffusers transformers peft accelerate safetensors pillow"
 
-SETTINGS = ("method", "patch_size", "temperature", "lam", "top_k", "start", "end", "text_encoder", "adapters_per_pass", "verify",
-            "pool_mode", "scout", "scout_every", "scout_share", "trigger_words", "guidance_every")
+SETTINGS = (
+    "method",
+    "patch_size",
+    "temperature",
+    "lam",
+    "top_k",
+    "start",
+    "end",
+    "text_encoder",
+    "adapters_per_pass",
+    "verify",
+    "pool_mode",
+    "scout",
+    "scout_every",
+    "scout_share",
+    "trigger_words",
+    "guidance_every",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,19 +62,41 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m lib_loratorio", description="Composes several LoRAs in one picture without merging their weights.")
+    parser = _Parser(
+        prog="python -m lib_loratorio",
+        description="Composes several LoRAs in one picture without merging their weights.",
+    )
     parser.add_argument("--version", action="version", version=__version__)
-    generate = parser.add_subparsers(required=True, metavar="command").add_parser("generate", help="make pictures from a prompt")
+    generate = parser.add_subparsers(required=True, metavar="command").add_parser(
+        "generate", help="make pictures from a prompt"
+    )
     generate.set_defaults(command=_generate)
     add = generate.add_argument
-    add("--model", type=Path, required=True, help="diffusers folder or .safetensors checkpoint of SD 1.x, SD 2.x or SDXL")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        help="diffusers folder or .safetensors checkpoint of SD 1.x, SD 2.x or SDXL",
+    )
     add("--config", type=Path, help="for a checkpoint, offline: folder with the pipeline's json and tokenizer files")
-    add("--lora", type=parse_lora, action="append", default=[], metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global]",
-        help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that it takes "
-             "part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places")
-    add("--pool", type=parse_pool, action="extend", default=[], metavar="FILE_OR_FOLDER[:STRENGTH]",
-        help="LoRAs beside these, which may be left out of steps in which they matter little (--pool-mode scout); of a folder all that "
-             "lie in it as .safetensors; may be given more than once")
+    add(
+        "--lora",
+        type=parse_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global]",
+        help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that "
+        "it takes part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places",
+    )
+    add(
+        "--pool",
+        type=parse_pool,
+        action="extend",
+        default=[],
+        metavar="FILE_OR_FOLDER[:STRENGTH]",
+        help="LoRAs beside these, which may be left out of steps in which they matter little (--pool-mode scout); "
+        "of a folder all that lie in it as .safetensors; may be given more than once",
+    )
     add("--prompt", required=True)
     add("--negative", default="", help="negative prompt")
     add("--steps", type=_whole(1), default=25)
@@ -82,13 +120,30 @@ def _parser() -> argparse.ArgumentParser:
     add("--start", default=default.start, help="fraction of the sampling; before it the LoRAs are merged")
     add("--end", default=default.end, help="fraction of the sampling; after it the LoRAs are merged")
     add("--text-encoder", choices=TEXT_ENCODER_MODES, default=default.text_encoder)
-    add("--adapters-per-pass", default=default.adapters_per_pass, help="models that share one UNet call; 0: as many as fit into memory")
-    add("--pool-mode", choices=POOL_MODES, default=default.pool_mode, help="exact: all of the pool in every step; scout: see the next three")
+    add(
+        "--adapters-per-pass",
+        default=default.adapters_per_pass,
+        help="models that share one UNet call; 0: as many as fit into memory",
+    )
+    add(
+        "--pool-mode",
+        choices=POOL_MODES,
+        default=default.pool_mode,
+        help="exact: all of the pool in every step; scout: see the next three",
+    )
     add("--scout", default=default.scout, help="fraction of the sampling in which all of the pool compete")
     add("--scout-every", default=default.scout_every, help="steps until all compete again; 0: never")
-    add("--scout-share", default=default.scout_share, help="share of the strongest LoRA's places that one of the pool needs to stay")
+    add(
+        "--scout-share",
+        default=default.scout_share,
+        help="share of the strongest LoRA's places that one of the pool needs to stay",
+    )
     add("--trigger-words", action="store_true", help="append each LoRA's own to the prompt that it alone reads")
-    add("--guidance-every", default=default.guidance_every, help="evaluates the LoRAs' unconditional rows in every so many steps")
+    add(
+        "--guidance-every",
+        default=default.guidance_every,
+        help="evaluates the LoRAs' unconditional rows in every so many steps",
+    )
     add("--verify", action="store_true", help="compare every prediction with diffusers' own, one LoRA at a time")
     return parser
 
@@ -107,7 +162,9 @@ def parse_lora(text: str) -> tuple[Path, float, Part]:
 
 
 def parse_pool(text: str) -> list[tuple[Path, float, Part, bool]]:
-    """The LoRAs that `file`, `folder`, or either with `:strength` means: paths, strengths, parts, and that they are of the pool."""
+    """The LoRAs that `file`, `folder`, or either with `:strength` means: paths, strengths, parts, and that they are of
+    the pool.
+    """
     path, strength = _file_and_strength(text)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
@@ -175,7 +232,9 @@ def _generate(options: argparse.Namespace) -> int:
     names = [f"{path.stem}:{strength:g}" for path, strength, *_ in options.pool]
     settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in SETTINGS})
     if not options.lora and not options.pool:
-        raise LoratorioError("LoRAtorio: there is no LoRA of a strength other than 0; give at least one with --lora or --pool.")
+        raise LoratorioError(
+            "LoRAtorio: there is no LoRA of a strength other than 0; give at least one with --lora or --pool."
+        )
     if options.maps and settings.method != "loratorio":
         raise LoratorioError(f"LoRAtorio: --maps needs the method loratorio; {settings.method} has no weights.")
     if "<lora:" in options.prompt:
@@ -220,7 +279,9 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     from lib_loratorio.memory import is_out_of_memory
 
     if options.scheduler not in (None, *SCHEDULERS):
-        raise LoratorioError(f"LoRAtorio: there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
+        raise LoratorioError(
+            f"LoRAtorio: there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}."
+        )
     device = _device(options.device)
     dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
     pipe = load_pipeline(options.model, options.config, dtype).to(device)
@@ -234,18 +295,32 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
         with composed(pipe, [*options.lora, *options.pool], settings) as composition:
             began = time.perf_counter()
             pictures = pipe(
-                prompt=[options.prompt] * options.batch, negative_prompt=[options.negative] * options.batch, width=width, height=height,
-                num_inference_steps=options.steps, guidance_scale=options.cfg, generator=[torch.Generator().manual_seed(value) for value in seeds],
+                prompt=[options.prompt] * options.batch,
+                negative_prompt=[options.negative] * options.batch,
+                width=width,
+                height=height,
+                num_inference_steps=options.steps,
+                guidance_scale=options.cfg,
+                generator=[torch.Generator().manual_seed(value) for value in seeds],
             ).images
             seconds = time.perf_counter() - began
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise LoratorioError("LoRAtorio: memory ran out even with one evaluation at a time; use a smaller size or batch.") from error
+        raise LoratorioError(
+            "LoRAtorio: memory ran out even with one evaluation at a time; use a smaller size or batch."
+        ) from error
     fields = {
-        "Steps": options.steps, "Sampler": sampler, "Schedule type": schedule_type, "CFG scale": options.cfg, "Seed": None,
-        "Size": f"{width}x{height}", "Model": options.model.stem if options.model.is_file() else options.model.resolve().name,
-        INFOTEXT: settings.to_infotext(), POOL: composition.chosen, "Version": f"loratorio-{__version__}",
+        "Steps": options.steps,
+        "Sampler": sampler,
+        "Schedule type": schedule_type,
+        "CFG scale": options.cfg,
+        "Seed": None,
+        "Size": f"{width}x{height}",
+        "Model": options.model.stem if options.model.is_file() else options.model.resolve().name,
+        INFOTEXT: settings.to_infotext(),
+        POOL: composition.chosen,
+        "Version": f"loratorio-{__version__}",
     }
     for file in _save(options, pictures, seeds, fields, composition):
         print(file)
@@ -256,7 +331,11 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     if options.maps and run.maps.mean is None:
         print("maps: no LoRA was weighed, so there are none")
     if settings.verify:
-        print(f"verify: max relative error {run.worst:.1e} over {run.composed} calls" if run.composed else "verify: nothing was composed")
+        print(
+            f"verify: max relative error {run.worst:.1e} over {run.composed} calls"
+            if run.composed
+            else "verify: nothing was composed"
+        )
     return 0
 
 
@@ -272,7 +351,9 @@ def _device(name: str | None):
     return device
 
 
-def _save(options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int], fields: dict, composition) -> list[Path]:
+def _save(
+    options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int], fields: dict, composition
+) -> list[Path]:
     """Writes the pictures and, if asked for, their maps; returns the files."""
     from lib_loratorio.infotext import infotext, png_info
     from lib_loratorio.weight_maps import weight_panel
@@ -292,7 +373,9 @@ def _save(options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int],
                 weight_panel(picture, maps[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
                 written.append(file)
         except OSError as error:
-            raise LoratorioError(f"LoRAtorio: {file} cannot be written ({os.strerror(error.errno) if error.errno else error}).") from error
+            raise LoratorioError(
+                f"LoRAtorio: {file} cannot be written ({os.strerror(error.errno) if error.errno else error})."
+            ) from error
     return written
 
 

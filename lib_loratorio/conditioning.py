@@ -1,4 +1,6 @@
-"""Text conditions per adapter: who reads the prompt with what, computed by the host and cached across steps and generations."""
+"""Text conditions per adapter: who reads the prompt with what, computed by the host and cached across steps and
+generations.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,20 @@ Value = TypeVar("Value")
 
 
 class Reading(NamedTuple):
-    """How one model's text conditions come about: the adapters that are in the text encoder, and words appended to the prompt."""
+    """How one model's text conditions come about: the adapters that are in the text encoder, and words appended to the
+    prompt.
+    """
 
     adapters: tuple[Any, ...]
     words: str
 
 
 def readings(adapters: Sequence[Any], words: Sequence[str]) -> dict[int, Reading]:
-    """The readings of the base and of each adapter that needs its own; none where no adapter does, so that one reading serves all.
+    """The readings of the base and of each adapter that needs its own; none where no adapter does, so that one reading
+    serves all.
 
-    An adapter needs its own where it changes the text encoder or has words. The global ones that change the text encoder are in every
-    reading, and have no words: what they belong to is everything.
+    An adapter needs its own where it changes the text encoder or has words. The global ones that change the text
+    encoder are in every reading, and have no words: what they belong to is everything.
     """
     if not any(word or adapter.changes_text for word, adapter in zip(words, adapters)):
         return {}
@@ -35,7 +40,8 @@ def readings(adapters: Sequence[Any], words: Sequence[str]) -> dict[int, Reading
 
 
 class ConditionCache:
-    """A cache of the most recently used text conditions, apart from the host's own: of 32, or of as many as there must be room for.
+    """A cache of the most recently used text conditions, apart from the host's own: of 32, or of as many as there must
+    be room for.
 
     Keys must hold everything the conditions depend on: prompt, text-encoder weights, adapter, strength.
     """

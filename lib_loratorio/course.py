@@ -40,7 +40,10 @@ class Course:
         self.method = METHODS[settings.method](settings)
         self.competing = [number for number, member in enumerate(members) if member.part.role == "local"]
         self.scout = Scout(settings, [number for number, member in enumerate(members) if member.pooled])
-        self._taking_part: tuple[tuple[int, ...], tuple[int, ...]] = (), ()  # in the latest step: everywhere, and competing
+        self._taking_part: tuple[tuple[int, ...], tuple[int, ...]] = (
+            (),
+            (),
+        )  # in the latest step: everywhere, and competing
         self._known: tuple[Hashable, torch.Tensor] | None = None  # the last difference, and whose it is
 
     def step(self, fraction: float, step: int) -> Step:
@@ -57,7 +60,9 @@ class Course:
         return Step(method, method.plan(local, step), everywhere)
 
     def _difference(self) -> torch.Tensor | None:
-        """The last difference, if it is that of the adapters that take part now: one that sits a step out must not push it."""
+        """The last difference, if it is that of the adapters that take part now: one that sits a step out must not push
+        it.
+        """
         return self._known[1] if self._known and self._known[0] == self._taking_part else None
 
     def learn(self, adapters: Sequence[int], composed: Composed) -> None:

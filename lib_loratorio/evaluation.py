@@ -12,7 +12,9 @@ from lib_loratorio.layout import Block, Layout
 from lib_loratorio.memory import is_out_of_memory
 
 AT_A_TIME = RESIDENT // 2
-"""Requests a call while adapters wait in host memory: with the next call's on their way, as many are on the device as may stay there."""
+"""Requests a call while adapters wait in host memory: with the next call's on their way, as many are on the device as
+may stay there.
+"""
 
 
 class Request(NamedTuple):
@@ -62,16 +64,22 @@ class Evaluator:
     Args:
         model: takes the inputs of a request (a tree with more rows) and returns predictions `[rows, ...]`.
         bank: adds the adapters' deltas to their rows.
-        limit: requests that may share one call; 0 is all, or `AT_A_TIME` of requests with more adapters than may stay on the device.
+        limit: requests that may share one call; 0 is all, or `AT_A_TIME` of requests with more adapters than may stay
+            on the device.
         fits: whether a call with this many rows fits into memory, by the host's estimate.
 
     In a call the base's rows come first; of several calls its call is the last, so that whatever else
-    watches the model finds the base's there. When memory runs out, the number of requests a call is halved down to one, and stays so for later
-    steps; if one alone does not fit, the model's own error is raised.
+    watches the model finds the base's there. When memory runs out, the number of requests a call is halved down to one,
+    and stays so for later steps; if one alone does not fit, the model's own error is raised.
     """
 
-    def __init__(self, model: Callable[[Any], torch.Tensor], bank: AdapterBank, limit: int = 0,
-                 fits: Callable[[int], bool] = lambda rows: True):
+    def __init__(
+        self,
+        model: Callable[[Any], torch.Tensor],
+        bank: AdapterBank,
+        limit: int = 0,
+        fits: Callable[[int], bool] = lambda rows: True,
+    ):
         self.model, self.bank, self.limit, self.fits = model, bank, limit, fits
         self._adapters: frozenset[int] = frozenset()  # of the requests at hand
 

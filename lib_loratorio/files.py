@@ -10,16 +10,43 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 KINDS = (
-    ("dora_scale", "dora"), ("hada_", "loha"), ("lokr_", "lokr"), ("oft_", "oft"), ("a1.weight", "glora"), ("on_input", "ia3"),
-    ("w_norm", "norm"), ("lora_mid", "cp"), ("lora_", "lora"), ("lora.", "lora"), ("diff", "full"),
+    ("dora_scale", "dora"),
+    ("hada_", "loha"),
+    ("lokr_", "lokr"),
+    ("oft_", "oft"),
+    ("a1.weight", "glora"),
+    ("on_input", "ia3"),
+    ("w_norm", "norm"),
+    ("lora_mid", "cp"),
+    ("lora_", "lora"),
+    ("lora.", "lora"),
+    ("diff", "full"),
 )
 """A part of a tensor's name and the kind of layer it tells, the telling ones first."""
 
 FACTORED = ("lora", "cp")
 """Kinds that stay factors; the others are computed as full deltas, and cached within the memory budget."""
 
-ENDS = (".lora_", ".hada_", ".lokr_", ".oft_", ".lora.", "_lora.", ".a1.", ".a2.", ".b1.", ".b2.", ".dora_scale", ".diff", ".w_norm", ".b_norm", ".on_input",
-        ".alpha", ".weight", ".bias")
+ENDS = (
+    ".lora_",
+    ".hada_",
+    ".lokr_",
+    ".oft_",
+    ".lora.",
+    "_lora.",
+    ".a1.",
+    ".a2.",
+    ".b1.",
+    ".b2.",
+    ".dora_scale",
+    ".diff",
+    ".w_norm",
+    ".b_norm",
+    ".on_input",
+    ".alpha",
+    ".weight",
+    ".bias",
+)
 
 TEXT_ENCODERS = ("lora_te", "text_encoder")
 
@@ -51,8 +78,11 @@ def _described(path: str, changed: float) -> dict[str, Any]:
     kinds = Counter(kind for names in layers.values() if (kind := _kind(names)))
     factored = sum(kinds[kind] for kind in FACTORED)
     return {
-        "layers": dict(sorted(kinds.items())), "ranks": sorted(ranks), "text_encoder": any(name.startswith(TEXT_ENCODERS) for name in layers),
-        "factored": factored, "dense": sum(kinds.values()) - factored,
+        "layers": dict(sorted(kinds.items())),
+        "ranks": sorted(ranks),
+        "text_encoder": any(name.startswith(TEXT_ENCODERS) for name in layers),
+        "factored": factored,
+        "dense": sum(kinds.values()) - factored,
     }
 
 

@@ -12,8 +12,8 @@ from lib_loratorio.settings import Settings
 
 
 class Economical:
-    """A method whose unconditional prediction `e~()` is, in some steps, that of the base and the last known difference from it:
-    `e~() = e_0() + (e~() - e_0())`, the bracket from an earlier step, as noise.
+    """A method whose unconditional prediction `e~()` is, in some steps, that of the base and the last known difference
+    from it: `e~() = e_0() + (e~() - e_0())`, the bracket from an earlier step, as noise.
 
     Args:
         method: the method.
@@ -26,7 +26,9 @@ class Economical:
     @staticmethod
     def saves(settings: Settings) -> bool:
         """Whether there are adapters' unconditional rows to be saved."""
-        return settings.guidance_every > 1 and (settings.method == "composite" or (settings.method == "loratorio" and settings.lam < 1))
+        return settings.guidance_every > 1 and (
+            settings.method == "composite" or (settings.method == "loratorio" and settings.lam < 1)
+        )
 
     def plan(self, adapters: Sequence[int], step: int) -> Plan:
         plan = self.method.plan(adapters, step)

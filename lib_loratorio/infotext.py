@@ -12,7 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 def infotext(prompt: str, negative: str, fields: Mapping[str, Any]) -> str:
     """The prompt, the negative prompt if there is one, and `name: value` pairs; empty values are left out."""
     lines = [prompt] + ([f"Negative prompt: {negative}"] if negative else [])
-    return "\n".join([*lines, ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items() if value not in ("", None))])
+    return "\n".join(
+        [*lines, ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items() if value not in ("", None))]
+    )
 
 
 def _quoted(value: Any) -> str:

@@ -29,7 +29,9 @@ def weight_shape(layer: nn.Module) -> tuple[int, ...]:
     raise RuntimeError(f"a layer of the kind {type(layer).__name__} cannot be changed for some rows only")
 
 
-def convolve(layer: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, groups: int = 1) -> torch.Tensor:
+def convolve(
+    layer: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, groups: int = 1
+) -> torch.Tensor:
     """A convolution with this layer's geometry, the tiling hosts' circular padding included."""
     padding = layer.padding
     if layer.padding_mode != "zeros":

@@ -49,7 +49,12 @@ class Layout:
         for place, adapter in enumerate(members):
             for start, rows in self._spans(adapter):
                 last = runs[-1] if runs else None
-                if last and last.rows == rows and last.start + last.rows * last.count == start and last.first + last.count == place:
+                if (
+                    last
+                    and last.rows == rows
+                    and last.start + last.rows * last.count == start
+                    and last.first + last.count == place
+                ):
                     runs[-1] = last._replace(count=last.count + 1)
                 else:
                     runs.append(Run(start, rows, place, 1))

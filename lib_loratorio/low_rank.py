@@ -51,7 +51,9 @@ class LowRankLayer:
         self.stacks: dict[tuple[int, ...], _Stack] = {}
         self.placed: tuple[torch.device, torch.dtype] | None = None
         kernel = _kernel(layer)
-        self.pointwise = isinstance(layer, nn.Conv2d) and set(kernel + layer.stride) == {1} and set(layer.padding) == {0}
+        self.pointwise = (
+            isinstance(layer, nn.Conv2d) and set(kernel + layer.stride) == {1} and set(layer.padding) == {0}
+        )
 
     def stack(self, adapters: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> _Stack:
         stack = self.stacks.get(adapters)

@@ -22,4 +22,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a CUDA device or on the CPU."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and ("out of memory" in str(error).lower() or "can't allocate memory" in str(error))
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+    )

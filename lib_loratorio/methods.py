@@ -70,7 +70,9 @@ class Composed(NamedTuple):
 
 class Method(Protocol):
     def plan(self, adapters: Sequence[int], step: int) -> Plan | None:
-        """The plan for this sampling step with these adapters, at least one, or None to leave it to the host's own merged LoRAs."""
+        """The plan for this sampling step with these adapters, at least one, or None to leave it to the host's own
+        merged LoRAs.
+        """
 
     def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
         """The composed predictions of a planned step.
@@ -95,7 +97,9 @@ class LoRAtorio:
         patch_weights = self._weights(predictions) if weights is None else weights
         conditional = unconditional = None
         if predictions.conditional is not None:
-            conditional = compose(_stacked(predictions.conditional), self._expanded(patch_weights, predictions.conditional))
+            conditional = compose(
+                _stacked(predictions.conditional), self._expanded(patch_weights, predictions.conditional)
+            )
         if predictions.unconditional is not None:
             expanded = self._expanded(patch_weights, predictions.unconditional)
             unconditional = self._recentred(predictions.unconditional, expanded, predictions.picture_of)
@@ -110,7 +114,9 @@ class LoRAtorio:
         size = next(iter(predictions.values())).shape[-2:]
         return expand_weights(patch_weights, self.settings.patch_size, size)
 
-    def _recentred(self, unconditional: Mapping[int, torch.Tensor], weights: torch.Tensor, picture_of: torch.Tensor) -> torch.Tensor:
+    def _recentred(
+        self, unconditional: Mapping[int, torch.Tensor], weights: torch.Tensor, picture_of: torch.Tensor
+    ) -> torch.Tensor:
         if self.settings.lam == 1:
             return unconditional[BASE]
         adapted = _stacked(unconditional)

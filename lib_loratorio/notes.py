@@ -9,7 +9,9 @@ from typing import Any
 
 
 def notes(path: str) -> Mapping[str, Any]:
-    """The notes on the LoRA file at `path`, by the WebUI's names for them; none where it has none, or they cannot be read."""
+    """The notes on the LoRA file at `path`, by the WebUI's names for them; none where it has none, or they cannot be
+    read.
+    """
     try:
         found = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -38,12 +38,15 @@ def _entry(text: str) -> Entry:
 
 
 def resolved(
-    wanted: Iterable[Entry], paths: Mapping[str, str], taken: Iterable[str] = (), aliases: Mapping[str, str] | None = None
+    wanted: Iterable[Entry],
+    paths: Mapping[str, str],
+    taken: Iterable[str] = (),
+    aliases: Mapping[str, str] | None = None,
 ) -> list[tuple[str, float]]:
     """Names and strengths of the LoRAs that the entries mean, each once, none of strength 0 and none that is `taken`.
 
-    `paths` are all LoRAs by name, as paths within the LoRA folder, without extension and divided by `/`; `aliases` are further
-    names of theirs. Raises SettingsError for an entry that means none of them.
+    `paths` are all LoRAs by name, as paths within the LoRA folder, without extension and divided by `/`; `aliases` are
+    further names of theirs. Raises SettingsError for an entry that means none of them.
     """
     found: dict[str, float] = {}
     for pattern, strength in wanted:

@@ -21,7 +21,10 @@ def choices(paths: Iterable[str]) -> list[str]:
     """
     paths = list(paths)
     folders = {path.rpartition("/")[0] for path in paths} - {""}
-    found = [*sorted(f"{folder}/*" for folder in folders), *sorted((path.rpartition("/")[2] for path in paths), key=str.lower)]
+    found = [
+        *sorted(f"{folder}/*" for folder in folders),
+        *sorted((path.rpartition("/")[2] for path in paths), key=str.lower),
+    ]
     return [choice for choice in found if DIVIDING.isdisjoint(choice)]
 
 
@@ -40,5 +43,10 @@ def build(pool: Any, paths: Callable[[], Iterable[str]], elem_id: Callable[[str]
         refresh = gr.Button(REFRESH, size="sm", elem_id=elem_id("pool_refresh"))
     for control in (picked, strength):
         control.do_not_save_to_config = True
-    add.click(lambda *values: (added(*values), []), inputs=[pool, picked, strength], outputs=[pool, picked], show_progress=False)
+    add.click(
+        lambda *values: (added(*values), []),
+        inputs=[pool, picked, strength],
+        outputs=[pool, picked],
+        show_progress=False,
+    )
     refresh.click(lambda: gr.update(choices=choices(paths())), inputs=[], outputs=[picked], show_progress=False)

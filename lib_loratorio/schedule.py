@@ -45,10 +45,15 @@ def part(named: Mapping[str, Any], lora: str) -> Part:
     """
     for name in named:
         if name not in NAMES and (name.startswith("lt") or get_close_matches(name, NAMES[:2], 1, 0.9)):
-            raise SettingsError(f"LoRAtorio: the LoRA '{lora}' has '{name}', which is not known; the names are {', '.join(NAMES[:-1])} and {NAMES[-1]}.")
+            raise SettingsError(
+                f"LoRAtorio: the LoRA '{lora}' has '{name}', which is not known; the names are "
+                f"{', '.join(NAMES[:-1])} and {NAMES[-1]}."
+            )
     start, end = (_fraction(named, name, default, lora) for name, default in zip(NAMES, (0.0, 1.0)))
     if not start < end:
-        raise SettingsError(f"LoRAtorio: the LoRA '{lora}' has ltstart {start:g} and ltend {end:g}; the start must be below the end.")
+        raise SettingsError(
+            f"LoRAtorio: the LoRA '{lora}' has ltstart {start:g} and ltend {end:g}; the start must be below the end."
+        )
     role = str(named.get("lt", "local")).strip().lower()
     if role not in ROLES:
         raise SettingsError(f"LoRAtorio: the LoRA '{lora}' has lt={named['lt']}; it must be {' or '.join(ROLES)}.")
@@ -71,6 +76,8 @@ def taking_part(parts: Sequence[Part], fraction: float) -> tuple[int, ...]:
 
 
 def merged_below(members: Sequence[Any]) -> list[list[Any]]:
-    """For each of these adapters those that every evaluation of it has too: the global ones, of them the ones before it."""
+    """For each of these adapters those that every evaluation of it has too: the global ones, of them the ones before
+    it.
+    """
     everywhere = [member for member in members if member.part.role == "global"]
     return [everywhere[: everywhere.index(member)] if member in everywhere else everywhere for member in members]

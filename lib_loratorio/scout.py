@@ -14,15 +14,17 @@ REGIONS = 8
 
 
 class Scout:
-    """Evaluates all of a pool at first and in every so many steps, and between these only those that had a share of the places.
+    """Evaluates all of a pool at first and in every so many steps, and between these only those that had a share of the
+    places.
 
-    A share is that of the places in which the adapter weighs most, over the calls since the scouting began, in the region of the
-    picture where it has most of them: a figure matters that has a small place of its own. It is measured by the strongest adapter's,
-    so that pools of any size can be told apart; where none stands out, all stay. In a batch an adapter stays for all pictures where it
-    stays for one. The prompt's own adapters always stay.
+    A share is that of the places in which the adapter weighs most, over the calls since the scouting began, in the
+    region of the picture where it has most of them: a figure matters that has a small place of its own. It is measured
+    by the strongest adapter's, so that pools of any size can be told apart; where none stands out, all stay. In a batch
+    an adapter stays for all pictures where it stays for one. The prompt's own adapters always stay.
 
     Args:
-        settings: with the pool mode "exact", or another method than LoRAtorio, all of the pool are evaluated in every step.
+        settings: with the pool mode "exact", or another method than LoRAtorio, all of the pool are evaluated in every
+            step.
         pool: the pool's adapters among all.
 
     `history` holds `(step, adapters)` for each change of the adapters that are evaluated.
@@ -57,12 +59,19 @@ class Scout:
             most = max(won.values())
             self._shares = {number: share / most for number, share in won.items()}
         shares = self._shares
-        staying = tuple(number for number in present if number not in self.pool or shares.get(number, 0.0) >= self.settings.scout_share)
+        staying = tuple(
+            number
+            for number in present
+            if number not in self.pool or shares.get(number, 0.0) >= self.settings.scout_share
+        )
         return staying or tuple(sorted(present, key=lambda number: -shares.get(number, 0.0))[:1])
 
     def told(self, names: Sequence[str]) -> str:
         """The history for people, with the adapters' names."""
-        listed = (f"step {step + 1}: {', '.join(names[number] for number in adapters) or 'none'}" for step, adapters in self.history)
+        listed = (
+            f"step {step + 1}: {', '.join(names[number] for number in adapters) or 'none'}"
+            for step, adapters in self.history
+        )
         return "; ".join(listed)
 
     def learn(self, adapters: Sequence[int], weights: torch.Tensor | None) -> None:

@@ -25,7 +25,9 @@ class SettingsError(ValueError):
 
 
 def within(fraction: float, start: float, end: float) -> bool:
-    """Whether a fraction of the sampling is in `[start, end)`; an end of 1 includes the last step, and samplers may run past it."""
+    """Whether a fraction of the sampling is in `[start, end)`; an end of 1 includes the last step, and samplers may run
+    past it.
+    """
     return start <= fraction and (fraction < end or end == 1.0)
 
 
@@ -37,10 +39,10 @@ class Settings:
     LoRAs apply. `top_k` 0 keeps all adapters; `adapters_per_pass` 0 puts as many evaluations into one
     model call as fit. `maps` shows, beside each picture, where each LoRA weighed most.
 
-    `pool` lists LoRAs besides the prompt's. In its mode "exact" all of them are evaluated in every step; in "scout" all up to
-    the fraction `scout` of the sampling and in every `scout_every`-th step (0: no more), and between these only those with at
-    least `scout_share` of the strongest one's places, see `Scout`. `trigger_words` appends each LoRA's own to its own prompt.
-    `guidance_every` evaluates the LoRAs' unconditional rows in every so many steps only.
+    `pool` lists LoRAs besides the prompt's. In its mode "exact" all of them are evaluated in every step; in "scout" all
+    up to the fraction `scout` of the sampling and in every `scout_every`-th step (0: no more), and between these only
+    those with at least `scout_share` of the strongest one's places, see `Scout`. `trigger_words` appends each LoRA's
+    own to its own prompt. `guidance_every` evaluates the LoRAs' unconditional rows in every so many steps only.
     """
 
     enabled: bool = False
@@ -79,7 +81,9 @@ class Settings:
         names = [field.name for field in fields(cls)]
         unknown = [str(key) for key in values if key not in names]
         if unknown:
-            raise SettingsError(f"LoRAtorio: unknown setting {', '.join(unknown)}; the settings are {', '.join(names)}.")
+            raise SettingsError(
+                f"LoRAtorio: unknown setting {', '.join(unknown)}; the settings are {', '.join(names)}."
+            )
         return cls(**values)
 
     @classmethod
@@ -130,8 +134,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"lam": 1.0},
     "quality": {"temperature": 0.003},
 }
-"""What the accordion's buttons set beside the defaults of how LoRAs are weighed; "fast" needs N + 2 model evaluations a step instead of
-2N + 2; "quality" had the smallest patch distance of the variants in docs/evaluation.md."""
+"""What the accordion's buttons set beside the defaults of how LoRAs are weighed; "fast" needs N + 2 model evaluations a
+step instead of 2N + 2; "quality" had the smallest patch distance of the variants in docs/evaluation.md.
+"""
 
 _ALWAYS_WRITTEN = ("method", "patch_size", "temperature", "lam")
 
@@ -207,7 +212,9 @@ class _Number:
         return int(number) if self.whole else number
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "integer" if self.whole else "number", "minimum": self.low} | ({"maximum": self.high} if math.isfinite(self.high) else {})
+        return {"type": "integer" if self.whole else "number", "minimum": self.low} | (
+            {"maximum": self.high} if math.isfinite(self.high) else {}
+        )
 
 
 _CONVERSIONS = {
@@ -235,7 +242,13 @@ _CONVERSIONS = {
 
 def schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of the dict that the API takes."""
-    properties = {field.name: {**_CONVERSIONS[field.name].schema(), "default": field.default} for field in fields(Settings)}
+    properties = {
+        field.name: {**_CONVERSIONS[field.name].schema(), "default": field.default} for field in fields(Settings)
+    }
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": INFOTEXT, "type": "object", "properties": properties, "additionalProperties": False,
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": INFOTEXT,
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
     }

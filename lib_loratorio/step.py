@@ -28,15 +28,31 @@ class SamplerCall:
         verify: called with every evaluated request and its prediction.
     """
 
-    def __init__(self, method: Method, plan: Plan, evaluator: Evaluator, picture_of: torch.Tensor,
-                 same_length: Callable[[int], bool] = lambda model: True, verify: Verify | None = None, everywhere: Sequence[int] = ()):
-        self.method, self.plan, self.evaluator, self.picture_of, self.everywhere = method, plan, evaluator, picture_of, tuple(everywhere)
+    def __init__(
+        self,
+        method: Method,
+        plan: Plan,
+        evaluator: Evaluator,
+        picture_of: torch.Tensor,
+        same_length: Callable[[int], bool] = lambda model: True,
+        verify: Verify | None = None,
+        everywhere: Sequence[int] = (),
+    ):
+        self.method, self.plan, self.evaluator, self.picture_of, self.everywhere = (
+            method,
+            plan,
+            evaluator,
+            picture_of,
+            tuple(everywhere),
+        )
         self.same_length, self.verify = same_length, verify
         self._conditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.conditional}
         self._unconditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.unconditional}
         self._places: list[int] = []
 
-    def evaluate(self, conditional: int, unconditional: int, inputs: Inputs, places: Sequence[int] = ()) -> torch.Tensor:
+    def evaluate(
+        self, conditional: int, unconditional: int, inputs: Inputs, places: Sequence[int] = ()
+    ) -> torch.Tensor:
         """Evaluates a chunk of `conditional` rows followed by `unconditional` ones.
 
         `places` are the conditional rows' numbers in the whole call, where chunks may come in any order.
@@ -83,20 +99,29 @@ class SamplerCall:
             for start, end, of_condition in spans:
                 if end > start:
                     adapters = (*self.everywhere, *(() if model == BASE else (model,)))
-                    requests.append((model, Request(adapters, end - start, inputs(model, slice(start, end))), of_condition))
+                    requests.append(
+                        (model, Request(adapters, end - start, inputs(model, slice(start, end))), of_condition)
+                    )
         return requests
 
-    def combine(self, noise_offset: torch.Tensor | None, noise_scale: float = -1.0, noise_unit: float | torch.Tensor = 1.0,
-                weights: torch.Tensor | None = None) -> Composed:
+    def combine(
+        self,
+        noise_offset: torch.Tensor | None,
+        noise_scale: float = -1.0,
+        noise_unit: float | torch.Tensor = 1.0,
+        weights: torch.Tensor | None = None,
+    ) -> Composed:
         """The composed predictions; a part is None where the host asked for no such rows.
 
-        `noise_offset`, `noise_scale` and `noise_unit` say how predictions become noise, see `Predictions`; `weights` are
-        those of another call of the same step, to be used instead of this one's own.
+        `noise_offset`, `noise_scale` and `noise_unit` say how predictions become noise, see `Predictions`; `weights`
+        are those of another call of the same step, to be used instead of this one's own.
         """
         order = torch.tensor(self._places).argsort().to(self.picture_of.device)
         conditional = {model: torch.cat(chunks)[order] for model, chunks in self._conditional.items() if chunks}
         unconditional = {model: torch.cat(chunks) for model, chunks in self._unconditional.items() if chunks}
-        predictions = Predictions(conditional or None, unconditional or None, noise_offset, self.picture_of, noise_scale, noise_unit)
+        predictions = Predictions(
+            conditional or None, unconditional or None, noise_offset, self.picture_of, noise_scale, noise_unit
+        )
         return self.method.combine(predictions, weights)
 
 

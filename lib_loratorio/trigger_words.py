@@ -15,11 +15,15 @@ from lib_loratorio.notes import notes
 def trigger_words(path: str) -> str:
     """A LoRA file's trigger words; empty where nothing tells them.
 
-    These are what the user has noted in the WebUI as its activation text; else the file's own `modelspec.trigger_phrase`; else the
-    tag that more of its training captions had than any other.
+    These are what the user has noted in the WebUI as its activation text; else the file's own
+    `modelspec.trigger_phrase`; else the tag that more of its training captions had than any other.
     """
     metadata = _metadata(path)
-    words = str(notes(path).get("activation text") or "").strip() or str(metadata.get("modelspec.trigger_phrase", "")).strip() or _most_frequent_tag(metadata)
+    words = (
+        str(notes(path).get("activation text") or "").strip()
+        or str(metadata.get("modelspec.trigger_phrase", "")).strip()
+        or _most_frequent_tag(metadata)
+    )
     # A sub-prompt of its own would be one that the base has not.
     return re.sub(r"[\s,]*\bAND\b[\s,]*", ", ", words)
 

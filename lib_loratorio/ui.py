@@ -46,33 +46,95 @@ def _slider(label: str, info: str, low: float, high: float, step: float, methods
 
 ENABLED = Control("Checkbox", TITLE)
 CONTROLS = {
-    "method": Control("Dropdown", "Method", "loratorio weighs LoRAs by place; composite averages them; switch takes turns; merge is the WebUI's own",
-                      {"choices": list(METHODS)}),
-    "text_encoder": Control("Radio", "Text encoder", "own: each LoRA reads the prompt with its own text encoder; merged: all read it as the WebUI does",
-                            {"choices": list(TEXT_ENCODER_MODES)}, APART),
-    "patch_size": _slider("Patch size", "edge of the places that are weighed, in latent pixels (8 picture pixels each)", 1, 32, 1, ("loratorio",)),
-    "temperature": _slider("Temperature", "low: one LoRA wins each place; high: all share it", 0.001, 1, 0.001, ("loratorio",)),
-    "lam": _slider("Base weight (lambda)", "share of the bare model in what the guidance moves away from; 1 is also cheaper", 0, 1, 0.05, ("loratorio",)),
+    "method": Control(
+        "Dropdown",
+        "Method",
+        "loratorio weighs LoRAs by place; composite averages them; switch takes turns; merge is the WebUI's own",
+        {"choices": list(METHODS)},
+    ),
+    "text_encoder": Control(
+        "Radio",
+        "Text encoder",
+        "own: each LoRA reads the prompt with its own text encoder; merged: all read it as the WebUI does",
+        {"choices": list(TEXT_ENCODER_MODES)},
+        APART,
+    ),
+    "patch_size": _slider(
+        "Patch size",
+        "edge of the places that are weighed, in latent pixels (8 picture pixels each)",
+        1,
+        32,
+        1,
+        ("loratorio",),
+    ),
+    "temperature": _slider(
+        "Temperature", "low: one LoRA wins each place; high: all share it", 0.001, 1, 0.001, ("loratorio",)
+    ),
+    "lam": _slider(
+        "Base weight (lambda)",
+        "share of the bare model in what the guidance moves away from; 1 is also cheaper",
+        0,
+        1,
+        0.05,
+        ("loratorio",),
+    ),
     "top_k": _slider("LoRAs per place (top k)", "0: all of them", 0, 16, 1, ("loratorio",)),
     "start": _slider("Start", "fraction of the sampling; before it LoRAs are merged as usual", 0, 1, 0.01, APART),
     "end": _slider("End", "fraction of the sampling; after it LoRAs are merged as usual", 0, 1, 0.01, APART),
-    "maps": Control("Checkbox", "Show weight maps: where each LoRA weighed most, beside each picture", methods=("loratorio",)),
+    "maps": Control(
+        "Checkbox", "Show weight maps: where each LoRA weighed most, beside each picture", methods=("loratorio",)
+    ),
     "verify": Control("Checkbox", "Verify (slow): compare every evaluation with the WebUI's own merge", methods=APART),
-    "adapters_per_pass": _slider("Evaluations per pass", "0: as many as fit into memory; fewer need less memory", 0, 16, 1, PARALLEL),
-    "guidance_every": _slider("Negative prompt every", "steps between two evaluations of the negative prompt with each LoRA; 1: in every step, more is faster",
-                              1, 10, 1, PARALLEL),
-    "trigger_words": Control("Checkbox", "Trigger words: each LoRA's own, from its file, in its own prompt only", methods=APART),
-    "pool_mode": Control("Radio", "Pool", "exact: all of its LoRAs in every step; scout: all at first, then those that matter",
-                         {"choices": list(POOL_MODES)}, APART),
-    "pool": Control("Textbox", "LoRAs in the pool", "besides the prompt's: name, name:0.8 or folder/*, divided by commas", {"lines": 1, "max_lines": 8}, APART),
-    "scout": _slider("Scout until", "fraction of the sampling in which all of the pool take part", 0, 1, 0.05, ("loratorio",)),
-    "scout_share": _slider("Scout's least share", "of the strongest LoRA's places, that one of the pool needs to stay", 0, 1, 0.01, ("loratorio",)),
+    "adapters_per_pass": _slider(
+        "Evaluations per pass", "0: as many as fit into memory; fewer need less memory", 0, 16, 1, PARALLEL
+    ),
+    "guidance_every": _slider(
+        "Negative prompt every",
+        "steps between two evaluations of the negative prompt with each LoRA; 1: in every step, more is faster",
+        1,
+        10,
+        1,
+        PARALLEL,
+    ),
+    "trigger_words": Control(
+        "Checkbox", "Trigger words: each LoRA's own, from its file, in its own prompt only", methods=APART
+    ),
+    "pool_mode": Control(
+        "Radio",
+        "Pool",
+        "exact: all of its LoRAs in every step; scout: all at first, then those that matter",
+        {"choices": list(POOL_MODES)},
+        APART,
+    ),
+    "pool": Control(
+        "Textbox",
+        "LoRAs in the pool",
+        "besides the prompt's: name, name:0.8 or folder/*, divided by commas",
+        {"lines": 1, "max_lines": 8},
+        APART,
+    ),
+    "scout": _slider(
+        "Scout until", "fraction of the sampling in which all of the pool take part", 0, 1, 0.05, ("loratorio",)
+    ),
+    "scout_share": _slider(
+        "Scout's least share",
+        "of the strongest LoRA's places, that one of the pool needs to stay",
+        0,
+        1,
+        0.01,
+        ("loratorio",),
+    ),
     "scout_every": _slider("Scout again every", "steps; 0: never", 0, 50, 1, ("loratorio",)),
 }
 """The controls by the setting's name, in the order they are shown, two in a row."""
 
 
-def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], default: Settings | None = None, loras: Callable[[], Iterable[str]] = tuple) -> list:
+def build(
+    accordion: Callable[..., Any],
+    elem_id: Callable[[str], str],
+    default: Settings | None = None,
+    loras: Callable[[], Iterable[str]] = tuple,
+) -> list:
     """The controls.
 
     Args:
@@ -84,7 +146,11 @@ def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], default:
     default = default or Settings()
     buttons, made, names = {}, {}, list(CONTROLS)
     with accordion(default.enabled, label=ENABLED.label, elem_id=elem_id("enabled")) as made["enabled"]:
-        gr.HTML(f'<span>{HELP}</span> <span class="loratorio-live"></span>', elem_classes="loratorio-help", elem_id=elem_id("help"))
+        gr.HTML(
+            f'<span>{HELP}</span> <span class="loratorio-live"></span>',
+            elem_classes="loratorio-help",
+            elem_id=elem_id("help"),
+        )
         with gr.Row():
             for name in (*PRESETS, RESET):
                 buttons[name] = gr.Button(name, size="sm", min_width=60, elem_id=elem_id(f"preset_{name}"))
@@ -92,7 +158,9 @@ def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], default:
             with gr.Row():
                 for name in filter(None, row):
                     control = CONTROLS[name]
-                    made[name] = control.make(getattr(default, name), elem_id=elem_id(name), interactive=default.method in control.methods)
+                    made[name] = control.make(
+                        getattr(default, name), elem_id=elem_id(name), interactive=default.method in control.methods
+                    )
         pool_picker.build(made["pool"], loras, elem_id)
     controls = [made[field.name] for field in fields(Settings)]
     for control in (*controls, getattr(made["enabled"], "accordion", None)):
@@ -101,8 +169,15 @@ def build(accordion: Callable[..., Any], elem_id: Callable[[str], str], default:
     for name, button in buttons.items():
         values = (default if name == RESET else Settings(**PRESETS[name])).to_api()
         changed = [setting for setting in values if setting != "enabled"] if name == RESET else WEIGHING
-        button.click(_giving([values[setting] for setting in changed]), inputs=[], outputs=[made[setting] for setting in changed], show_progress=False)
-    made["method"].change(_greyed, inputs=[made["method"]], outputs=[made[name] for name in _of_some_methods()], show_progress=False)
+        button.click(
+            _giving([values[setting] for setting in changed]),
+            inputs=[],
+            outputs=[made[setting] for setting in changed],
+            show_progress=False,
+        )
+    made["method"].change(
+        _greyed, inputs=[made["method"]], outputs=[made[name] for name in _of_some_methods()], show_progress=False
+    )
     return controls
 
 
@@ -125,7 +200,9 @@ def infotext_fields(controls: list) -> list[tuple]:
 
 
 def sent_fields() -> list:
-    """What a host that sends a picture to another tab takes along: of both tabs' `infotext_fields`, those with a second part from this list."""
+    """What a host that sends a picture to another tab takes along: of both tabs' `infotext_fields`, those with a second
+    part from this list.
+    """
     return [_reader(field.name) for field in fields(Settings)]
 
 

@@ -15,13 +15,28 @@ from PIL.ImageFont import FreeTypeFont as Font
 TILE = 256
 """Least width of a panel's tile in pixels; smaller pictures are enlarged."""
 
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167), (150, 150, 150))
+COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (150, 150, 150),
+)
 """Okabe and Ito's palette, which colour-blind people can tell apart too."""
 
 MOST, OTHERS = len(COLOURS), (60, 60, 60)
 """How many adapters are shown, and the colour of the places that others win."""
 
-HEAT = ((0.0, (13, 8, 135)), (0.25, (126, 3, 168)), (0.5, (204, 71, 120)), (0.75, (248, 149, 64)), (1.0, (240, 249, 33)))
+HEAT = (
+    (0.0, (13, 8, 135)),
+    (0.25, (126, 3, 168)),
+    (0.5, (204, 71, 120)),
+    (0.75, (248, 149, 64)),
+    (1.0, (240, 249, 33)),
+)
 """Weight 0 to 1 in colours, after matplotlib's plasma."""
 
 BACKGROUND, INK = (24, 24, 24), (235, 235, 235)
@@ -54,25 +69,35 @@ class WeightMaps:
         self.mean += (weights - self.mean) / len(self._by_call)
 
     def shares(self) -> torch.Tensor:
-        """Each adapter's mean weight in each picture, `[N, B]`; sums to 1 over N. Raises ValueError before the first call."""
+        """Each adapter's mean weight in each picture, `[N, B]`; sums to 1 over N. Raises ValueError before the first
+        call.
+        """
         if self.mean is None:
             raise ValueError("no weights have been added yet")
         return self.mean.mean((-2, -1))
 
 
-def of_pictures(weights: torch.Tensor, adapters: Sequence[int], members: Sequence[int], picture_of: torch.Tensor) -> torch.Tensor:
-    """A call's patch weights `[n, C, h, w]`, of those adapters that took part and of C conditional rows, as `[N, B, h, w]` of all
-    N members: 0 for adapters that took no part, and for each picture the mean over its rows.
+def of_pictures(
+    weights: torch.Tensor, adapters: Sequence[int], members: Sequence[int], picture_of: torch.Tensor
+) -> torch.Tensor:
+    """A call's patch weights `[n, C, h, w]`, of those adapters that took part and of C conditional rows, as `[N, B, h,
+    w]` of all N members: 0 for adapters that took no part, and for each picture the mean over its rows.
     """
     pictures = int(picture_of.max()) + 1
     every = weights.new_zeros(len(members), pictures, *weights.shape[2:])
     rows = torch.bincount(picture_of, minlength=pictures).to(weights).view(1, -1, 1, 1)
-    every[[members.index(adapter) for adapter in adapters]] = weights.new_zeros(len(adapters), *every.shape[1:]).index_add_(1, picture_of, weights) / rows
+    every[[members.index(adapter) for adapter in adapters]] = (
+        weights.new_zeros(len(adapters), *every.shape[1:]).index_add_(1, picture_of, weights) / rows
+    )
     return every
 
 
 def weight_panel(
-    picture: Image.Image, weights: torch.Tensor, names: Sequence[str], patch: int, font: Callable[[int], Font] = ImageFont.load_default,
+    picture: Image.Image,
+    weights: torch.Tensor,
+    names: Sequence[str],
+    patch: int,
+    font: Callable[[int], Font] = ImageFont.load_default,
 ) -> Image.Image:
     """One row of tiles: the picture, a heat map with its share for each adapter, and who wins where.
 
@@ -105,7 +130,9 @@ def weight_panel(
 
 
 def dominant(weights: torch.Tensor, colours: Sequence[tuple[int, int, int]] = COLOURS) -> Image.Image:
-    """Who wins where: one pixel a patch, in the colour of the adapter that weighs most; `weights [N, h, w]`, at least N colours."""
+    """Who wins where: one pixel a patch, in the colour of the adapter that weighs most; `weights [N, h, w]`, at least N
+    colours.
+    """
     return Image.fromarray(np.array(colours, np.uint8)[weights.argmax(0).cpu().numpy()])
 
 
@@ -116,7 +143,9 @@ def _heat(weight: np.ndarray) -> Image.Image:
 
 
 def _on_picture(patches: Image.Image, patch: int, picture: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-    """One pixel a patch, brought over the picture: nearest, because a patch has one weight, with what the border cuts off."""
+    """One pixel a patch, brought over the picture: nearest, because a patch has one weight, with what the border cuts
+    off.
+    """
     whole = patches.resize((patches.width * patch, patches.height * patch), Image.Resampling.NEAREST)
     return whole.crop((0, 0, *picture)).resize(size, Image.Resampling.NEAREST)
 

@@ -52,5 +52,9 @@ def add_axes(scripts_data: Sequence[Any]) -> None:
     """Adds the axes to the X/Y/Z plot among the host's loaded scripts, once."""
     for data in scripts_data:
         plot = data.module
-        if hasattr(plot, "axis_options") and hasattr(plot, "AxisOption") and not any(option.label.startswith(PREFIX) for option in plot.axis_options):
+        if (
+            hasattr(plot, "axis_options")
+            and hasattr(plot, "AxisOption")
+            and not any(option.label.startswith(PREFIX) for option in plot.axis_options)
+        ):
             plot.axis_options.extend(axes(plot.AxisOption))

@@ -49,9 +49,17 @@ class LoratorioScript(scripts.Script):
             _refuse(p, str(error))
         except Exception as error:
             if is_out_of_memory(error):
-                return _refuse(p, "LoRAtorio: memory ran out while the LoRAs were prepared. Use fewer LoRAs, or a smaller memory budget in the settings.")
+                return _refuse(
+                    p,
+                    "LoRAtorio: memory ran out while the LoRAs were prepared. Use fewer LoRAs, or a smaller "
+                    "memory budget in the settings.",
+                )
             errors.report("LoRAtorio could not start", exc_info=True)
-            host.stop(p, f"LoRAtorio could not start: {type(error).__name__}: {error}. Please report this with the console's output.")
+            host.stop(
+                p,
+                f"LoRAtorio could not start: {type(error).__name__}: {error}. Please report this with the "
+                "console's output.",
+            )
 
     def postprocess_image(self, p, pp, *args):
         host.picture_done(p, pp.image)

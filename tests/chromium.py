@@ -8,14 +8,23 @@ from contextlib import contextmanager
 
 import pytest
 
-ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @contextmanager
 def browser() -> Iterator:
     """A running browser; skips where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package, see requirements-dev.txt")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs Playwright's Python package, see requirements-dev.txt"
+    )
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     if not executable:
         pytest.skip("needs a Chromium on this machine (Debian: apt-get install chromium)")
@@ -27,7 +36,9 @@ def browser() -> Iterator:
 
 @contextmanager
 def page(browser, url: str, query: str = "", **options) -> Iterator:
-    """A page at `url`; `page.problems` collects what the extension's script raises. Whatever it asks other machines for is refused."""
+    """A page at `url`; `page.problems` collects what the extension's script raises. Whatever it asks other machines for
+    is refused.
+    """
     context = browser.new_context(**options)
     context.route(lambda address: not address.startswith((url, "data:", "blob:")), lambda route: route.abort())
     page = context.new_page()

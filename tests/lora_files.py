@@ -250,7 +250,9 @@ def layers_of(checkpoint: str | Path) -> list[Layer]:
     """UNet and text-encoder layers of a safetensors checkpoint in the original SD1 or SDXL layout."""
     with safe_open(checkpoint, "pt") as file:
         keys = set(file.keys())
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys if key.endswith(("weight", "in_proj_weight"))}
+        shapes = {
+            key: tuple(file.get_slice(key).get_shape()) for key in keys if key.endswith(("weight", "in_proj_weight"))
+        }
     layers = []
     for key, shape in sorted(shapes.items()):
         path = key.removesuffix("weight").rstrip("._")
@@ -313,7 +315,11 @@ def adapter(kind: str, layers: Iterable[Layer], seed: int = 0) -> dict[str, Tens
 
 def write(tensors: dict[str, Tensor], path: Path, trigger: str = "") -> None:
     """Writes an adapter file that names itself as its file is named, and its trigger words if there are any."""
-    save_file(tensors, path, metadata={"ss_output_name": path.stem} | ({"modelspec.trigger_phrase": trigger} if trigger else {}))
+    save_file(
+        tensors,
+        path,
+        metadata={"ss_output_name": path.stem} | ({"modelspec.trigger_phrase": trigger} if trigger else {}),
+    )
 
 
 def write_pool(checkpoint: str | Path, folder: Path, count: int) -> list[str]:

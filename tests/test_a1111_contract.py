@@ -39,8 +39,12 @@ def host():
 def add_networks(host):
     kinds = ("mid", "lora", "norm", "full_bias", "norm", "lora", "loha", "oft", "dora", "lora")
     host.add("a", {f"diffusion_model_{name}": kind for name, kind in zip(UNET_LAYERS, kinds)}, seed=1, alias="anna")
-    host.add("b", {"diffusion_model_conv_in": "lora", "diffusion_model_to_k": "lora", "diffusion_model_to_v": "lokr"}, seed=2)
-    host.add("text", {"transformer_fc1": "lora", "transformer_fc2": "full_bias", "diffusion_model_to_q": "glora"}, seed=3)
+    host.add(
+        "b", {"diffusion_model_conv_in": "lora", "diffusion_model_to_k": "lora", "diffusion_model_to_v": "lokr"}, seed=2
+    )
+    host.add(
+        "text", {"transformer_fc1": "lora", "transformer_fc2": "full_bias", "diffusion_model_to_q": "glora"}, seed=3
+    )
     host.add("other", {"transformer_fc1": "lora"}, seed=4)
     host.add("foreign", {"some_other_model_layer": "lora"}, seed=5)
 
@@ -61,7 +65,11 @@ def encode(host, adapters, text, size):
 
 
 def map_text(function, *texts):
-    return {key: function(*(text[key] for text in texts)) for key in texts[0]} if isinstance(texts[0], dict) else function(*texts)
+    return (
+        {key: function(*(text[key] for text in texts)) for key in texts[0]}
+        if isinstance(texts[0], dict)
+        else function(*texts)
+    )
 
 
 def length(text):
@@ -70,13 +78,34 @@ def length(text):
 
 def lengthened(text, tokens):
     """By its last token, as the host does for sub-prompts of unequal length."""
-    return map_text(lambda t: t if t.dim() == 2 else torch.cat([t, t[:, -1:].expand(-1, tokens - t.shape[1], -1)], 1), text)
+    return map_text(
+        lambda t: t if t.dim() == 2 else torch.cat([t, t[:, -1:].expand(-1, tokens - t.shape[1], -1)], 1), text
+    )
 
 
-def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps=3, cfg=3.0, seed=1, x=None, size=(48, 40), settings=None,
-                 skipped=lambda call: False, pad=None, refiner=None, switch_at=2.0, everywhere=(), words=()):
-    """Latents. `prompts`: per picture a list of `(text, or text of a call, weight)`; `everywhere` are the global adapters, `words` the
-    adapters' trigger words."""
+def by_equations(
+    host,
+    adapters,
+    prompts,
+    negative="",
+    *,
+    sampler="Euler",
+    steps=3,
+    cfg=3.0,
+    seed=1,
+    x=None,
+    size=(48, 40),
+    settings=None,
+    skipped=lambda call: False,
+    pad=None,
+    refiner=None,
+    switch_at=2.0,
+    everywhere=(),
+    words=(),
+):
+    """Latents. `prompts`: per picture a list of `(text, or text of a call, weight)`; `everywhere` are the global
+    adapters, `words` the adapters' trigger words.
+    """
     s = Settings(**(settings or {}))
     checkpoint = host.shared.sd_model
     config = host.sd_samplers.find_sampler_config(sampler)
@@ -84,7 +113,12 @@ def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps
     models = [tuple(everywhere), *((*everywhere, adapter) for adapter in adapters), (*everywhere, *adapters)]
     merged, kept = n + 1, {}
     if x is None:
-        x = torch.stack([host.request("", height=size[1], width=size[0], seed=seed).noise(picture) for picture in range(len(prompts))])
+        x = torch.stack(
+            [
+                host.request("", height=size[1], width=size[0], seed=seed).noise(picture)
+                for picture in range(len(prompts))
+            ]
+        )
     image = host.request("").image_conditioning(x)
 
     def predict(model, row, picture, sigma, text):
@@ -97,15 +131,22 @@ def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps
         """All conditional rows' texts, and the negative one, as one model has them."""
         reader = models[merged if s.text_encoder == "merged" else model]
         own = f", {words[model - 1]}" if 0 < model <= len(words) and words[model - 1] else ""
-        conditions = [[encode(host, reader, (text(call) if callable(text) else text) + own, size) for text, _ in subprompts] for subprompts in prompts]
+        conditions = [
+            [encode(host, reader, (text(call) if callable(text) else text) + own, size) for text, _ in subprompts]
+            for subprompts in prompts
+        ]
         longest = max(length(text) for subprompts in conditions for text in subprompts)
         conditions = [[lengthened(text, longest) for text in subprompts] for subprompts in conditions]
         uncond = encode(host, reader, negative, size)
         if pad == "v0":
-            uncond = map_text(lambda t: t if t.dim() == 2 else t[:, :longest], lengthened(uncond, max(longest, length(uncond))))
+            uncond = map_text(
+                lambda t: t if t.dim() == 2 else t[:, :longest], lengthened(uncond, max(longest, length(uncond)))
+            )
         elif pad == "empty":
             empty = host.shared.sd_model.cond_stage_model_empty_prompt
-            uncond = map_text(lambda t: t if t.dim() == 2 else torch.cat([t, *[empty] * ((longest - t.shape[1]) // 4)], 1), uncond)
+            uncond = map_text(
+                lambda t: t if t.dim() == 2 else torch.cat([t, *[empty] * ((longest - t.shape[1]) // 4)], 1), uncond
+            )
         return conditions, uncond
 
     def denoiser(x, sigma, **_):
@@ -117,8 +158,12 @@ def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps
         used = range(n + 1) if composed else [merged]
         by_model = {model: texts(model, call) for model in used}
         every = {  # a model's rows one after the other, so that it is merged once
-            (m, picture, j): predict(m, x[picture], picture, sigma[picture], by_model[m][1] if j is None else by_model[m][0][picture][j])
-            for m in used for picture, subprompts in enumerate(prompts) for j in (*range(len(subprompts)), None)
+            (m, picture, j): predict(
+                m, x[picture], picture, sigma[picture], by_model[m][1] if j is None else by_model[m][0][picture][j]
+            )
+            for m in used
+            for picture, subprompts in enumerate(prompts)
+            for j in (*range(len(subprompts)), None)
         }
         result = []
         for picture, subprompts in enumerate(prompts):
@@ -140,7 +185,9 @@ def by_equations(host, adapters, prompts, negative="", *, sampler="Euler", steps
             scale = cfg
             if skipped(call):
                 uncond, scale = conditional[0], 1
-            result.append(uncond + sum(scale * weight * (e - uncond) for e, (_, weight) in zip(conditional, subprompts)))
+            result.append(
+                uncond + sum(scale * weight * (e - uncond) for e, (_, weight) in zip(conditional, subprompts))
+            )
         return torch.stack(result)
 
     def omega(row, e, step):
@@ -170,13 +217,19 @@ def assert_clean(host, p, names=("a", "b")):
     assert [net.name for net in host.networks.loaded_networks] == list(names)
     assert host.networks.networks_in_memory == {}
     assert host.a1111.sampling._current is None
-    assert not any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
+    )
     sampler = p.sampler
     assert "launch_sampling" not in vars(sampler)
     assert "forward" not in vars(sampler.model_wrap_cfg.inner_model)
     host.processing.Processing.cached_c[:] = [None, None]  # so that the text encoder is used, too
     host.generate("a plain picture")
-    fresh = host.model.SdModel(channels=model.model.diffusion_model.conv_in.in_channels, dict_conditions=model.dict_conditions, dtype=model.dtype)
+    fresh = host.model.SdModel(
+        channels=model.model.diffusion_model.conv_in.in_channels,
+        dict_conditions=model.dict_conditions,
+        dtype=model.dtype,
+    )
     assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -187,7 +240,9 @@ def merged_picture(host, prompt, **fields):
 # Pictures
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("sampler", ["Euler", "Heun", "DDIM"])
 def test_composed_as_the_equations_say(host, sampler, dtype, tolerance):
     host.use(dtype=dtype)
@@ -200,16 +255,33 @@ def test_composed_as_the_equations_say(host, sampler, dtype, tolerance):
     assert_clean(host, p)
 
 
-@pytest.mark.parametrize("settings", [
-    {"lam": 0.0}, {"lam": 1.0}, {"patch_size": 1}, {"patch_size": 4, "temperature": 0.5}, {"patch_size": 99}, {"top_k": 1}, {"top_k": 2},
-    {"adapters_per_pass": 1}, {"adapters_per_pass": 2}, {"start": 0.3}, {"end": 0.5}, {"start": 0.3, "end": 0.6},
-    {"method": "composite"}, {"method": "switch"},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lam": 0.0},
+        {"lam": 1.0},
+        {"patch_size": 1},
+        {"patch_size": 4, "temperature": 0.5},
+        {"patch_size": 99},
+        {"top_k": 1},
+        {"top_k": 2},
+        {"adapters_per_pass": 1},
+        {"adapters_per_pass": 2},
+        {"start": 0.3},
+        {"end": 0.5},
+        {"start": 0.3, "end": 0.6},
+        {"method": "composite"},
+        {"method": "switch"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 def test_every_setting(host, settings, sampler):
     steps = 6 if settings.get("method") == "switch" else 3
     _, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, **settings}, sampler_name=sampler, steps=steps)
-    assert_close(latents, by_equations(host, [A, TEXT, B], one("a cat"), settings=settings, sampler=sampler, steps=steps))
+    assert_close(
+        latents, by_equations(host, [A, TEXT, B], one("a cat"), settings=settings, sampler=sampler, steps=steps)
+    )
 
 
 def test_lambda_one_leaves_out_the_adapters_unconditional_rows(host, monkeypatch):
@@ -243,7 +315,9 @@ def test_out_of_range_is_the_hosts_own_picture(host):
 def test_batches(host):
     p, latents = host.generate(f"a cat {TAGS}", ON, batch_size=2, n_iter=2)
     for batch in range(2):
-        assert_close(latents[2 * batch : 2 * batch + 2], by_equations(host, [A, B], one("a cat") * 2, seed=1 + 2 * batch))
+        assert_close(
+            latents[2 * batch : 2 * batch + 2], by_equations(host, [A, B], one("a cat") * 2, seed=1 + 2 * batch)
+        )
     for picture in range(4):
         _, alone = host.generate(f"a cat {TAGS}", ON, seed=1 + picture)
         assert_close(latents[picture : picture + 1], alone)
@@ -284,7 +358,9 @@ def test_prompts_of_unequal_length(host, together, pad, dicts):
     long = "a very long prompt about many cats"
     prompts = [f"{long} AND a dog:0.5 {TEXT_TAGS}", "a bird"]
     _, latents = host.generate(prompts, ON, batch_size=2, negative_prompt="bad")
-    assert_close(latents, by_equations(host, [A, TEXT, B], [[(long, 1), ("a dog", 0.5)], [("a bird", 1)]], "bad", pad=pad))
+    assert_close(
+        latents, by_equations(host, [A, TEXT, B], [[(long, 1), ("a dog", 0.5)], [("a bird", 1)]], "bad", pad=pad)
+    )
     assert host.errors.reported == []
 
 
@@ -302,7 +378,9 @@ def test_steps_without_guidance(host, together, sampler):
     prompts = [f"a cat AND a dog:0.4 {TEXT_TAGS}", "a bird AND a fish:1.7"]
     subprompts = [[("a cat", 1), ("a dog", 0.4)], [("a bird", 1), ("a fish", 1.7)]]
     _, latents = host.generate(prompts, ON, batch_size=2, sampler_name=sampler)
-    assert_close(latents, by_equations(host, [A, TEXT, B], subprompts, sampler=sampler, skipped=lambda call: call / 3 <= 0.5))
+    assert_close(
+        latents, by_equations(host, [A, TEXT, B], subprompts, sampler=sampler, skipped=lambda call: call / 3 <= 0.5)
+    )
 
 
 def test_guidance_left_out_at_small_sigmas(host):
@@ -312,7 +390,9 @@ def test_guidance_left_out_at_small_sigmas(host):
 
 def test_prompt_editing_is_followed_by_every_adapter(host):
     _, latents = host.generate(f"a [cat:dog:1] here {TEXT_TAGS}", ON)
-    assert_close(latents, by_equations(host, [A, TEXT, B], [[(lambda call: "a cat here" if call <= 1 else "a dog here", 1)]]))
+    assert_close(
+        latents, by_equations(host, [A, TEXT, B], [[(lambda call: "a cat here" if call <= 1 else "a dog here", 1)]])
+    )
 
 
 @pytest.mark.parametrize("model", [{"dict_conditions": True}, {"channels": 9}], ids=["dicts", "inpainting"])
@@ -331,7 +411,10 @@ def test_other_models(host, model, tags, together):
 def test_text_encoder_modes(host, mode):
     settings = {"text_encoder": mode}
     _, latents = host.generate(f"a cat <lora:other:1.5> {TEXT_TAGS}", {**ON, **settings}, negative_prompt="bad")
-    expected = {m: by_equations(host, [("other", 1.5, 1.5), A, TEXT, B], one("a cat"), "bad", settings={"text_encoder": m}) for m in ("own", "merged")}
+    expected = {
+        m: by_equations(host, [("other", 1.5, 1.5), A, TEXT, B], one("a cat"), "bad", settings={"text_encoder": m})
+        for m in ("own", "merged")
+    }
     assert_close(latents, expected.pop(mode))
     assert differs(latents, *expected.values())
 
@@ -340,16 +423,21 @@ def test_words_that_a_network_brings_along(host):
     host.add("word", {"diffusion_model_to_q": "lora"}, seed=6, embeddings={"glyph": torch.arange(6.0)})
     _, latents = host.generate("a glyph <lora:word:1> <lora:b:0.6>", ON)
     assert_close(latents, by_equations(host, [("word", 1.0, 1.0), B], one("a glyph")))
-    assert list(host.shared.sd_model.cond_stage_model.embeddings) == ["glyph"], "as the host has it while the network is loaded"
+    assert list(host.shared.sd_model.cond_stage_model.embeddings) == ["glyph"], (
+        "as the host has it while the network is loaded"
+    )
 
 
-@pytest.mark.parametrize(("tags", "adapters"), [
-    ("<lora:text:0.3:0.9> <lora:b:1>", [("text", 0.3, 0.9), ("b", 1.0, 1.0)]),
-    ("<lora:text:te=0:unet=0.9> <lyco:b:-0.5>", [("text", 0.0, 0.9), ("b", -0.5, -0.5)]),
-    ("<lora:text:0.7:0> <lora:b>", [("text", 0.7, 0.0), ("b", 1.0, 1.0)]),
-    ("<lora:b:1:1:1> <lora:a:0.8>", [("b", 1.0, 1.0, 1), (*A, None)]),
-    ("<lora:anna:0.8> <lora:b:0.6>", [("anna", 0.8, 0.8), B]),
-])
+@pytest.mark.parametrize(
+    ("tags", "adapters"),
+    [
+        ("<lora:text:0.3:0.9> <lora:b:1>", [("text", 0.3, 0.9), ("b", 1.0, 1.0)]),
+        ("<lora:text:te=0:unet=0.9> <lyco:b:-0.5>", [("text", 0.0, 0.9), ("b", -0.5, -0.5)]),
+        ("<lora:text:0.7:0> <lora:b>", [("text", 0.7, 0.0), ("b", 1.0, 1.0)]),
+        ("<lora:b:1:1:1> <lora:a:0.8>", [("b", 1.0, 1.0, 1), (*A, None)]),
+        ("<lora:anna:0.8> <lora:b:0.6>", [("anna", 0.8, 0.8), B]),
+    ],
+)
 def test_strengths_as_in_the_prompt(host, tags, adapters):
     host.generate("a cat <lora:b:0.3>")  # leaves a merge in the weights
     _, latents = host.generate(f"a cat {tags}", ON)
@@ -373,13 +461,22 @@ def test_merging_in_the_forward_itself(host):
     p, latents = host.generate(f"a cat {TAGS}", {**ON, **settings, "verify": True})
     assert_close(latents, by_equations(host, [A, B], one("a cat"), settings=settings))
     host.shared.opts.lora_functional = False
-    assert_close(host.generate(f"a cat {TAGS}", {**ON, **settings})[1], by_equations(host, [A, B], one("a cat"), settings=settings))
+    assert_close(
+        host.generate(f"a cat {TAGS}", {**ON, **settings})[1],
+        by_equations(host, [A, B], one("a cat"), settings=settings),
+    )
     assert_clean(host, p)
 
 
 def test_second_pass_with_its_own_prompt_and_networks(host):
     p, latents = host.generate(
-        f"a cat {TAGS}", ON, enable_hr=True, hr_prompt="a dog <lora:text:0.7:0.9> <lora:b:0.6>", hr_second_pass_steps=2, hr_sampler_name="DDIM")
+        f"a cat {TAGS}",
+        ON,
+        enable_hr=True,
+        hr_prompt="a dog <lora:text:0.7:0.9> <lora:b:0.6>",
+        hr_second_pass_steps=2,
+        hr_sampler_name="DDIM",
+    )
     first = by_equations(host, [A, B], one("a cat"))
     x = torch.nn.functional.interpolate(first, scale_factor=2)
     assert_close(latents, by_equations(host, [TEXT, B], one("a dog"), x=x, steps=2, sampler="DDIM", size=(96, 80)))
@@ -421,7 +518,11 @@ def test_verify_reports_the_error(host):
 
 def test_verify_finds_a_wrong_delta(host, monkeypatch):
     low_rank = host.a1111.deltas._low_rank
-    monkeypatch.setattr(host.a1111.deltas, "_low_rank", lambda *args: low_rank(*args).__class__(low_rank(*args).down, low_rank(*args).up * 1.5))
+    monkeypatch.setattr(
+        host.a1111.deltas,
+        "_low_rank",
+        lambda *args: low_rank(*args).__class__(low_rank(*args).down, low_rank(*args).up * 1.5),
+    )
     p, _ = host.generate(f"a cat {TAGS}", {**ON, "verify": True})
     assert float(next(iter(p.comments)).split()[5]) > 1e-3
 
@@ -453,7 +554,11 @@ def test_the_hosts_cache_of_conditions_is_its_own(host):
 def test_conditions_are_kept_as_long_as_the_hosts(host, persistent, monkeypatch):
     host.shared.opts.persistent_cond_cache = persistent
     encoded, encode = [], host.model.SdModel.get_learned_conditioning
-    monkeypatch.setattr(host.model.SdModel, "get_learned_conditioning", lambda self, texts: encoded.append(list(texts)) or encode(self, texts))
+    monkeypatch.setattr(
+        host.model.SdModel,
+        "get_learned_conditioning",
+        lambda self, texts: encoded.append(list(texts)) or encode(self, texts),
+    )
     host.generate(f"a cat {TEXT_TAGS}", ON, n_iter=2)
     assert len(encoded) == 6  # prompt and negative prompt: the host's own, the base's, one network's
     host.generate(f"a cat {TEXT_TAGS}", ON, seed=5)
@@ -493,7 +598,11 @@ def fail_at(host, monkeypatch, call, error):
     monkeypatch.setattr(host.model.SdModel, "apply_model", failing)
 
 
-@pytest.mark.parametrize("error", [OddError("inside the model"), RuntimeError("inside the model"), KeyboardInterrupt("inside the model")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [OddError("inside the model"), RuntimeError("inside the model"), KeyboardInterrupt("inside the model")],
+    ids=repr,
+)
 @pytest.mark.parametrize("call", [0, 2])
 def test_an_error_in_the_model_is_the_hosts_and_leaves_nothing(host, monkeypatch, call, error):
     fail_at(host, monkeypatch, call, error)
@@ -604,7 +713,9 @@ def test_a_network_made_for_an_inpainting_model(host):
     """The host pads every delta of a 9-channel layer by 5 channels, also one that has 9, which then does not fit."""
     conv_in = host.use(channels=9).model.diffusion_model.conv_in
     host.networks.available_networks["b"].layers["diffusion_model_conv_in"] = {
-        "lora_up.weight": torch.full((8, 1, 1, 1), 0.3).double(), "lora_down.weight": torch.full((1, *conv_in.weight.shape[1:]), 0.3).double()}
+        "lora_up.weight": torch.full((8, 1, 1, 1), 0.3).double(),
+        "lora_down.weight": torch.full((1, *conv_in.weight.shape[1:]), 0.3).double(),
+    }
     p, _ = host.generate(f"a cat {TAGS}", {**ON, "verify": True})
     assert float(p.extra_generation_params["LoRAtorio verify"].split()[3]) < 1e-9
     assert "1 of 3 layers of the LoRA 'b' could not be applied" in p.extra_generation_params[NOTE]
@@ -636,7 +747,9 @@ def test_a_network_that_the_host_adds_to_each_prompt(host, monkeypatch):
     """By its setting "Add network to prompt", which gives no tag to the first batch."""
     extra_networks = importlib.import_module("modules.extra_networks")
     added, activate = extra_networks.ExtraNetworkParams(["b", "0.6"]), extra_networks.activate
-    monkeypatch.setattr(extra_networks, "activate", lambda p, data: activate(p, {"lora": [*data.get("lora", []), added]}))
+    monkeypatch.setattr(
+        extra_networks, "activate", lambda p, data: activate(p, {"lora": [*data.get("lora", []), added]})
+    )
     _, latents = host.generate("a cat <lora:a:0.8>", ON)
     monkeypatch.undo()
     assert_close(latents, by_equations(host, [A, B], one("a cat")))
@@ -645,14 +758,19 @@ def test_a_network_that_the_host_adds_to_each_prompt(host, monkeypatch):
 def test_networks_switched_off_are_an_ordinary_picture_and_a_note(host):
     p, _ = host.generate(f"a cat {TAGS}", ON, disable_extra_networks=True)
     assert p.extra_generation_params == {
-        NOTE: "LoRAtorio did nothing: LoRAs are switched off for this generation. This makes the picture the WebUI's ordinary one."}
+        NOTE: "LoRAtorio did nothing: LoRAs are switched off for this generation. "
+        "This makes the picture the WebUI's ordinary one."
+    }
 
 
-@pytest.mark.parametrize(("prompts", "ordinary", "composed"), [
-    (("a cat", f"a cat {TAGS}"), "the first pass", True),
-    ((f"a cat {TAGS}", "a cat"), "the hires pass", True),
-    (("a cat", "a dog"), "the first pass", False),
-])
+@pytest.mark.parametrize(
+    ("prompts", "ordinary", "composed"),
+    [
+        (("a cat", f"a cat {TAGS}"), "the first pass", True),
+        ((f"a cat {TAGS}", "a cat"), "the hires pass", True),
+        (("a cat", "a dog"), "the first pass", False),
+    ],
+)
 def test_notes_name_the_pass_and_infotext_tells_whether_anything_was_composed(host, prompts, ordinary, composed):
     p, _ = host.generate(prompts[0], ON, enable_hr=True, hr_prompt=prompts[1])
     assert f"This makes {ordinary} the WebUI's ordinary one." in p.extra_generation_params[NOTE]
@@ -661,7 +779,11 @@ def test_notes_name_the_pass_and_infotext_tells_whether_anything_was_composed(ho
 
 def test_verify_shows_predictions_that_are_no_numbers(host, monkeypatch):
     low_rank = host.a1111.deltas._low_rank
-    monkeypatch.setattr(host.a1111.deltas, "_low_rank", lambda *args: low_rank(*args).__class__(low_rank(*args).down, low_rank(*args).up * math.nan))
+    monkeypatch.setattr(
+        host.a1111.deltas,
+        "_low_rank",
+        lambda *args: low_rank(*args).__class__(low_rank(*args).down, low_rank(*args).up * math.nan),
+    )
     p, _ = host.generate(f"a cat {TAGS}", {**ON, "verify": True})
     assert p.extra_generation_params["LoRAtorio verify"] == "max relative error nan over 3 calls"
 
@@ -690,7 +812,9 @@ def test_another_extensions_launch_sampling_is_called_and_kept(host):
     sampler = Sampler()
     sampler.launch_sampling = another = lambda steps, func: "another's"
     for word in ("first", "second"):
-        host.messages.instead_of_sampling(sampler, lambda launch_sampling, steps, func, word=word: (word, launch_sampling(steps, func)))
+        host.messages.instead_of_sampling(
+            sampler, lambda launch_sampling, steps, func, word=word: (word, launch_sampling(steps, func))
+        )
     assert sampler.launch_sampling(1, None) == ("second", "another's")
     assert sampler.launch_sampling is another
     del sampler.launch_sampling
@@ -699,7 +823,10 @@ def test_another_extensions_launch_sampling_is_called_and_kept(host):
     assert vars(sampler) == {}
 
 
-@pytest.mark.parametrize(("field", "value", "word"), [("cond_stage_key", "edit", "InstructPix2Pix"), ("is_sd3", True, "SD3"), (None, None, "SD Unet")])
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [("cond_stage_key", "edit", "InstructPix2Pix"), ("is_sd3", True, "SD3"), (None, None, "SD Unet")],
+)
 def test_declined_models_are_ordinary_pictures_and_a_note(host, field, value, word):
     if field:
         setattr(host.shared.sd_model, field, value)
@@ -725,7 +852,9 @@ def test_notes_of_an_earlier_request_do_not_stay(host):
 # Off
 
 
-@pytest.mark.parametrize("settings", [{}, {"enabled": False}, {"enabled": False, "temperature": -1}, [], [False, "loratorio", 2]], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"enabled": False}, {"enabled": False, "temperature": -1}, [], [False, "loratorio", 2]], ids=str
+)
 def test_disabled_does_nothing(host, settings, monkeypatch):
     plain, expected = host.generate(f"a cat {TEXT_TAGS}")
     for name in ("prepare", "stop", "note"):
@@ -758,8 +887,19 @@ def test_all_controls_in_the_order_of_the_settings(host):
 
 
 def test_infotext_round_trip(host):
-    settings = Settings(enabled=True, method="loratorio", patch_size=3, temperature=0.1, lam=0.25, top_k=2, start=0.1, end=0.9,
-                        text_encoder="merged", adapters_per_pass=2, verify=True)
+    settings = Settings(
+        enabled=True,
+        method="loratorio",
+        patch_size=3,
+        temperature=0.1,
+        lam=0.25,
+        top_k=2,
+        start=0.1,
+        end=0.9,
+        text_encoder="merged",
+        adapters_per_pass=2,
+        verify=True,
+    )
     p, _ = host.generate(f"a cat {TAGS}", list(astuple(settings)))
     host.script.ui(False)
     pasted = [read({"LoRAtorio": p.extra_generation_params["LoRAtorio"]}) for _, read in host.script.infotext_fields]
@@ -770,11 +910,14 @@ def test_infotext_round_trip(host):
 
 
 def test_sending_to_the_other_tab_takes_every_control_along(host):
-    """The host copies from tab to tab what has, among both tabs' fields, a second part that is in `paste_field_names`."""
+    """The host copies from tab to tab what has, among both tabs' fields, a second part that is in "
+    "`paste_field_names`."""
     scripts = host.script, host.extension.LoratorioScript()
     for script in scripts:
         script.ui(False)
-    sent, received = ([field for field, name in script.infotext_fields if name in host.script.paste_field_names] for script in scripts)
+    sent, received = (
+        [field for field, name in script.infotext_fields if name in host.script.paste_field_names] for script in scripts
+    )
     assert [field.value for field in sent] == [field.value for field in received] == list(astuple(Settings()))
 
 
@@ -797,8 +940,12 @@ def test_adapters_take_part_within_their_windows(host, monkeypatch):
     present = []
     method = METHODS["loratorio"]
     plan = method.plan
-    monkeypatch.setattr(method, "plan", lambda self, these, step: present.append((step, tuple(these))) or plan(self, these, step))
-    p, _ = host.generate("a cat <lora:a:1:ltend=0.5> <lora:b:0.5:ltstart=0.25:ltend=0.75>", {**ON, "verify": True}, steps=8)
+    monkeypatch.setattr(
+        method, "plan", lambda self, these, step: present.append((step, tuple(these))) or plan(self, these, step)
+    )
+    p, _ = host.generate(
+        "a cat <lora:a:1:ltend=0.5> <lora:b:0.5:ltstart=0.25:ltend=0.75>", {**ON, "verify": True}, steps=8
+    )
     assert present == [(0, (0,)), (1, (0,)), (2, (0, 1)), (3, (0, 1)), (4, (1,)), (5, (1,))]
     assert p.loratorio is None and p.extra_generation_params["LoRAtorio verify"].endswith("over 8 calls")
 
@@ -806,7 +953,9 @@ def test_adapters_take_part_within_their_windows(host, monkeypatch):
 GLOBAL = "<lora:text:0.7:0.9:lt=global> <lora:a:0.8> <lora:b:0.6>"
 
 
-@pytest.mark.parametrize("settings", [{}, {"lam": 0.0, "adapters_per_pass": 1}, {"method": "composite"}, {"text_encoder": "merged"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"lam": 0.0, "adapters_per_pass": 1}, {"method": "composite"}, {"text_encoder": "merged"}], ids=str
+)
 def test_global_adapters_are_in_the_base_and_in_every_evaluation(host, settings):
     p, latents = host.generate(f"a cat {GLOBAL}", {**ON, **settings, "verify": True})
     assert_close(latents, by_equations(host, [A, B], one("a cat"), settings=settings, everywhere=[TEXT]))
@@ -817,7 +966,14 @@ def test_global_adapters_are_in_the_base_and_in_every_evaluation(host, settings)
 def test_kinds_that_read_the_weight_read_it_with_the_global_adapters(host):
     """DoRA's and OFT's changes depend on the weight that they change."""
     host.add("under", {f"diffusion_model_{name}": "full" for name in UNET_LAYERS}, seed=7)
-    host.add("over", {f"diffusion_model_{name}": kind for name, kind in zip(UNET_LAYERS[3:9], ("dora", "norm", "oft", "dora", "glora", "oft"))}, seed=8)
+    host.add(
+        "over",
+        {
+            f"diffusion_model_{name}": kind
+            for name, kind in zip(UNET_LAYERS[3:9], ("dora", "norm", "oft", "dora", "glora", "oft"))
+        },
+        seed=8,
+    )
     _, latents = host.generate("a cat <lora:over:0.6> <lora:under:0.5:lt=global> <lora:b:0.6>", ON)
     assert_close(latents, by_equations(host, [("over", 0.6, 0.6), B], one("a cat"), everywhere=[("under", 0.5, 0.5)]))
 
@@ -833,10 +989,19 @@ def test_maps_show_local_adapters(host):
     assert set(share["mean"]) == {"a", "b"} and sum(share["mean"].values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("pool, text", [("text:0.7, b:0.6", "<lora:a:0.8>"), ("b:0.6, ?e*t:0.7", "<lora:a:0.8>"), ("a:0.8, text:0.7, b:0.6, a:9", "")])
+@pytest.mark.parametrize(
+    "pool, text",
+    [("text:0.7, b:0.6", "<lora:a:0.8>"), ("b:0.6, ?e*t:0.7", "<lora:a:0.8>"), ("a:0.8, text:0.7, b:0.6, a:9", "")],
+)
 def test_a_pool_is_composed_like_the_prompts_own(host, pool, text):
     p, latents = host.generate(f"a cat {text}", {**ON, "pool": pool, "top_k": 2, "verify": True})
-    pooled = [("text", 0.7, 0.7), B] if pool.startswith("text") else [B, ("text", 0.7, 0.7)] if text else [("text", 0.7, 0.7), B]
+    pooled = (
+        [("text", 0.7, 0.7), B]
+        if pool.startswith("text")
+        else [B, ("text", 0.7, 0.7)]
+        if text
+        else [("text", 0.7, 0.7), B]
+    )
     assert_close(latents, by_equations(host, [A, *pooled], one("a cat"), settings={"top_k": 2}))
     assert p.extra_generation_params["LoRAtorio pool"] == "step 1: " + ", ".join(name for name, *_ in [A, *pooled])
     assert_clean(host, p, ("a",) if text else ())
@@ -846,7 +1011,13 @@ def test_a_pool_is_composed_like_the_prompts_own(host, pool, text):
 def test_a_pool_keeps_its_strengths_where_a_later_prompt_has_others(host, limit):
     """The host keeps networks in memory, and sets their strengths anew for each prompt."""
     host.shared.opts.lora_in_memory_limit = limit
-    _, latents = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "b:0.6"}, enable_hr=True, hr_prompt="a dog <lora:a:0.8> <lora:b:0.1>", n_iter=2)
+    _, latents = host.generate(
+        "a cat <lora:a:0.8>",
+        {**ON, "pool": "b:0.6"},
+        enable_hr=True,
+        hr_prompt="a dog <lora:a:0.8> <lora:b:0.1>",
+        n_iter=2,
+    )
     x = torch.cat([by_equations(host, [A, B], one("a cat"), seed=seed) for seed in (1, 2)])
     x = torch.nn.functional.interpolate(x, scale_factor=2)
     assert_close(latents, by_equations(host, [A, ("b", 0.1, 0.1)], one("a dog") * 2, x=x, size=(96, 80)))
@@ -863,22 +1034,36 @@ def test_what_the_prompt_switches_off_is_not_in_the_pool(host, name, limit):
 def test_a_pool_in_portions(host, monkeypatch):
     """More adapters than stay on the device."""
     for number in range(12):
-        host.add(f"p{number}", {f"diffusion_model_{UNET_LAYERS[number % 10]}": "lora", "diffusion_model_to_k": "lora"}, seed=20 + number)
+        host.add(
+            f"p{number}",
+            {f"diffusion_model_{UNET_LAYERS[number % 10]}": "lora", "diffusion_model_to_k": "lora"},
+            seed=20 + number,
+        )
     rows = count_rows(host, monkeypatch)
     p, latents = host.generate(f"a cat {TAGS}", {**ON, "pool": "p*:0.5"}, steps=1)
     assert rows == [8, 8, 8, 6]
-    assert_close(latents, by_equations(host, [A, B, *((f"p{number}", 0.5, 0.5) for number in range(12))], one("a cat"), steps=1))
+    assert_close(
+        latents, by_equations(host, [A, B, *((f"p{number}", 0.5, 0.5) for number in range(12))], one("a cat"), steps=1)
+    )
     assert_clean(host, p)
 
 
 def test_scouting_evaluates_the_few_that_kept_a_share(host, monkeypatch):
     weighed = []
-    monkeypatch.setattr(Scout, "learn", lambda self, adapters, weights, learn=Scout.learn: weighed.append(weights) or learn(self, adapters, weights))
+    monkeypatch.setattr(
+        Scout,
+        "learn",
+        lambda self, adapters, weights, learn=Scout.learn: weighed.append(weights) or learn(self, adapters, weights),
+    )
     settings = {"pool": "text:0.7,b:0.1,other", "pool_mode": "scout", "scout": 0.5, "scout_share": 0.05}
     p, _ = host.generate("a cat <lora:a:0.8>", {**ON, **settings, "verify": True}, steps=4)
     assert weighed[0].shape == (4, 1, 5, 6)  # two by three regions, of which the upper and the lower ones share a row
-    won = torch.stack([weights.argmax(0)[0] == torch.arange(4)[:, None, None] for weights in weighed[:2]]).float().mean(0)
-    most = torch.stack([won[:, rows, left : left + 2].mean((1, 2)) for rows in (slice(3), slice(2, 5)) for left in (0, 2, 4)]).amax(0)
+    won = (
+        torch.stack([weights.argmax(0)[0] == torch.arange(4)[:, None, None] for weights in weighed[:2]]).float().mean(0)
+    )
+    most = torch.stack(
+        [won[:, rows, left : left + 2].mean((1, 2)) for rows in (slice(3), slice(2, 5)) for left in (0, 2, 4)]
+    ).amax(0)
     kept = ["a", *(name for name, share in zip(("text", "b", "other"), most[1:] / most.max()) if share >= 0.05)]
     assert 1 < len(kept) < 4, most
     assert p.extra_generation_params["LoRAtorio pool"] == f"step 1: a, text, b, other; step 3: {', '.join(kept)}"
@@ -889,14 +1074,21 @@ def test_scouting_evaluates_the_few_that_kept_a_share(host, monkeypatch):
 @pytest.mark.parametrize("enable_hr, told", [(False, "step 1: a, b"), (True, "step 1: a, b; step 1: b")])
 def test_each_picture_tells_of_its_own_batch(host, monkeypatch, enable_hr, told):
     seen = []
-    monkeypatch.setattr(host.script, "postprocess_image", lambda p, *args: seen.append(p.extra_generation_params["LoRAtorio pool"]))
-    host.generate("a cat <lora:a:0.8>", {**ON, "pool": "b"}, steps=1, n_iter=3, enable_hr=enable_hr, hr_prompt="a dog <lora:a:0>")
+    monkeypatch.setattr(
+        host.script, "postprocess_image", lambda p, *args: seen.append(p.extra_generation_params["LoRAtorio pool"])
+    )
+    host.generate(
+        "a cat <lora:a:0.8>", {**ON, "pool": "b"}, steps=1, n_iter=3, enable_hr=enable_hr, hr_prompt="a dog <lora:a:0>"
+    )
     assert seen == [told] * 3
 
 
 def test_a_pool_by_other_names(host):
     """An alias of several networks is none's."""
-    host.networks.available_network_aliases["Both"], host.networks.forbidden_network_aliases["both"] = host.networks.available_networks["other"], 1
+    host.networks.available_network_aliases["Both"], host.networks.forbidden_network_aliases["both"] = (
+        host.networks.available_networks["other"],
+        1,
+    )
     p, _ = host.generate("a cat <lora:text:0.8>", {**ON, "pool": "anna, b, a"}, steps=1)
     assert p.extra_generation_params["LoRAtorio pool"] == "step 1: text, a, b"
     with pytest.raises(LoratorioError, match="'Both', which is none of the WebUI's LoRAs"):
@@ -904,11 +1096,23 @@ def test_a_pool_by_other_names(host):
 
 
 def test_files_of_every_folder_of_networks(host):
-    files = "/loras/styles/v1.5/a.safetensors", "/lycoris/b.pt", "/more/x/text.ckpt", "/elsewhere/x/other.pt", "/loras2/foreign.pt"
+    files = (
+        "/loras/styles/v1.5/a.safetensors",
+        "/lycoris/b.pt",
+        "/more/x/text.ckpt",
+        "/elsewhere/x/other.pt",
+        "/loras2/foreign.pt",
+    )
     for name, filename in zip(("a", "b", "text", "other", "foreign"), files):
         host.networks.available_networks[name].filename = filename
     vars(host.shared.cmd_opts).update(lyco_dir_backcompat="/lycoris", lora_dirs=["/more", "/others"])
-    assert host.pool.known() == {"a": "styles/v1.5/a", "b": "b", "text": "x/text", "other": "other", "foreign": "foreign"}
+    assert host.pool.known() == {
+        "a": "styles/v1.5/a",
+        "b": "b",
+        "text": "x/text",
+        "other": "other",
+        "foreign": "foreign",
+    }
     vars(host.shared.cmd_opts).update(lyco_dir_backcompat=None, lora_dirs=[])
     assert host.pool.known()["b"] == "b" and host.pool.known()["text"] == "text"
 
@@ -925,9 +1129,14 @@ def test_folders_on_several_drives(host, monkeypatch):
 
 def misfit(host, name, fits=(), text=False):
     """A network with two layers of other shapes than the model's, and these `fits`."""
-    layers = {"diffusion_model_to_q": "full", "diffusion_model_to_out": "lora", **dict.fromkeys(fits, "lora")} | ({"transformer_fc1": "lora"} if text else {})
+    layers = {"diffusion_model_to_q": "full", "diffusion_model_to_out": "lora", **dict.fromkeys(fits, "lora")} | (
+        {"transformer_fc1": "lora"} if text else {}
+    )
     w = host.add(name, layers, seed=8).layers
-    w["diffusion_model_to_q"]["diff"], w["diffusion_model_to_out"]["lora_down.weight"] = torch.zeros(3, 3), torch.zeros(2, 3)
+    w["diffusion_model_to_q"]["diff"], w["diffusion_model_to_out"]["lora_down.weight"] = (
+        torch.zeros(3, 3),
+        torch.zeros(2, 3),
+    )
 
 
 def test_what_cannot_be_in_a_pool(host):
@@ -935,13 +1144,20 @@ def test_what_cannot_be_in_a_pool(host):
     misfit(host, "most", ["diffusion_model_to_k"], text=True)
     misfit(host, "half", ["diffusion_model_to_k", "diffusion_model_conv_out"])
     host.networks.loads.clear()
-    p, latents = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "foreign, shapes, b:0.6, half:0.7, most"}, n_iter=2, enable_hr=True)
-    left_out = "LoRAtorio: 3 LoRAs of the pool cannot be read, or do not suit this model, and are left out: foreign, shapes, most."
+    p, latents = host.generate(
+        "a cat <lora:a:0.8>", {**ON, "pool": "foreign, shapes, b:0.6, half:0.7, most"}, n_iter=2, enable_hr=True
+    )
+    left_out = (
+        "LoRAtorio: 3 LoRAs of the pool cannot be read, or do not suit this model, and are left out: foreign, shapes, "
+        "most."
+    )
     assert left_out in p.extra_generation_params[NOTE] and p.extra_generation_params[NOTE].count("left out") == 2
     assert "2 of 4 layers of the LoRA 'half'" in p.extra_generation_params[NOTE]
     assert [warning for warning in host.gradio.warnings if "pool" in warning] == [left_out]
     assert p.extra_generation_params["LoRAtorio pool"].startswith("step 1: a, b, half;")
-    assert host.networks.loads[1:] == ["foreign", "shapes", "b", "half", "most"], "each file of the pool is read once a request"
+    assert host.networks.loads[1:] == ["foreign", "shapes", "b", "half", "most"], (
+        "each file of the pool is read once a request"
+    )
     _, expected = host.generate("a cat <lora:a:0.8> <lora:b:0.6> <lora:half:0.7>", ON, n_iter=2, enable_hr=True)
     assert_close(latents, expected)
 
@@ -950,22 +1166,32 @@ def test_a_pool_of_misfits_only_is_an_ordinary_picture_and_a_note(host):
     misfit(host, "shapes")
     p, latents = host.generate("a cat", {**ON, "pool": "shapes"})
     assert torch.equal(latents, merged_picture(host, "a cat"))
-    assert "left out: shapes." in p.extra_generation_params[NOTE] and "neither has the pool" in p.extra_generation_params[NOTE]
+    assert (
+        "left out: shapes." in p.extra_generation_params[NOTE]
+        and "neither has the pool" in p.extra_generation_params[NOTE]
+    )
 
 
-@pytest.mark.parametrize("version, metadata, noted, suits", [
-    ("Unknown", {}, None, True),
-    ("SD1", {"ss_base_model_version": "sd_v1"}, None, True),
-    ("SDXL", {"ss_base_model_version": "sdxl_base_v1-0"}, None, False),
-    ("SD2", {"ss_v2": "True"}, None, False),
-    ("SDXL", {"ss_base_model_version": "sdxl_base_v1-0"}, "SD1", True),
-    ("SD1", {"format": "pt"}, "SDXL", False),
-    ("SDXL", {}, "Unknown", True),
-])
+@pytest.mark.parametrize(
+    "version, metadata, noted, suits",
+    [
+        ("Unknown", {}, None, True),
+        ("SD1", {"ss_base_model_version": "sd_v1"}, None, True),
+        ("SDXL", {"ss_base_model_version": "sdxl_base_v1-0"}, None, False),
+        ("SD2", {"ss_v2": "True"}, None, False),
+        ("SDXL", {"ss_base_model_version": "sdxl_base_v1-0"}, "SD1", True),
+        ("SD1", {"format": "pt"}, "SDXL", False),
+        ("SDXL", {}, "Unknown", True),
+    ],
+)
 def test_files_for_another_kind_of_model_are_not_in_a_pool(host, tmp_path, version, metadata, noted, suits):
     """The host would apply what has the same names."""
     entry = host.networks.available_networks["b"]
-    entry.filename, entry.metadata, entry.sd_version = str(tmp_path / "b.safetensors"), metadata, host.network.SdVersion[version]
+    entry.filename, entry.metadata, entry.sd_version = (
+        str(tmp_path / "b.safetensors"),
+        metadata,
+        host.network.SdVersion[version],
+    )
     if noted:
         (tmp_path / "b.json").write_text(json.dumps({"sd version": noted}))
     p, _ = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "b, text"}, steps=1)
@@ -991,7 +1217,11 @@ def test_a_pool_that_cannot_be_read(host):
     assert "no pool" in p.extra_generation_params[NOTE]
 
 
-@pytest.mark.parametrize("settings", [{"guidance_every": 2}, {"guidance_every": 3, "lam": 0.0}, {"guidance_every": 2, "method": "composite"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"guidance_every": 2}, {"guidance_every": 3, "lam": 0.0}, {"guidance_every": 2, "method": "composite"}],
+    ids=str,
+)
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 def test_cheaper_guidance(host, monkeypatch, settings, sampler):
     rows = count_rows(host, monkeypatch)
@@ -1025,8 +1255,12 @@ def test_weight_maps_are_the_calls_mean_weights(host):
     assert len(shares) == 4 and [set(share["mean"]) for share in shares] == [{"a", "b"}] * 4
     for batch in (shares[:2], shares[2:]):
         by_call = [sum(picture["mean"][name] for picture in batch) / 2 for name in ("a", "b")]
-        assert by_call == pytest.approx([sum(call[name] for call in batch[0]["by_call"]) / 2 for name in ("a", "b")], abs=1e-6)
-        assert len(batch[0]["by_call"]) == 2 and all(sum(call.values()) == pytest.approx(1) for call in batch[0]["by_call"])
+        assert by_call == pytest.approx(
+            [sum(call[name] for call in batch[0]["by_call"]) / 2 for name in ("a", "b")], abs=1e-6
+        )
+        assert len(batch[0]["by_call"]) == 2 and all(
+            sum(call.values()) == pytest.approx(1) for call in batch[0]["by_call"]
+        )
     assert shares[0]["mean"] != shares[1]["mean"]
     assert len(p.processed.images) == 8 and p.processed.infotexts[4:] == p.processed.infotexts[:4]
     saved = importlib.import_module("modules.images").saved
@@ -1083,7 +1317,9 @@ def test_presets_set_how_loras_are_weighed_and_reset_sets_all_but_the_check_box(
     assert list(buttons) == [*PRESETS, "reset"]
     for name, (function, inputs, outputs) in buttons.items():
         changed = [setting for setting, control in controls.items() if control in outputs]
-        expected = {"method", "patch_size", "temperature", "lam", "top_k"} if name in PRESETS else set(controls) - {"enabled"}
+        expected = (
+            {"method", "patch_size", "temperature", "lam", "top_k"} if name in PRESETS else set(controls) - {"enabled"}
+        )
         assert inputs == [] and set(changed) == expected
         assert Settings(**dict(zip(changed, function(), strict=True))) == Settings(**PRESETS.get(name, {}))
 
@@ -1091,11 +1327,28 @@ def test_presets_set_how_loras_are_weighed_and_reset_sets_all_but_the_check_box(
 WEIGHING = ("patch_size", "temperature", "lam", "top_k", "maps", "scout", "scout_every", "scout_share")
 
 
-@pytest.mark.parametrize("method, grey", [
-    ("loratorio", []),
-    ("composite", [*WEIGHING]),
-    ("merge", [*WEIGHING, "start", "end", "text_encoder", "adapters_per_pass", "verify", "pool", "pool_mode", "trigger_words", "guidance_every"]),
-])
+@pytest.mark.parametrize(
+    "method, grey",
+    [
+        ("loratorio", []),
+        ("composite", [*WEIGHING]),
+        (
+            "merge",
+            [
+                *WEIGHING,
+                "start",
+                "end",
+                "text_encoder",
+                "adapters_per_pass",
+                "verify",
+                "pool",
+                "pool_mode",
+                "trigger_words",
+                "guidance_every",
+            ],
+        ),
+    ],
+)
 def test_controls_that_a_method_does_not_use_are_grey(host, method, grey):
     controls = host.script.ui(False)
     names = [field.name for field in fields(Settings)]
@@ -1104,11 +1357,22 @@ def test_controls_that_a_method_does_not_use_are_grey(host, method, grey):
     changes = dict(zip((names[controls.index(control)] for control in outputs), function(method), strict=True))
     assert {name for name, change in changes.items() if not change["interactive"]} == set(grey)
     host.shared.opts.loratorio_default_method = method
-    assert {name for name, control in zip(names, host.script.ui(False)) if control.kwargs.get("interactive") is False} == set(grey)
+    assert {
+        name for name, control in zip(names, host.script.ui(False)) if control.kwargs.get("interactive") is False
+    } == set(grey)
 
 
 def test_accordion_starts_with_the_settings_page_s_defaults(host):
-    chosen = Settings(enabled=True, method="loratorio", patch_size=4, temperature=0.02, lam=1.0, start=0.25, text_encoder="merged", maps=True)
+    chosen = Settings(
+        enabled=True,
+        method="loratorio",
+        patch_size=4,
+        temperature=0.02,
+        lam=1.0,
+        start=0.25,
+        text_encoder="merged",
+        maps=True,
+    )
     for name, value in chosen.to_api().items():
         assert host.shared.opts.data_labels[f"loratorio_default_{name}"].default == getattr(Settings(), name)
         setattr(host.shared.opts, f"loratorio_default_{name}", value)

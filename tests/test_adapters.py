@@ -31,8 +31,14 @@ LAYERS = {
     "inpainting": lambda: (nn.Conv2d(9, 8, 3, padding=1), (9, 5, 6)),
 }
 KINDS_OF = {
-    "linear": KINDS["linear"], "conv1": KINDS["conv1"], "conv3": KINDS["conv3"], "conv3_stride2": KINDS["conv3"],
-    "conv1_stride2": ("lora", "dora"), "circular": ("lora", "mid", "full_bias"), "group_norm": KINDS["norm"], "layer_norm": KINDS["norm"],
+    "linear": KINDS["linear"],
+    "conv1": KINDS["conv1"],
+    "conv3": KINDS["conv3"],
+    "conv3_stride2": KINDS["conv3"],
+    "conv1_stride2": ("lora", "dora"),
+    "circular": ("lora", "mid", "full_bias"),
+    "group_norm": KINDS["norm"],
+    "layer_norm": KINDS["norm"],
     "inpainting": ("lora", "mid", "lokr_4", "full_4"),
 }
 EVERY_KIND = [(name, kind) for name, kinds in KINDS_OF.items() for kind in kinds]
@@ -70,7 +76,10 @@ def merge_by_hand(kind, w, weight, strength, dyn=None):
         delta = delta.reshape(weight.shape[0], -1, *weight.shape[2:]) * scale
     elif kind in ("mid", "mid_dyn"):
         up, mid, down = w["lora_up.weight"][..., 0, 0], w["lora_mid.weight"], w["lora_down.weight"][..., 0, 0]
-        delta = torch.stack([torch.stack([up @ mid[:, :, y, x] @ down for x in range(3)], -1) for y in range(3)], -2) * scale
+        delta = (
+            torch.stack([torch.stack([up @ mid[:, :, y, x] @ down for x in range(3)], -1) for y in range(3)], -2)
+            * scale
+        )
     elif kind in ("loha", "loha_conv"):
         delta = (w["hada_w1_a"] @ w["hada_w1_b"]).mul(w["hada_w2_a"] @ w["hada_w2_b"]) * scale
     elif kind == "lokr":
@@ -116,7 +125,10 @@ def with_weights(layer, x, delta=None, bias=None):
 
 
 def run(bank, layer, x, blocks):
-    with bank.attached(), bank.rows(Layout(tuple(Block(() if adapter == BASE else (adapter,), rows) for adapter, rows in blocks))):
+    with (
+        bank.attached(),
+        bank.rows(Layout(tuple(Block(() if adapter == BASE else (adapter,), rows) for adapter, rows in blocks))),
+    ):
         return layer(x)
 
 
@@ -130,7 +142,11 @@ def state(layer):
 
 
 def unchanged(layer, before):
-    return not layer._forward_hooks and "forward" not in vars(layer) and all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    return (
+        not layer._forward_hooks
+        and "forward" not in vars(layer)
+        and all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    )
 
 
 # Each kind
@@ -160,7 +176,11 @@ def test_rows_equal_forwards_with_merged_weights(host, generator, name, kind, dt
     plain = kind.removesuffix("_4")
     expected = [layer(x[:2])]
     for w, strength, rows in zip(files, strengths, (x[2:4], x[4:])):
-        expected.append(with_weights(layer, rows, *merge_by_hand(plain, w, layer.weight, strength, None if kind == "mid_dyn" else dyn)))
+        expected.append(
+            with_weights(
+                layer, rows, *merge_by_hand(plain, w, layer.weight, strength, None if kind == "mid_dyn" else dyn)
+            )
+        )
     assert bank.failures == [{}, {}]
     assert bank.counts == [1, 1]
     assert_close(output, torch.cat(expected), TOLERANCE[dtype])
@@ -168,13 +188,26 @@ def test_rows_equal_forwards_with_merged_weights(host, generator, name, kind, dt
     assert unchanged(layer, before)
 
 
-@pytest.mark.parametrize(("name", "kind", "compact"), [
-    ("linear", "lora", True), ("linear", "dyn", True), ("conv1", "lora", True), ("conv3", "lora", True), ("conv3_stride2", "mid", True),
-    ("inpainting", "lora", True), ("linear", "lora_bias", False), ("linear", "dora", False), ("linear", "loha", False), ("group_norm", "norm", False),
-])
+@pytest.mark.parametrize(
+    ("name", "kind", "compact"),
+    [
+        ("linear", "lora", True),
+        ("linear", "dyn", True),
+        ("conv1", "lora", True),
+        ("conv3", "lora", True),
+        ("conv3_stride2", "mid", True),
+        ("inpainting", "lora", True),
+        ("linear", "lora_bias", False),
+        ("linear", "dora", False),
+        ("linear", "loha", False),
+        ("group_norm", "norm", False),
+    ],
+)
 def test_kinds_with_factors_are_kept_as_factors(host, generator, name, kind, compact):
     layer, _ = make_layer(name)
-    delta = host.a1111.deltas._delta(host.module(kind, layer, contents(kind, layer, generator), dyn=1 if kind == "dyn" else None), layer)
+    delta = host.a1111.deltas._delta(
+        host.module(kind, layer, contents(kind, layer, generator), dyn=1 if kind == "dyn" else None), layer
+    )
     assert isinstance(delta, LowRank if compact else Dense)
     if kind == "dyn":
         assert delta.down.shape[0] == delta.up.shape[1] == 1
@@ -182,7 +215,10 @@ def test_kinds_with_factors_are_kept_as_factors(host, generator, name, kind, com
 
 def test_a_linear_file_for_a_pointwise_convolution(host, generator):
     layer, shape = make_layer("conv1")
-    w = {name: value.flatten(1) if value.dim() == 4 else value for name, value in random_weights("lora", layer, generator).items()}
+    w = {
+        name: value.flatten(1) if value.dim() == 4 else value
+        for name, value in random_weights("lora", layer, generator).items()
+    }
     bank = AdapterBank({"x": layer}, [{"x": host.a1111.deltas._delta(host.module("lora", layer, w), layer)}], BUDGET)
     x = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
     delta, _ = merge_by_hand("lora", w, layer.weight, 1.0)
@@ -238,9 +274,18 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("blocks", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize(("name", "channels_last"), [
-    ("linear", False), ("conv1", False), ("conv3", False), ("conv3_stride2", False), ("circular", False), ("conv1", True), ("conv3_stride2", True),
-])
+@pytest.mark.parametrize(
+    ("name", "channels_last"),
+    [
+        ("linear", False),
+        ("conv1", False),
+        ("conv3", False),
+        ("conv3_stride2", False),
+        ("circular", False),
+        ("conv1", True),
+        ("conv3_stride2", True),
+    ],
+)
 def test_every_layout(generator, name, blocks, channels_last):
     layer, shape = make_layer(name)
     factors = {0: low_rank(layer, generator, 1), 1: low_rank(layer, generator, 3), 3: low_rank(layer, generator, 2)}
@@ -252,7 +297,10 @@ def test_every_layout(generator, name, blocks, channels_last):
     deltas = {number: (full_delta(delta), None) for number, delta in factors.items()} | {2: (changed, shift)}
     expected = expected_rows(layer, x, blocks, deltas)
     if channels_last:
-        x, layer.weight.data = x.contiguous(memory_format=torch.channels_last), layer.weight.data.contiguous(memory_format=torch.channels_last)
+        x, layer.weight.data = (
+            x.contiguous(memory_format=torch.channels_last),
+            layer.weight.data.contiguous(memory_format=torch.channels_last),
+        )
         assert len(x) == 1 or not layer(x).is_contiguous()
     assert_close(run(bank, layer, x, blocks), expected)
 
@@ -297,10 +345,16 @@ def test_a_batch_that_is_a_multiple_of_the_rows(generator, name):
     tiles, blocks = 3, [(1, 1), (BASE, 2), (0, 2)]
     if name == "layer_norm":
         shifts = [torch.randn(8, generator=generator, dtype=torch.float64) for _ in range(2)]
-        adapters, deltas = [{"x": dense(shift, None)} for shift in shifts], {number: (shift, None) for number, shift in enumerate(shifts)}
+        adapters, deltas = (
+            [{"x": dense(shift, None)} for shift in shifts],
+            {number: (shift, None) for number, shift in enumerate(shifts)},
+        )
     else:
         factors = [low_rank(layer, generator, 1 + number) for number in range(2)]
-        adapters, deltas = [{"x": factor} for factor in factors], {number: (full_delta(factor), None) for number, factor in enumerate(factors)}
+        adapters, deltas = (
+            [{"x": factor} for factor in factors],
+            {number: (full_delta(factor), None) for number, factor in enumerate(factors)},
+        )
     x = torch.randn((5 * tiles, *shape), generator=generator, dtype=torch.float64)
     output = run(AdapterBank({"x": layer}, adapters, BUDGET), layer, x, blocks)
     assert_close(output, expected_rows(layer, x, [(adapter, rows * tiles) for adapter, rows in blocks], deltas))
@@ -352,7 +406,9 @@ def test_a_rule_that_fails_is_reported_and_left_out(generator):
     def broken():
         raise RuntimeError("the size of tensor a must match")
 
-    bank = AdapterBank({"x": layer, "y": layer}, [{"x": Dense(broken)}, {"x": good}, {"y": dense(torch.zeros(3, 3))}], BUDGET)
+    bank = AdapterBank(
+        {"x": layer, "y": layer}, [{"x": Dense(broken)}, {"x": good}, {"y": dense(torch.zeros(3, 3))}], BUDGET
+    )
     assert bank.failures[0] == {"x": "the size of tensor a must match"}
     assert bank.failures[1] == {}
     assert list(bank.failures[2]) == ["y"]
@@ -363,7 +419,10 @@ def test_a_rule_that_fails_is_reported_and_left_out(generator):
     assert unchanged(layer, before)
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
 def test_out_of_memory_is_no_broken_rule(error):
     layer, _ = make_layer("linear")
 
@@ -438,7 +497,10 @@ def test_a_compiled_model_gets_every_adapter(generator):
 def test_a_model_that_runs_without_its_layers_is_an_error(generator):
     layer, shape = make_layer("linear")
     x = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    bank, layout = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET), Layout((Block((), 1), Block((0,), 1)))
+    bank, layout = (
+        AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET),
+        Layout((Block((), 1), Block((0,), 1))),
+    )
     with bank.attached(), pytest.raises(RuntimeError, match="without its layers"), bank.rows(layout):
         F.linear(x, layer.weight, layer.bias)
     with bank.attached():
@@ -453,7 +515,13 @@ def test_factors_of_another_shape_do_not_fit():
     layer, _ = make_layer("conv3")
     right = LowRank(torch.zeros(2, 6, 3, 3), torch.zeros(8, 2))
     assert fits_low_rank(layer, right)
-    for down, up in [((2, 6, 1, 1), (8, 2)), ((2, 5, 3, 3), (8, 2)), ((2, 6, 3, 3), (7, 2)), ((2, 6, 3, 3), (8, 3)), ((2, 54), (8, 2))]:
+    for down, up in [
+        ((2, 6, 1, 1), (8, 2)),
+        ((2, 5, 3, 3), (8, 2)),
+        ((2, 6, 3, 3), (7, 2)),
+        ((2, 6, 3, 3), (8, 3)),
+        ((2, 54), (8, 2)),
+    ]:
         assert not fits_low_rank(layer, LowRank(torch.zeros(down), torch.zeros(up)))
     assert not fits_low_rank(nn.Conv2d(6, 6, 3, groups=2), LowRank(torch.zeros(2, 3, 3, 3), torch.zeros(6, 2)))
     assert not fits_low_rank(nn.LayerNorm(8), LowRank(torch.zeros(2), torch.zeros(8, 2)))

@@ -20,7 +20,12 @@ def test_each_adapter_that_needs_it_reads_for_itself():
 
 
 def test_global_adapters_are_in_every_reading_and_bring_no_words():
-    style, silent, text, plain = adapters = adapter(True, "global"), adapter(False, "global"), adapter(True), adapter(False)
+    style, silent, text, plain = adapters = (
+        adapter(True, "global"),
+        adapter(False, "global"),
+        adapter(True),
+        adapter(False),
+    )
     expected = {BASE: ((style,), ""), 2: ((style, text), "cat"), 3: ((style,), "dog")}
     assert readings(adapters, ["paint", "ink", "cat", "dog"]) == expected
     assert readings([style, silent, plain], ["", "", ""]) == {BASE: ((style,), "")}

@@ -37,7 +37,11 @@ class Model:
 def request(adapter, rows=2, tokens=3):
     first = 100.0 * (adapter + 2)
     x = torch.arange(rows).unsqueeze(1) + first
-    return Request(() if adapter == BASE else (adapter,), rows, (x, {"text": torch.full((rows, tokens, 2), float(tokens)), "name": "same for all"}))
+    return Request(
+        () if adapter == BASE else (adapter,),
+        rows,
+        (x, {"text": torch.full((rows, tokens, 2), float(tokens)), "name": "same for all"}),
+    )
 
 
 def expected(wanted):
@@ -99,12 +103,16 @@ def test_gives_up_with_the_models_own_error():
 
 
 def test_memory_of_the_cpu_counts_too():
-    model = Model(capacity=2, error=RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    model = Model(
+        capacity=2, error=RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    )
     wanted = [request(0), request(1)]
     check(Evaluator(model, model.bank)(wanted), wanted)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("something else")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("something else")]
+)
 def test_other_errors_are_not_tried_again(error):
     model = Model(capacity=2, error=error)
     with pytest.raises(type(error)) as raised:

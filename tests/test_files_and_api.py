@@ -12,8 +12,20 @@ from lib_loratorio.api import add_routes
 from lib_loratorio.files import describe
 from lib_loratorio.settings import METHODS, Settings, SettingsError, schema
 
-EXPECTED = {"lora": "lora", "locon": "lora", "cp": "cp", "loha": "loha", "lokr": "lokr", "full": "full", "norm": "norm", "ia3": "ia3", "glora": "glora",
-            "oft": "oft", "boft": "oft", "dora": "dora"}
+EXPECTED = {
+    "lora": "lora",
+    "locon": "lora",
+    "cp": "cp",
+    "loha": "loha",
+    "lokr": "lokr",
+    "full": "full",
+    "norm": "norm",
+    "ia3": "ia3",
+    "glora": "glora",
+    "oft": "oft",
+    "boft": "oft",
+    "dora": "dora",
+}
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -21,7 +33,10 @@ def test_kinds_of_layers(tmp_path, kind):
     shape = (8,) if kind == "norm" else (8, 8, 3, 3) if kind in ("cp", "locon") else (8, 8)
     tensors = {}
     for layer in ("lora_unet_down_blocks_0_attn_to_q", "lora_unet_mid_block_attn_to_k"):
-        tensors |= {f"{layer}.{name}": value for name, value in lora_files.build(kind, shape, torch.Generator().manual_seed(1)).items()}
+        tensors |= {
+            f"{layer}.{name}": value
+            for name, value in lora_files.build(kind, shape, torch.Generator().manual_seed(1)).items()
+        }
     save_file(tensors, tmp_path / "a.safetensors")
     found = describe(str(tmp_path / "a.safetensors"))
     expected = EXPECTED[kind]
@@ -33,10 +48,20 @@ def test_kinds_of_layers(tmp_path, kind):
 
 
 def test_text_encoders_and_diffusers_names(tmp_path):
-    tensors = {"unet.a.to_q.lora_A.weight": torch.zeros(3, 8), "unet.a.to_q.lora_B.weight": torch.zeros(8, 3),
-               "text_encoder.b.lora_A.weight": torch.zeros(5, 8), "text_encoder.b.lora_B.weight": torch.zeros(8, 5)}
+    tensors = {
+        "unet.a.to_q.lora_A.weight": torch.zeros(3, 8),
+        "unet.a.to_q.lora_B.weight": torch.zeros(8, 3),
+        "text_encoder.b.lora_A.weight": torch.zeros(5, 8),
+        "text_encoder.b.lora_B.weight": torch.zeros(8, 5),
+    }
     save_file(tensors, tmp_path / "a.safetensors")
-    assert describe(str(tmp_path / "a.safetensors")) == {"layers": {"lora": 2}, "ranks": [3, 5], "text_encoder": True, "factored": 2, "dense": 0}
+    assert describe(str(tmp_path / "a.safetensors")) == {
+        "layers": {"lora": 2},
+        "ranks": [3, 5],
+        "text_encoder": True,
+        "factored": 2,
+        "dense": 0,
+    }
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path):
@@ -60,10 +85,16 @@ def test_schema_says_what_the_settings_take():
 
 
 def test_routes(tmp_path):
-    save_file({"lora_unet_a.lora_down.weight": torch.zeros(2, 8), "lora_unet_a.lora_up.weight": torch.zeros(8, 2)}, tmp_path / "a.safetensors")
+    save_file(
+        {"lora_unet_a.lora_down.weight": torch.zeros(2, 8), "lora_unet_a.lora_up.weight": torch.zeros(8, 2)},
+        tmp_path / "a.safetensors",
+    )
     routes = {}
     app = SimpleNamespace(add_api_route=lambda path, function, methods, summary: routes.update({path: function}))
-    known = {"b": SimpleNamespace(filename=str(tmp_path / "b.safetensors")), "a": SimpleNamespace(filename=str(tmp_path / "a.safetensors"))}
+    known = {
+        "b": SimpleNamespace(filename=str(tmp_path / "b.safetensors")),
+        "a": SimpleNamespace(filename=str(tmp_path / "a.safetensors")),
+    }
     add_routes(app, known)
     assert routes["/loratorio/v1/schema"]() == schema()
     found = routes["/loratorio/v1/networks"]()

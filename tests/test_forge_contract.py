@@ -51,7 +51,11 @@ def neo():
 
 
 def add_networks(host):
-    host.add("a", {"conv_in": "mid", "down": "lora", "qkv": "lora", "to_q": "no alpha", "to_k": "lora", "conv_out": "lora"}, seed=1)
+    host.add(
+        "a",
+        {"conv_in": "mid", "down": "lora", "qkv": "lora", "to_q": "no alpha", "to_k": "lora", "conv_out": "lora"},
+        seed=1,
+    )
     host.add("b", {"conv_in": "lora", "to_k": "rank 3", "to_v": "lora", "to_out": "lora"}, seed=2)
     host.add("text", {"transformer.fc1": "lora", "transformer.fc2": "lora", "to_q": "lora"}, seed=3)
     host.add("other", {"transformer.fc1": "lora"}, seed=4)
@@ -62,10 +66,31 @@ def add_networks(host):
 
 
 class Equations:
-    """One request. `prompts`: per picture a list of `(text, weight)`; `before` are the other extensions that run first."""
+    """One request. `prompts`: per picture a list of `(text, weight)`; `before` are the other extensions that run "
+    "first."""
 
-    def __init__(self, host, adapters, prompts, negative="", *, cfg=3.0, steps=3, sampler="Euler", seed=1, x=None, size=(48, 40),
-                 settings=None, windows=None, skipped=lambda call: False, before=(), refiner=None, switch_at=2.0, everywhere=(), words=()):
+    def __init__(
+        self,
+        host,
+        adapters,
+        prompts,
+        negative="",
+        *,
+        cfg=3.0,
+        steps=3,
+        sampler="Euler",
+        seed=1,
+        x=None,
+        size=(48, 40),
+        settings=None,
+        windows=None,
+        skipped=lambda call: False,
+        before=(),
+        refiner=None,
+        switch_at=2.0,
+        everywhere=(),
+        words=(),
+    ):
         self.host, self.adapters, self.prompts, self.negative = host, adapters, prompts, negative
         self.settings, self.cfg, self.steps, self.size = Settings(**(settings or {})), cfg, steps, size
         self.windows, self.skipped, self.before = windows or [(0, 1)] * len(adapters), skipped, before
@@ -112,11 +137,19 @@ class Equations:
         return uncond + (cond - uncond) * cfg * sum(weight for _, weight in self.prompts[number])
 
     def present(self):
-        return [adapter for adapter, (start, end) in enumerate(self.windows) if start <= self.fraction and (self.fraction < end or end == 1)]
+        return [
+            adapter
+            for adapter, (start, end) in enumerate(self.windows)
+            if start <= self.fraction and (self.fraction < end or end == 1)
+        ]
 
     def is_composed(self):
         s = self.settings
-        return s.start <= self.fraction and (self.fraction < s.end or s.end == 1) and self.host.shared.sd_model is self.checkpoint
+        return (
+            s.start <= self.fraction
+            and (self.fraction < s.end or s.end == 1)
+            and self.host.shared.sd_model is self.checkpoint
+        )
 
     def rows(self, number, x, sigma, place, flag, **options):
         """By model its prediction for a sub-prompt, or for the negative prompt."""
@@ -168,13 +201,21 @@ class Equations:
             function(SimpleNamespace(sd_model=sd_model))
         unet = sd_model.forge_objects.unet
         self.host.memory_management.load_model_gpu(unet)
-        marks = {"cond_mark": torch.tensor([flag]), "cond_indices": [0] * (1 - flag), "uncond_indices": [0] * flag, "cond_or_uncond": [flag]}
+        marks = {
+            "cond_mark": torch.tensor([flag]),
+            "cond_indices": [0] * (1 - flag),
+            "uncond_indices": [0] * flag,
+            "cond_or_uncond": [flag],
+        }
         c = {"transformer_options": {**unet.model_options["transformer_options"], **options, **marks}, **encoded}
         if self.image.shape[2:] == x.shape[2:]:
             c["c_concat"] = self.image[number : number + 1]
         if unet.controlnet_linked_list is not None:
             c["control"] = control_of(unet.controlnet_linked_list, number, marks).get_control(x, sigma, c, 1)
-        wrapper = unet.model_options.get("model_function_wrapper", lambda apply_model, args: apply_model(args["input"], args["timestep"], **args["c"]))
+        wrapper = unet.model_options.get(
+            "model_function_wrapper",
+            lambda apply_model, args: apply_model(args["input"], args["timestep"], **args["c"]),
+        )
         return wrapper(unet.model.apply_model, {"input": x, "timestep": sigma, "c": c, "cond_or_uncond": [flag]})
 
     def text(self, model, text):
@@ -183,8 +224,14 @@ class Equations:
         key = model, text, id(sd_model)
         if key not in self.encoded:
             load(self.host, self.networks_of(model))
-            encoded = sd_model.get_learned_conditioning(self.host.prompt_parser.SdConditioning([text], False, *self.size))
-            self.encoded[key] = {"c_crossattn": encoded["crossattn"], "y": encoded["vector"]} if sd_model.dict_conditions else {"c_crossattn": encoded}
+            encoded = sd_model.get_learned_conditioning(
+                self.host.prompt_parser.SdConditioning([text], False, *self.size)
+            )
+            self.encoded[key] = (
+                {"c_crossattn": encoded["crossattn"], "y": encoded["vector"]}
+                if sd_model.dict_conditions
+                else {"c_crossattn": encoded}
+            )
         return self.encoded[key]
 
 
@@ -196,7 +243,10 @@ class HostPutBack:
 
     def __enter__(self):
         self.model = model = self.host.shared.sd_model
-        self.kept = {name: getattr(model, name) for name in ("forge_objects", "forge_objects_after_applying_lora", "current_lora_hash")}
+        self.kept = {
+            name: getattr(model, name)
+            for name in ("forge_objects", "forge_objects_after_applying_lora", "current_lora_hash")
+        }
         self.loaded = list(self.host.networks.loaded_networks)
         model.forge_objects = model.forge_objects.shallow_copy()
 
@@ -208,7 +258,7 @@ class HostPutBack:
 
 def load(host, adapters):
     host.shared.sd_model.current_lora_hash = None
-    names, te, unet = ([list(column) for column in zip(*adapters)] if adapters else ([], [], []))
+    names, te, unet = [list(column) for column in zip(*adapters)] if adapters else ([], [], [])
     host.networks.load_networks(names, te, unet, [None] * len(names))
 
 
@@ -242,11 +292,16 @@ def assert_clean(host, p):
     assert [network.name for network in now.loaded] == [network.name for network in former.loaded]
     assert host.sampling_function.calc_cond_uncond_batch is host.calc_cond_uncond_batch
     assert host.forge.sampling._current is None
-    assert not any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in now.unet.model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        for module in now.unet.model.modules()
+    )
     assert "launch_sampling" not in vars(p.sampler)
     host.processing.Processing.cached_c[:] = [None, None]  # so that the text encoder is used, too
     host.generate("a plain picture")
-    assert all(torch.equal(value, model.state()[name]) for name, value in host.model.SdModel(**model.made_with).state().items())
+    assert all(
+        torch.equal(value, model.state()[name]) for name, value in host.model.SdModel(**model.made_with).state().items()
+    )
 
 
 def merged_picture(host, prompt, **fields):
@@ -277,7 +332,9 @@ def changed(p):
 # Pictures
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("sampler", ["Euler", "Heun"])
 def test_composed_as_the_equations_say(host, sampler, dtype, tolerance):
     host.use(dtype=dtype)
@@ -293,15 +350,30 @@ def test_one_adapter(host):
     p, latents = host.generate("a cat <lora:a:0.8>", ON, negative_prompt="bad")
     assert_close(latents, expected(host, [A], one("a cat"), "bad"))
     assert_clean(host, p)
-    assert_close(host.generate("a cat <lora:text:0.7:0.9>", {**ON, "lam": 0.0})[1], merged_picture(host, "a cat <lora:text:0.7:0.9>"))
+    assert_close(
+        host.generate("a cat <lora:text:0.7:0.9>", {**ON, "lam": 0.0})[1],
+        merged_picture(host, "a cat <lora:text:0.7:0.9>"),
+    )
 
 
-@pytest.mark.parametrize(("sampler", "settings"), [
-    ("Euler", {"lam": 0.0}), ("Euler", {"lam": 1.0, "adapters_per_pass": 1}), ("Euler", {"patch_size": 1, "adapters_per_pass": 2}),
-    ("Euler", {"patch_size": 4, "temperature": 0.5}), ("Euler", {"top_k": 1}), ("Euler", {"top_k": 2}), ("Euler", {"method": "composite"}),
-    ("Euler", {"text_encoder": "merged"}), ("Euler", {"start": 0.3}), ("Heun", {"end": 0.5}), ("Heun", {"start": 0.3, "end": 0.6}),
-    ("Heun", {"method": "switch"}),
-], ids=str)
+@pytest.mark.parametrize(
+    ("sampler", "settings"),
+    [
+        ("Euler", {"lam": 0.0}),
+        ("Euler", {"lam": 1.0, "adapters_per_pass": 1}),
+        ("Euler", {"patch_size": 1, "adapters_per_pass": 2}),
+        ("Euler", {"patch_size": 4, "temperature": 0.5}),
+        ("Euler", {"top_k": 1}),
+        ("Euler", {"top_k": 2}),
+        ("Euler", {"method": "composite"}),
+        ("Euler", {"text_encoder": "merged"}),
+        ("Euler", {"start": 0.3}),
+        ("Heun", {"end": 0.5}),
+        ("Heun", {"start": 0.3, "end": 0.6}),
+        ("Heun", {"method": "switch"}),
+    ],
+    ids=str,
+)
 def test_every_setting(host, settings, sampler):
     steps = 6 if settings.get("method") == "switch" else 3
     p, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, **settings}, sampler_name=sampler, steps=steps)
@@ -371,10 +443,15 @@ def test_and_prompts_with_weights_in_a_batch(host, tags):
         assert_clean(host, p)
 
 
-@pytest.mark.parametrize(("text", "negative"), [("a cat", LONG), (LONG, "bad"), (f"{LONG} {LONG}", "bad"), (f"{LONG} {LONG}", LONG), (f"{LONG} " * 3, "bad")])
+@pytest.mark.parametrize(
+    ("text", "negative"),
+    [("a cat", LONG), (LONG, "bad"), (f"{LONG} {LONG}", "bad"), (f"{LONG} {LONG}", LONG), (f"{LONG} " * 3, "bad")],
+)
 def test_texts_of_unequal_length(host, text, negative):
     right = expected(host, [A, TEXT, B], one(text), negative, steps=2)
-    for _, latents in with_memory(host, f"{text} {TEXT_TAGS}", ON, negative_prompt=negative, steps=2, memory=[1.5, math.inf]):
+    for _, latents in with_memory(
+        host, f"{text} {TEXT_TAGS}", ON, negative_prompt=negative, steps=2, memory=[1.5, math.inf]
+    ):
         assert_close(latents, right)
     assert host.errors.reported == []
 
@@ -386,7 +463,8 @@ def test_short_memory_has_the_host_ask_for_the_negative_prompt_first(host):
     def record(p):
         former = changed(p).model_options["model_function_wrapper"]
         p.sd_model.forge_objects.unet.set_model_unet_function_wrapper(
-            lambda apply_model, args: asked.append(args["cond_or_uncond"]) or former(apply_model, args))
+            lambda apply_model, args: asked.append(args["cond_or_uncond"]) or former(apply_model, args)
+        )
 
     _, latents = host.generate(f"a cat {TEXT_TAGS}", ON, after=[record], steps=1)
     assert asked == [[1], [0]]
@@ -414,7 +492,9 @@ def test_other_models(host, model, tags):
     host.use(**model)
     add_networks(host)
     right = expected(host, of_tags(tags), [*one("a cat"), *one("a dog")], "bad", steps=2)
-    for p, latents in with_memory(host, [f"a cat {tags}", "a dog"], ON, batch_size=2, negative_prompt="bad", steps=2, memory=[2.5, math.inf]):
+    for p, latents in with_memory(
+        host, [f"a cat {tags}", "a dog"], ON, batch_size=2, negative_prompt="bad", steps=2, memory=[2.5, math.inf]
+    ):
         assert_close(latents, right)
         assert_clean(host, p)
 
@@ -424,14 +504,17 @@ def test_prompt_editing_is_followed_by_every_adapter(host):
     assert_close(latents, expected(host, [A, TEXT, B], one(lambda call: "a cat here" if call <= 1 else "a dog here")))
 
 
-@pytest.mark.parametrize(("tags", "adapters"), [
-    ("<lora:text:0.3:0.9> <lora:b:1>", [("text", 0.3, 0.9), ("b", 1.0, 1.0)]),
-    ("<lora:text:te=0:unet=0.9> <lyco:b:-0.5>", [("text", 0.0, 0.9), ("b", -0.5, -0.5)]),
-    ("<lora:text:0.7:0> <lora:b>", [("text", 0.7, 0.0), ("b", 1.0, 1.0)]),
-    ("<lora:other:1.5> <lora:b:1>", [("other", 1.5, 1.5), ("b", 1.0, 1.0)]),
-    ("<lora:a:0> <lora:b:0.6> <lora:text:0:0> <lora:foreign:0>", [B]),
-    ("<lora:a:0.8> <lora:a:0.8>", [A]),
-])
+@pytest.mark.parametrize(
+    ("tags", "adapters"),
+    [
+        ("<lora:text:0.3:0.9> <lora:b:1>", [("text", 0.3, 0.9), ("b", 1.0, 1.0)]),
+        ("<lora:text:te=0:unet=0.9> <lyco:b:-0.5>", [("text", 0.0, 0.9), ("b", -0.5, -0.5)]),
+        ("<lora:text:0.7:0> <lora:b>", [("text", 0.7, 0.0), ("b", 1.0, 1.0)]),
+        ("<lora:other:1.5> <lora:b:1>", [("other", 1.5, 1.5), ("b", 1.0, 1.0)]),
+        ("<lora:a:0> <lora:b:0.6> <lora:text:0:0> <lora:foreign:0>", [B]),
+        ("<lora:a:0.8> <lora:a:0.8>", [A]),
+    ],
+)
 def test_strengths_as_in_the_prompt(host, tags, adapters):
     host.generate("a cat <lora:b:0.3>")  # leaves a merge in the weights
     p, latents = host.generate(f"a cat {tags}", ON)
@@ -469,7 +552,9 @@ def test_kinds(host, kind):
         assert_close(latents, right, SINGLE)
         assert verified(p) < SINGLE
         assert_clean(host, p)
-    assert differs(latents, host.generate("a cat <lora:kind:0.001> <lora:b:0.6>", ON, steps=2)[1]), "so that the kind's patch shows"
+    assert differs(latents, host.generate("a cat <lora:kind:0.001> <lora:b:0.6>", ON, steps=2)[1]), (
+        "so that the kind's patch shows"
+    )
 
 
 def test_quantised_models_take_plain_loras(host):
@@ -505,7 +590,10 @@ def test_quantised_models_decline_other_kinds_by_name(host):
     host.add("kind", {"to_q": "loha", "to_k": "lora"}, seed=7)
     host.add("dense", {"to_q": "loha"}, seed=7)
     p, _ = host.generate("a cat <lora:kind:1> <lora:b:0.6>", ON)
-    assert "1 of 2 layers of the LoRA 'kind'" in p.extra_generation_params[NOTE] and "quantised" in p.extra_generation_params[NOTE]
+    assert (
+        "1 of 2 layers of the LoRA 'kind'" in p.extra_generation_params[NOTE]
+        and "quantised" in p.extra_generation_params[NOTE]
+    )
     with pytest.raises(LoratorioError, match=r"none of the 1 layers of the LoRA 'dense' .* quantised models"):
         host.generate("a cat <lora:dense:1> <lora:b:0.6>", ON)
     assert_close(host.generate(f"a cat {TAGS}", ON)[1], expected(host, [A, B], one("a cat")))
@@ -589,7 +677,14 @@ def controlled(host, pictures, links):
 def test_control(host, tags, links):
     before = [controlled(host, pictures=2, links=links)]
     prompts = [f"a cat AND a tree:0.5 {tags}", "a dog AND a bird:0.5"]
-    right = expected(host, of_tags(tags), [[("a cat", 1), ("a tree", 0.5)], [("a dog", 1), ("a bird", 0.5)]], "bad", before=before, steps=2)
+    right = expected(
+        host,
+        of_tags(tags),
+        [[("a cat", 1), ("a tree", 0.5)], [("a dog", 1), ("a bird", 0.5)]],
+        "bad",
+        before=before,
+        steps=2,
+    )
     fields = {"before": before, "batch_size": 2, "negative_prompt": "bad", "steps": 2}
     for p, latents in with_memory(host, prompts, {**ON, "verify": True}, memory=[2.5, 4.5, math.inf], **fields):
         assert_close(latents, right)
@@ -608,8 +703,12 @@ def wrapped(p):
 
 @pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
 def test_an_earlier_wrapper_is_called_through(host, tags):
-    p, latents = host.generate(f"a cat {tags}", {**ON, "verify": True, "end": 0.5}, before=[wrapped], negative_prompt="bad", batch_size=2)
-    assert_close(latents, expected(host, of_tags(tags), one("a cat") * 2, "bad", before=[wrapped], settings={"end": 0.5}))
+    p, latents = host.generate(
+        f"a cat {tags}", {**ON, "verify": True, "end": 0.5}, before=[wrapped], negative_prompt="bad", batch_size=2
+    )
+    assert_close(
+        latents, expected(host, of_tags(tags), one("a cat") * 2, "bad", before=[wrapped], settings={"end": 0.5})
+    )
     assert verified(p) < SINGLE
     assert_clean(host, p)
 
@@ -621,7 +720,9 @@ def test_attention_shared_among_a_batch_sees_one_model_at_a_time(host, blocks, m
     monkeypatch.setattr(model, "apply_model", lambda x, t, **c: seen.add(x.shape[0] // 2) or apply_model(x, t, **c))
 
     def shared(p):
-        changed(p).model_options["transformer_options"] = {"patches_replace": {"attn1": {("input", number): None for number in range(blocks)}}}
+        changed(p).model_options["transformer_options"] = {
+            "patches_replace": {"attn1": {("input", number): None for number in range(blocks)}}
+        }
 
     p, latents = host.generate(f"a cat {TAGS}", ON, before=[shared])
     assert seen == models
@@ -635,11 +736,22 @@ def test_a_wrapper_may_make_other_batches_of_the_rows(host):
     def in_halves(p):
         def wrapper(apply_model, args):
             x, c, copies = args["input"], args["c"], 2
-            c = {key: torch.cat([value] * copies) if isinstance(value, torch.Tensor) else value for key, value in c.items()}
+            c = {
+                key: torch.cat([value] * copies) if isinstance(value, torch.Tensor) else value
+                for key, value in c.items()
+            }
             options = c["transformer_options"]
             rows, flags = len(options["cond_mark"]), options["cond_or_uncond"] * copies
-            indices = {key: [copy * rows + row for copy in range(copies) for row in options[key]] for key in ("cond_indices", "uncond_indices")}
-            c["transformer_options"] = {**options, **indices, "cond_or_uncond": flags, "cond_mark": torch.cat([options["cond_mark"]] * copies)}
+            indices = {
+                key: [copy * rows + row for copy in range(copies) for row in options[key]]
+                for key in ("cond_indices", "uncond_indices")
+            }
+            c["transformer_options"] = {
+                **options,
+                **indices,
+                "cond_or_uncond": flags,
+                "cond_mark": torch.cat([options["cond_mark"]] * copies),
+            }
             both = apply_model(torch.cat([x] * copies), torch.cat([args["timestep"]] * copies), **c)
             return both.chunk(copies)[1]
 
@@ -695,21 +807,28 @@ def test_later_extensions_copy_the_patchers_options(host):
 
     def later(p):
         for _ in range(2):
-            changed(p).set_model_sampler_cfg_function(lambda args: args["uncond"] + 1.7 * (args["cond"] - args["uncond"]))
+            changed(p).set_model_sampler_cfg_function(
+                lambda args: args["uncond"] + 1.7 * (args["cond"] - args["uncond"])
+            )
 
     p, latents = host.generate(f"a cat {TEXT_TAGS}", ON, after=[later])
     assert_close(latents, expected(host, [A, TEXT, B], one("a cat"), cfg=1.7))
     assert host.sampling_function.calc_cond_uncond_batch is host.calc_cond_uncond_batch
     _, ordinary = host.generate(f"a cat {TEXT_TAGS}", after=[later])
     model_options = p.sd_model.forge_objects.unet.model_options
-    assert torch.equal(ordinary, merged_picture(host, f"a cat {TEXT_TAGS}", after=[later])) and "model_function_wrapper" not in model_options
+    assert (
+        torch.equal(ordinary, merged_picture(host, f"a cat {TEXT_TAGS}", after=[later]))
+        and "model_function_wrapper" not in model_options
+    )
 
 
 class Perturbed(Equations):
     """Guided away from the prediction with perturbed attention."""
 
     def guided(self, number, x, sigma, cond, uncond, omegas, cfg):
-        perturbed = [self.rows(number, x, sigma, place, 0, perturbed=True) for place in range(len(self.prompts[number]))]
+        perturbed = [
+            self.rows(number, x, sigma, place, 0, perturbed=True) for place in range(len(self.prompts[number]))
+        ]
         degraded = self.blended(number, [self.composed(rows, omega) for rows, omega in zip(perturbed, omegas)])
         return super().guided(number, x, sigma, cond, uncond, omegas, cfg) + (cond - degraded) * 2
 
@@ -717,7 +836,10 @@ class Perturbed(Equations):
 def perturbed_attention(calc):
     def add(p):
         def post_cfg(args):
-            options = {**args["model_options"], "transformer_options": {**args["model_options"]["transformer_options"], "perturbed": True}}
+            options = {
+                **args["model_options"],
+                "transformer_options": {**args["model_options"]["transformer_options"], "perturbed": True},
+            }
             degraded, _ = calc(args["model"], args["cond"], None, args["input"], args["sigma"], options)
             return args["denoised"] + (args["cond_denoised"] - degraded) * 2
 
@@ -737,7 +859,9 @@ class SelfAttention(Equations):
 def self_attention(calc):
     def add(p):
         def post_cfg(args):
-            degraded, _ = calc(args["model"], args["uncond"], None, args["input"] * 0.8, args["sigma"], args["model_options"])
+            degraded, _ = calc(
+                args["model"], args["uncond"], None, args["input"] * 0.8, args["sigma"], args["model_options"]
+            )
             return args["denoised"] + (args["uncond_denoised"] - degraded) * 2
 
         changed(p).set_model_sampler_post_cfg_function(post_cfg, disable_cfg1_optimization=True)
@@ -745,7 +869,11 @@ def self_attention(calc):
     return add
 
 
-@pytest.mark.parametrize(("equations", "extension"), [(Perturbed, perturbed_attention), (SelfAttention, self_attention)], ids=["perturbed", "self"])
+@pytest.mark.parametrize(
+    ("equations", "extension"),
+    [(Perturbed, perturbed_attention), (SelfAttention, self_attention)],
+    ids=["perturbed", "self"],
+)
 @pytest.mark.parametrize("prompt", ["a cat", "a cat AND a dog:0.5", LONG])
 @pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
 def test_guidance_of_another_extension_is_composed_with_the_steps_weights(host, equations, extension, prompt, tags):
@@ -753,13 +881,19 @@ def test_guidance_of_another_extension_is_composed_with_the_steps_weights(host, 
     right = equations(host, of_tags(tags), subprompts * 2, "bad", settings={"end": 0.6}).latents()
     for when in ("after", "before"):
         others = {when: [extension(host.calc_cond_uncond_batch)]}
-        p, latents = host.generate(f"{prompt} {tags}", {**ON, "end": 0.6, "verify": True}, batch_size=2, negative_prompt="bad", **others)
+        p, latents = host.generate(
+            f"{prompt} {tags}", {**ON, "end": 0.6, "verify": True}, batch_size=2, negative_prompt="bad", **others
+        )
         assert_close(latents, right)
         assert verified(p) < SINGLE
     assert_clean(host, p)
 
 
-@pytest.mark.parametrize(("equations", "extension"), [(Perturbed, perturbed_attention), (SelfAttention, self_attention)], ids=["perturbed", "self"])
+@pytest.mark.parametrize(
+    ("equations", "extension"),
+    [(Perturbed, perturbed_attention), (SelfAttention, self_attention)],
+    ids=["perturbed", "self"],
+)
 def test_such_guidance_by_the_hosts_function_of_the_moment(host, equations, extension):
     now = extension(lambda *args: host.sampling_function.calc_cond_uncond_batch(*args))
     _, latents = host.generate(f"a cat {TEXT_TAGS}", ON, after=[now], negative_prompt="bad")
@@ -774,19 +908,31 @@ def test_such_guidance_in_short_memory(host):
 
 
 @pytest.mark.parametrize("method", ["composite", "switch"])
-@pytest.mark.parametrize(("equations", "extension"), [(Perturbed, perturbed_attention), (SelfAttention, self_attention)], ids=["perturbed", "self"])
+@pytest.mark.parametrize(
+    ("equations", "extension"),
+    [(Perturbed, perturbed_attention), (SelfAttention, self_attention)],
+    ids=["perturbed", "self"],
+)
 def test_such_guidance_with_methods_without_weights(host, method, equations, extension):
     settings = {"method": method}
-    _, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, **settings}, after=[extension(host.calc_cond_uncond_batch)], negative_prompt="bad")
+    _, latents = host.generate(
+        f"a cat {TEXT_TAGS}", {**ON, **settings}, after=[extension(host.calc_cond_uncond_batch)], negative_prompt="bad"
+    )
     assert_close(latents, equations(host, [A, TEXT, B], one("a cat"), "bad", settings=settings).latents())
 
 
 def test_such_guidance_where_sub_prompts_are_alike(host):
-    _, latents = host.generate(f"a cat AND a cat:0.5 {TAGS}", ON, after=[perturbed_attention(host.calc_cond_uncond_batch)], batch_size=2)
+    _, latents = host.generate(
+        f"a cat AND a cat:0.5 {TAGS}", ON, after=[perturbed_attention(host.calc_cond_uncond_batch)], batch_size=2
+    )
     assert_close(latents, Perturbed(host, [A, B], [[("a cat", 1), ("a cat", 0.5)]] * 2).latents())
 
 
-@pytest.mark.parametrize(("equations", "extension"), [(Perturbed, perturbed_attention), (SelfAttention, self_attention)], ids=["perturbed", "self"])
+@pytest.mark.parametrize(
+    ("equations", "extension"),
+    [(Perturbed, perturbed_attention), (SelfAttention, self_attention)],
+    ids=["perturbed", "self"],
+)
 def test_such_guidance_where_prompt_and_negative_prompt_are_alike(host, equations, extension):
     fields = {"after": [extension(host.calc_cond_uncond_batch)], "negative_prompt": "a cat"}
     _, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, "end": 0.6}, **fields)
@@ -819,7 +965,9 @@ def test_prompts_that_another_extension_adds(host):
         return model, x, timestep, uncond, cond * 2, *rest
 
     fields = {"before": [lambda p: changed(p).add_conditioning_modifier(added)]}
-    assert_close(host.generate(f"a cat {TAGS}", ON, **fields)[1], expected(host, [A, B], [[("a cat", 1), ("a cat", 1)]]))
+    assert_close(
+        host.generate(f"a cat {TAGS}", ON, **fields)[1], expected(host, [A, B], [[("a cat", 1), ("a cat", 1)]])
+    )
     with pytest.raises(LoratorioError, match="another extension adds prompts"):
         host.generate(f"a cat {TEXT_TAGS}", ON, **fields)
 
@@ -845,7 +993,9 @@ def test_masks(host, tags):
     def masked(model, x, timestep, uncond, cond, *rest):
         return model, x, timestep, uncond, [{**cond[0], "mask": upper}, cond[1]], *rest
 
-    _, latents = host.generate(f"a cat AND a dog:0.5 {tags}", ON, before=[lambda p: changed(p).add_conditioning_modifier(masked)])
+    _, latents = host.generate(
+        f"a cat AND a dog:0.5 {tags}", ON, before=[lambda p: changed(p).add_conditioning_modifier(masked)]
+    )
     assert_close(latents, Masked(host, of_tags(tags), [[("a cat", 1), ("a dog", 0.5)]]).latents())
 
 
@@ -868,7 +1018,9 @@ def test_conditions_outside_their_time(host, tags):
     def timed(model, x, timestep, uncond, cond, *rest):
         return model, x, timestep, uncond, [{**cond[0], "timestep_end": 1.5}, cond[1]], *rest
 
-    _, latents = host.generate(f"a cat AND a dog:0.5 {tags}", ON, before=[lambda p: changed(p).add_conditioning_modifier(timed)])
+    _, latents = host.generate(
+        f"a cat AND a dog:0.5 {tags}", ON, before=[lambda p: changed(p).add_conditioning_modifier(timed)]
+    )
     assert_close(latents, InTheirTime(host, of_tags(tags), [[("a cat", 1), ("a dog", 0.5)]]).latents())
 
 
@@ -878,9 +1030,18 @@ def test_conditions_outside_their_time(host, tags):
 @pytest.mark.parametrize("hr_cfg", [3.0, 1.0])
 def test_second_pass_with_its_own_prompt_and_networks(host, hr_cfg):
     p, latents = host.generate(
-        f"a cat {TAGS}", ON, enable_hr=True, hr_prompt="a dog <lora:text:0.7:0.9> <lora:b:0.6>", hr_second_pass_steps=2, hr_sampler_name="Heun", hr_cfg=hr_cfg)
+        f"a cat {TAGS}",
+        ON,
+        enable_hr=True,
+        hr_prompt="a dog <lora:text:0.7:0.9> <lora:b:0.6>",
+        hr_second_pass_steps=2,
+        hr_sampler_name="Heun",
+        hr_cfg=hr_cfg,
+    )
     x = torch.nn.functional.interpolate(expected(host, [A, B], one("a cat")), scale_factor=2)
-    assert_close(latents, expected(host, [TEXT, B], one("a dog"), x=x, steps=2, sampler="Heun", size=(96, 80), cfg=hr_cfg))
+    assert_close(
+        latents, expected(host, [TEXT, B], one("a dog"), x=x, steps=2, sampler="Heun", size=(96, 80), cfg=hr_cfg)
+    )
     assert_clean(host, p)
 
 
@@ -905,7 +1066,9 @@ def test_adapters_take_part_within_their_windows(host):
 GLOBAL = "<lora:text:0.7:0.9:lt=global> <lora:a:0.8> <lora:b:0.6>"
 
 
-@pytest.mark.parametrize("settings", [{}, {"lam": 0.0, "adapters_per_pass": 1}, {"method": "composite"}, {"text_encoder": "merged"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"lam": 0.0, "adapters_per_pass": 1}, {"method": "composite"}, {"text_encoder": "merged"}], ids=str
+)
 def test_global_adapters_are_in_the_base_and_in_every_evaluation(host, settings):
     p, latents = host.generate(f"a cat {GLOBAL}", {**ON, **settings, "verify": True})
     assert_close(latents, expected(host, [A, B], one("a cat"), settings=settings, everywhere=[TEXT]))
@@ -924,7 +1087,9 @@ def test_kinds_that_read_the_weight_read_it_with_the_global_adapters(host):
     host.add("under", {"to_q": "diff", "to_k": "lora", "to_out": "loha"}, seed=7)
     host.add("over", {"to_q": "dora", "to_k": "dora", "to_out": "dora"}, seed=8)
     _, latents = host.generate("a cat <lora:over:0.6> <lora:under:0.5:lt=global> <lora:b:0.6>", ON)
-    assert_close(latents, expected(host, [("over", 0.6, 0.6), B], one("a cat"), everywhere=[("under", 0.5, 0.5)]), SINGLE)
+    assert_close(
+        latents, expected(host, [("over", 0.6, 0.6), B], one("a cat"), everywhere=[("under", 0.5, 0.5)]), SINGLE
+    )
 
 
 @pytest.mark.parametrize("pool, tag", [("text:0.7, b:0.6", "<lora:a:0.8>"), ("a:0.8, text:0.7, b:0.6", "")])
@@ -947,11 +1112,19 @@ def test_what_cannot_be_in_a_pool(host, monkeypatch):
     read, files = host.networks._read, []
     monkeypatch.setattr(host.networks, "_read", lambda entry: files.append(entry.name) or read(entry))
     p, latents = host.generate("a cat <lora:a:0.8>", {**ON, "pool": "foreign, shapes, b:0.6, half:0.7, most"}, n_iter=2)
-    left_out = "LoRAtorio: 3 LoRAs of the pool cannot be read, or do not suit this model, and are left out: foreign, shapes, most."
-    assert left_out in p.extra_generation_params[NOTE] and "1 of 2 layers of the LoRA 'half'" in p.extra_generation_params[NOTE]
+    left_out = (
+        "LoRAtorio: 3 LoRAs of the pool cannot be read, or do not suit this model, and are left out: foreign, shapes, "
+        "most."
+    )
+    assert (
+        left_out in p.extra_generation_params[NOTE]
+        and "1 of 2 layers of the LoRA 'half'" in p.extra_generation_params[NOTE]
+    )
     assert [warning for warning in host.gradio.warnings if "pool" in warning] == [left_out]
     assert p.extra_generation_params["LoRAtorio pool"].startswith("step 1: a, b, half")
-    assert [name for name in files if name != "a"] == ["foreign", "shapes", "b", "half", "most"], "each file of the pool is read once a request"
+    assert [name for name in files if name != "a"] == ["foreign", "shapes", "b", "half", "most"], (
+        "each file of the pool is read once a request"
+    )
     assert_clean(host, p)
     assert_close(latents, host.generate("a cat <lora:a:0.8> <lora:b:0.6> <lora:half:0.7>", ON, n_iter=2)[1])
 
@@ -961,7 +1134,11 @@ def test_a_pool_that_cannot_be_read(host):
         host.generate("a cat <lora:a:0.8>", {**ON, "pool": "horse"})
 
 
-@pytest.mark.parametrize("settings", [{"guidance_every": 2}, {"guidance_every": 3, "lam": 0.0}, {"guidance_every": 2, "method": "composite"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"guidance_every": 2}, {"guidance_every": 3, "lam": 0.0}, {"guidance_every": 2, "method": "composite"}],
+    ids=str,
+)
 def test_cheaper_guidance(host, settings):
     _, latents = host.generate(f"a cat {TAGS}", {**ON, **settings}, steps=4)
     assert_close(latents, expected(host, [A, B], one("a cat"), settings=settings, steps=4), 1e-6)
@@ -970,7 +1147,9 @@ def test_cheaper_guidance(host, settings):
 def test_guidance_of_another_extension_does_not_change_what_later_steps_reuse(host):
     """Here one that evaluates the negative prompt of a changed picture."""
     settings = {"guidance_every": 2}
-    _, latents = host.generate(f"a cat {TAGS}", {**ON, **settings}, after=[self_attention(host.calc_cond_uncond_batch)], steps=4)
+    _, latents = host.generate(
+        f"a cat {TAGS}", {**ON, **settings}, after=[self_attention(host.calc_cond_uncond_batch)], steps=4
+    )
     assert_close(latents, SelfAttention(host, [A, B], one("a cat"), settings=settings, steps=4).latents(), 1e-6)
 
 
@@ -1030,10 +1209,17 @@ def fail_at(host, monkeypatch, call, error):
     monkeypatch.setattr(host.model.KModel, "apply_model", failing)
 
 
-@pytest.mark.parametrize(("error", "call", "settings"), [
-    (OddError("inside the model"), 0, {}), (RuntimeError("inside the model"), 2, {}), (KeyboardInterrupt("inside the model"), 2, {}),
-    (OddError("inside the model"), 2, {"verify": True}), (OddError("inside the model"), 2, {"end": 0.5}),
-], ids=str)
+@pytest.mark.parametrize(
+    ("error", "call", "settings"),
+    [
+        (OddError("inside the model"), 0, {}),
+        (RuntimeError("inside the model"), 2, {}),
+        (KeyboardInterrupt("inside the model"), 2, {}),
+        (OddError("inside the model"), 2, {"verify": True}),
+        (OddError("inside the model"), 2, {"end": 0.5}),
+    ],
+    ids=str,
+)
 def test_an_error_in_the_model_is_the_hosts_and_leaves_nothing(host, monkeypatch, call, settings, error):
     fail_at(host, monkeypatch, call, error)
     p = host.request(f"a cat {TEXT_TAGS}", {**ON, **settings})
@@ -1118,7 +1304,9 @@ def test_bad_input_may_go_on(host):
     host.shared.opts.loratorio_stop_on_error = False
     p, latents = host.generate(f"a cat {TAGS} <lora:foreign:1>", ON)
     assert torch.equal(latents, ordinary)
-    assert "matches nothing" in p.extra_generation_params[NOTE] and p.extra_generation_params[NOTE].endswith("the WebUI's ordinary one.")
+    assert "matches nothing" in p.extra_generation_params[NOTE] and p.extra_generation_params[NOTE].endswith(
+        "the WebUI's ordinary one."
+    )
     assert_clean(host, p)
 
 

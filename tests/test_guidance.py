@@ -26,7 +26,9 @@ def test_plans_over_the_steps():
 
 def predictions(plan, seed, noise_offset=None, **kwargs):
     generator = torch.Generator().manual_seed(seed)
-    conditional, unconditional = ({model: torch.randn(1, 4, 6, 6, generator=generator, dtype=torch.float64) for model in of} for of in plan)
+    conditional, unconditional = (
+        {model: torch.randn(1, 4, 6, 6, generator=generator, dtype=torch.float64) for model in of} for of in plan
+    )
     return Predictions(conditional, unconditional or None, noise_offset, torch.zeros(1, dtype=torch.long), **kwargs)
 
 
@@ -75,6 +77,8 @@ def test_who_has_left_does_not_push_any_more(role):
     assert evaluated == [full, (BASE,), (BASE, 0), (BASE,)]
 
 
-@pytest.mark.parametrize("settings", [Settings(guidance_every=3, lam=1.0), Settings(guidance_every=3, method="switch"), Settings()])
+@pytest.mark.parametrize(
+    "settings", [Settings(guidance_every=3, lam=1.0), Settings(guidance_every=3, method="switch"), Settings()]
+)
 def test_where_nothing_can_be_saved_nothing_changes(settings):
     assert not Economical.saves(settings)

@@ -19,7 +19,9 @@ def test_every_text_is_translated(file):
         texts |= {button.value for button in host.gradio.Button.made} | {host.picker.PICK, host.picker.STRENGTH}
         texts |= {info.label for info in host.shared.opts.data_labels.values()} - {"LoRAtorio"}
         texts |= {host.extension.ui.HELP, host.extension.options.AS_GRIDS}
-    texts |= set(re.findall(r'const [A-Z]+ = "(.*)";', (ROOT / "javascript" / "loratorio.js").read_text(encoding="utf-8")))
+    texts |= set(
+        re.findall(r'const [A-Z]+ = "(.*)";', (ROOT / "javascript" / "loratorio.js").read_text(encoding="utf-8"))
+    )
     translation = json.loads(file.read_text(encoding="utf-8"))
     assert set(translation) == texts
     assert all(translation[text] and translation[text] != text for text in texts)

@@ -47,21 +47,27 @@ def test_loratorio_by_hand(denoised):
     z = torch.full((1, 2, 1, 1), 7.0, dtype=torch.float64)
     host = [z - value for value in noise] if denoised else noise
     settings = Settings(temperature=0.5, lam=0.25, patch_size=1)
-    composed = METHODS["loratorio"](settings).combine(predictions(
-        {BASE: host[0], 0: host[1], 1: host[2]},
-        {BASE: unconditional[0], 0: unconditional[1], 1: unconditional[2]},
-        z if denoised else None,
-    ))
+    composed = METHODS["loratorio"](settings).combine(
+        predictions(
+            {BASE: host[0], 0: host[1], 1: host[2]},
+            {BASE: unconditional[0], 0: unconditional[1], 1: unconditional[2]},
+            z if denoised else None,
+        )
+    )
     first, second = weights_of([0.5, 0.0], 0.5)
     expected = [first * 1, first * math.sqrt(3) + second * 2]
     expected = [7 - value for value in expected] if denoised else expected
     assert composed.conditional.flatten().tolist() == pytest.approx(expected)
-    assert composed.unconditional.flatten().tolist() == pytest.approx([0.25 * 5 + 0.75 * first, 0.25 * 5 + 0.75 * second])
+    assert composed.unconditional.flatten().tolist() == pytest.approx(
+        [0.25 * 5 + 0.75 * first, 0.25 * 5 + 0.75 * second]
+    )
 
 
 def test_lambda_one_is_the_bases_unconditional_prediction():
     base, adapter, unconditional = pixels([1, 0], [0, 1], [3, 4])
-    composed = METHODS["loratorio"](Settings(lam=1)).combine(predictions({BASE: base, 0: adapter}, {BASE: unconditional}))
+    composed = METHODS["loratorio"](Settings(lam=1)).combine(
+        predictions({BASE: base, 0: adapter}, {BASE: unconditional})
+    )
     assert torch.equal(composed.unconditional, unconditional)
     assert torch.equal(composed.conditional, adapter)
 
@@ -69,7 +75,9 @@ def test_lambda_one_is_the_bases_unconditional_prediction():
 def test_without_unconditional_rows_there_is_none_to_hand_over():
     base, adapter = pixels([1, 0], [0, 1])
     for name in ("loratorio", "composite", "switch"):
-        conditional = {0: adapter} if name == "switch" else {BASE: base, 0: adapter} if name == "loratorio" else {0: adapter}
+        conditional = (
+            {0: adapter} if name == "switch" else {BASE: base, 0: adapter} if name == "loratorio" else {0: adapter}
+        )
         assert METHODS[name](Settings()).combine(predictions(conditional, None)).unconditional is None
 
 
@@ -78,7 +86,11 @@ def test_several_prompts_a_picture_average_their_weights_for_the_unconditional_r
     base = torch.tensor([[1.0, 0], [1, 0], [1, 0]], dtype=torch.float64).view(3, 2, 1, 1)
     a = torch.tensor([[0.0, 1], [1, 0], [0, 1]], dtype=torch.float64).view(3, 2, 1, 1)
     b = torch.tensor([[1.0, 0], [0, 1], [0, 1]], dtype=torch.float64).view(3, 2, 1, 1)
-    u = {BASE: torch.zeros(2, 2, 1, 1).double(), 0: torch.ones(2, 2, 1, 1).double(), 1: torch.zeros(2, 2, 1, 1).double()}
+    u = {
+        BASE: torch.zeros(2, 2, 1, 1).double(),
+        0: torch.ones(2, 2, 1, 1).double(),
+        1: torch.zeros(2, 2, 1, 1).double(),
+    }
     settings = Settings(temperature=0.01, lam=0, patch_size=1)
     composed = METHODS["loratorio"](settings).combine(predictions({BASE: base, 0: a, 1: b}, u, picture_of=(0, 0, 1)))
     assert composed.unconditional[:, 0].flatten().tolist() == pytest.approx([0.5, 0.5])

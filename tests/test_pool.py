@@ -5,11 +5,21 @@ import pytest
 from lib_loratorio.pool import Entry, entries, resolved
 from lib_loratorio.settings import Settings, SettingsError
 
-PATHS = {"cat": "animals/cat", "dog": "animals/dog v2", "ink": "styles/ink", "oil": "styles/old/oil", "cat*": "odd/cat*"}
+PATHS = {
+    "cat": "animals/cat",
+    "dog": "animals/dog v2",
+    "ink": "styles/ink",
+    "oil": "styles/old/oil",
+    "cat*": "odd/cat*",
+}
 
 
 def test_entries():
-    assert entries(Settings(pool=" cat\n<lora:dog:0.5>,styles/*:-0.25 ,\n").pool) == [Entry("cat"), Entry("dog", 0.5), Entry("styles/*", -0.25)]
+    assert entries(Settings(pool=" cat\n<lora:dog:0.5>,styles/*:-0.25 ,\n").pool) == [
+        Entry("cat"),
+        Entry("dog", 0.5),
+        Entry("styles/*", -0.25),
+    ]
     assert entries(Settings(pool=["ink:2", "a b"]).pool) == [Entry("ink", 2.0), Entry("a b")]
     assert entries("") == []
 
@@ -20,19 +30,25 @@ def test_strengths_that_are_no_numbers_are_named(text):
         entries(text)
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("ink:0.5,cat", [("ink", 0.5), ("cat", 1.0)]),
-    ("styles/*", [("ink", 1.0), ("oil", 1.0)]),
-    ("ink:0.25,styles/*:0.5,*:1", [("ink", 0.25), ("oil", 0.5), ("cat", 1.0), ("dog", 1.0), ("cat*", 1.0)]),
-    ("animals/d*:2,oi?", [("dog", 2.0), ("oil", 1.0)]),
-    ("cat*", [("cat*", 1.0)]),
-    ("cat:0,dog", [("dog", 1.0)]),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("ink:0.5,cat", [("ink", 0.5), ("cat", 1.0)]),
+        ("styles/*", [("ink", 1.0), ("oil", 1.0)]),
+        ("ink:0.25,styles/*:0.5,*:1", [("ink", 0.25), ("oil", 0.5), ("cat", 1.0), ("dog", 1.0), ("cat*", 1.0)]),
+        ("animals/d*:2,oi?", [("dog", 2.0), ("oil", 1.0)]),
+        ("cat*", [("cat*", 1.0)]),
+        ("cat:0,dog", [("dog", 1.0)]),
+    ],
+)
 def test_names_and_patterns(text, expected):
     assert resolved(entries(text), PATHS) == expected
 
 
-@pytest.mark.parametrize("text, expected", [("styles [xl]/*", ["wax", "lino"]), ("styles [x]/*", ["ink"]), ("styles */*", ["wax", "lino", "ink"])])
+@pytest.mark.parametrize(
+    "text, expected",
+    [("styles [xl]/*", ["wax", "lino"]), ("styles [x]/*", ["ink"]), ("styles */*", ["wax", "lino", "ink"])],
+)
 def test_a_folder_s_name_is_no_pattern(text, expected):
     paths = {"wax": "styles [xl]/wax", "lino": "styles [xl]/old/lino", "ink": "styles x/ink"}
     assert resolved(entries(text), paths) == [(name, 1.0) for name in expected]

@@ -10,28 +10,34 @@ from lib_loratorio.schedule import LOCAL, Part, merged_below, part, taking_part
 from lib_loratorio.settings import Settings, SettingsError
 
 
-@pytest.mark.parametrize("named, expected", [
-    ({}, LOCAL),
-    ({"ltstart": "0.2"}, Part(0.2, 1.0)),
-    ({"te": "0.5", "ltend": "0.7", "ltstart": ".25"}, Part(0.25, 0.7)),
-    ({"lbw": "OUTALL", "start": "0.5", "stop": "3"}, LOCAL),
-    ({"lt": "Global", "ltend": "0.5"}, Part(0.0, 0.5, "global")),
-    ({"lt": "local"}, LOCAL),
-])
+@pytest.mark.parametrize(
+    "named, expected",
+    [
+        ({}, LOCAL),
+        ({"ltstart": "0.2"}, Part(0.2, 1.0)),
+        ({"te": "0.5", "ltend": "0.7", "ltstart": ".25"}, Part(0.25, 0.7)),
+        ({"lbw": "OUTALL", "start": "0.5", "stop": "3"}, LOCAL),
+        ({"lt": "Global", "ltend": "0.5"}, Part(0.0, 0.5, "global")),
+        ({"lt": "local"}, LOCAL),
+    ],
+)
 def test_windows_of_tags(named, expected):
     assert part(named, "a") == expected
 
 
-@pytest.mark.parametrize("named, word", [
-    ({"ltsart": "0.2"}, "ltsart"),
-    ({"lstart": "0.2"}, "lstart"),
-    ({"ltstop": "0.2"}, "ltstop"),
-    ({"ltstart": "half"}, "ltstart=half"),
-    ({"ltend": "1.5"}, "ltend=1.5"),
-    ({"ltend": "nan"}, "ltend=nan"),
-    ({"lt": "everywhere"}, "lt=everywhere"),
-    ({"ltstart": "0.7", "ltend": "0.7"}, "below the end"),
-])
+@pytest.mark.parametrize(
+    "named, word",
+    [
+        ({"ltsart": "0.2"}, "ltsart"),
+        ({"lstart": "0.2"}, "lstart"),
+        ({"ltstop": "0.2"}, "ltstop"),
+        ({"ltstart": "half"}, "ltstart=half"),
+        ({"ltend": "1.5"}, "ltend=1.5"),
+        ({"ltend": "nan"}, "ltend=nan"),
+        ({"lt": "everywhere"}, "lt=everywhere"),
+        ({"ltstart": "0.7", "ltend": "0.7"}, "below the end"),
+    ],
+)
 def test_what_cannot_be_a_window_is_named(named, word):
     with pytest.raises(SettingsError, match=word) as error:
         part(named, "some lora")
@@ -44,17 +50,27 @@ def test_a_window_ends_before_its_end_but_holds_the_last_step():
     assert found == [(2,), (0, 2), (0, 2), (1, 2), (1, 2)]
 
 
-@pytest.mark.parametrize("part, tag", [
-    (LOCAL, ""), (Part(0.2), ":ltstart=0.2"), (Part(0.25, 0.7), ":ltstart=0.25:ltend=0.7"),
-    (Part(end=0.7, role="global"), ":ltend=0.7:lt=global"),
-])
+@pytest.mark.parametrize(
+    "part, tag",
+    [
+        (LOCAL, ""),
+        (Part(0.2), ":ltstart=0.2"),
+        (Part(0.25, 0.7), ":ltstart=0.25:ltend=0.7"),
+        (Part(end=0.7, role="global"), ":ltend=0.7:lt=global"),
+    ],
+)
 def test_tags(part, tag):
     assert part.tag == tag
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("loratorio", Plan((BASE, 1, 4), (BASE, 1, 4))), ("composite", Plan((1, 4), (1, 4))), ("switch", Plan((4,), (4,))),
-])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("loratorio", Plan((BASE, 1, 4), (BASE, 1, 4))),
+        ("composite", Plan((1, 4), (1, 4))),
+        ("switch", Plan((4,), (4,))),
+    ],
+)
 def test_adapters_outside_their_window_are_in_no_plan(name, expected):
     late, early = Part(0.5, 1.0), Part(0.0, 0.5)
     course = Course(Settings(method=name), [Member(part) for part in (late, early, late, late, LOCAL)])
@@ -71,7 +87,9 @@ def test_without_adapters_a_step_is_the_base_s(name):
     assert method.combine(Predictions({BASE: cond}, None, None, torch.arange(2))).unconditional is None
 
 
-@pytest.mark.parametrize("name, expected", [("loratorio", Plan((BASE, 1, 3), (BASE, 1, 3))), ("composite", Plan((1, 3), (1, 3)))])
+@pytest.mark.parametrize(
+    "name, expected", [("loratorio", Plan((BASE, 1, 3), (BASE, 1, 3))), ("composite", Plan((1, 3), (1, 3)))]
+)
 def test_global_adapters_are_everywhere_and_compete_nowhere(name, expected):
     members = [Member(Part(role="global")), Member(), Member(Part(0.5, role="global")), Member()]
     course = Course(Settings(method=name), members)
@@ -85,5 +103,8 @@ def test_global_adapters_alone_are_the_base():
 
 
 def test_what_lies_below_an_adapter_is_the_global_ones_before_it_or_all():
-    first, _, second, _ = members = [Member(Part(end=end, role=role)) for end, role in ((1, "global"), (0.1, "local"), (0.5, "global"), (0.2, "local"))]
+    first, _, second, _ = members = [
+        Member(Part(end=end, role=role))
+        for end, role in ((1, "global"), (0.1, "local"), (0.5, "global"), (0.2, "local"))
+    ]
     assert merged_below(members) == [[], [first, second], [first], [first, second]]

@@ -16,7 +16,9 @@ EVERYONE = (0, 1, 2, 3, 4)
 
 def weights(*pictures):
     """`[n, C, 1, 80]`: in each picture each adapter weighs most in so many of the ten places of every region."""
-    winners = torch.tensor([[number for number, places in enumerate(tenths) for _ in range(places)] * REGIONS for tenths in pictures])
+    winners = torch.tensor(
+        [[number for number, places in enumerate(tenths) for _ in range(places)] * REGIONS for tenths in pictures]
+    )
     shares = torch.nn.functional.one_hot(winners, len(pictures[0])) * 0.3 + 0.7 / len(pictures[0])
     return shares.movedim(-1, 0)[:, :, None]
 
@@ -36,7 +38,10 @@ def test_between_the_scouting_steps_only_those_with_a_share_are_evaluated():
     few = (0, 1, 3, 4)
     assert chosen == [EVERYONE, EVERYONE, few, few, few, few, EVERYONE, few, few, few]
     assert scout.history == [(0, EVERYONE), (2, few), (6, EVERYONE), (7, few)]
-    assert scout.told(["own", "a", "b", "c", "d"]) == "step 1: own, a, b, c, d; step 3: own, a, c, d; step 7: own, a, b, c, d; step 8: own, a, c, d"
+    assert (
+        scout.told(["own", "a", "b", "c", "d"])
+        == "step 1: own, a, b, c, d; step 3: own, a, c, d; step 7: own, a, b, c, d; step 8: own, a, c, d"
+    )
 
 
 def test_a_share_is_the_mean_over_the_scouting():
@@ -111,7 +116,9 @@ def test_all_in_every_step(changes):
 
 
 def test_a_course_plans_what_the_scout_has_chosen():
-    course = Course(Settings(pool_mode="scout", scout=0.5, scout_share=0.5), [Member(), Member(pooled=True), Member(pooled=True)])
+    course = Course(
+        Settings(pool_mode="scout", scout=0.5, scout_share=0.5), [Member(), Member(pooled=True), Member(pooled=True)]
+    )
     assert course.step(0, 0).plan == Plan((BASE, 0, 1, 2), (BASE, 0, 1, 2))
     course.learn((0, 1, 2), Composed(None, None, weights([1, 2, 7])))
     assert course.step(0.5, 5).plan == Plan((BASE, 0, 2), (BASE, 0, 2))

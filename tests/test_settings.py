@@ -10,27 +10,30 @@ def test_every_method_is_implemented():
     assert tuple(IMPLEMENTED) == METHODS
 
 
-@pytest.mark.parametrize(("name", "value", "allowed"), [
-    ("temperature", 0, "a number from 1e-06 up"),
-    ("temperature", float("nan"), "a number from 1e-06 up"),
-    ("temperature", float("inf"), "a number from 1e-06 up"),
-    ("temperature", "warm", "a number from 1e-06 up"),
-    ("temperature", None, "a number from 1e-06 up"),
-    ("temperature", True, "a number from 1e-06 up"),
-    ("patch_size", 0, "a whole number from 1 to 256"),
-    ("patch_size", 1.5, "a whole number from 1 to 256"),
-    ("patch_size", float("inf"), "a whole number from 1 to 256"),
-    ("lam", 1.01, "a number from 0 to 1"),
-    ("lam", -0.01, "a number from 0 to 1"),
-    ("top_k", -1, "a whole number from 0 up"),
-    ("adapters_per_pass", -1, "a whole number from 0 up"),
-    ("start", -0.1, "a number from 0 to 1"),
-    ("end", 2, "a number from 0 to 1"),
-    ("method", "blend", "one of loratorio, composite, switch, merge"),
-    ("text_encoder", 3, "one of own, merged"),
-    ("enabled", 1, "true or false"),
-    ("verify", "yes", "true or false"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("temperature", 0, "a number from 1e-06 up"),
+        ("temperature", float("nan"), "a number from 1e-06 up"),
+        ("temperature", float("inf"), "a number from 1e-06 up"),
+        ("temperature", "warm", "a number from 1e-06 up"),
+        ("temperature", None, "a number from 1e-06 up"),
+        ("temperature", True, "a number from 1e-06 up"),
+        ("patch_size", 0, "a whole number from 1 to 256"),
+        ("patch_size", 1.5, "a whole number from 1 to 256"),
+        ("patch_size", float("inf"), "a whole number from 1 to 256"),
+        ("lam", 1.01, "a number from 0 to 1"),
+        ("lam", -0.01, "a number from 0 to 1"),
+        ("top_k", -1, "a whole number from 0 up"),
+        ("adapters_per_pass", -1, "a whole number from 0 up"),
+        ("start", -0.1, "a number from 0 to 1"),
+        ("end", 2, "a number from 0 to 1"),
+        ("method", "blend", "one of loratorio, composite, switch, merge"),
+        ("text_encoder", 3, "one of own, merged"),
+        ("enabled", 1, "true or false"),
+        ("verify", "yes", "true or false"),
+    ],
+)
 def test_refusals_name_field_value_and_range(name, value, allowed):
     with pytest.raises(SettingsError) as error:
         Settings.from_api({name: value})
@@ -43,7 +46,9 @@ def test_start_must_be_below_end():
 
 
 def test_unknown_key_lists_the_known_ones():
-    with pytest.raises(SettingsError, match=r"unknown setting tau; the settings are enabled, method, .*guidance_every\."):
+    with pytest.raises(
+        SettingsError, match=r"unknown setting tau; the settings are enabled, method, .*guidance_every\."
+    ):
         Settings.from_api({"tau": 1})
 
 
@@ -61,11 +66,14 @@ def test_dict_and_positional_arguments_agree():
     assert Settings.from_args([]) == Settings()
 
 
-@pytest.mark.parametrize("settings", [
-    Settings(enabled=True),
-    Settings(True, "composite", 3, 1e-05, 1 / 3, 2, 0.1, 0.9, "merged", 1, True),
-    Settings(True, temperature=1e300),
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(enabled=True),
+        Settings(True, "composite", 3, 1e-05, 1 / 3, 2, 0.1, 0.9, "merged", 1, True),
+        Settings(True, temperature=1e300),
+    ],
+)
 def test_infotext_round_trip(settings):
     text = settings.to_infotext()
     assert Settings.from_infotext(text) == settings
@@ -88,9 +96,18 @@ def test_step_range_is_half_open_but_for_its_last_end():
     assert Settings().active(1.2), "some samplers call the model more often than they announce"
 
 
-@pytest.mark.parametrize(("args", "off"), [
-    ([], True), ([False, "nonsense"], True), ([{}], True), ([{"enabled": False, "temperature": -1}], True),
-    ([True], False), ([{"enabled": True}], False), (["yes"], False), ([{"enabled": "no"}], False),
-])
+@pytest.mark.parametrize(
+    ("args", "off"),
+    [
+        ([], True),
+        ([False, "nonsense"], True),
+        ([{}], True),
+        ([{"enabled": False, "temperature": -1}], True),
+        ([True], False),
+        ([{"enabled": True}], False),
+        (["yes"], False),
+        ([{"enabled": "no"}], False),
+    ],
+)
 def test_is_off(args, off):
     assert Settings.is_off(args) is off

@@ -1,4 +1,6 @@
-"""Factors of many adapters: on the device for the calls that need them only, and on their way ahead where a device can do both."""
+"""Factors of many adapters: on the device for the calls that need them only, and on their way ahead where a device can
+do both.
+"""
 
 from contextlib import contextmanager
 
@@ -25,7 +27,12 @@ class Model(nn.Module):
 
     def forward(self, x):
         output = self.second(torch.relu(self.first(x)))
-        self.calls.append([sorted(member for stack in rows.low_rank.stacks.values() for member in stack.members) for _, rows in self.bank._layers])
+        self.calls.append(
+            [
+                sorted(member for stack in rows.low_rank.stacks.values() for member in stack.members)
+                for _, rows in self.bank._layers
+            ]
+        )
         return output
 
 
@@ -33,7 +40,13 @@ class Model(nn.Module):
 def factors():
     """Per adapter its deltas; the last one touches the second layer only."""
     torch.manual_seed(0)
-    every = [{"first": LowRank(torch.randn(2, 4), torch.randn(5, 2)), "second": LowRank(torch.randn(2, 5), torch.randn(3, 2))} for _ in range(COUNT)]
+    every = [
+        {
+            "first": LowRank(torch.randn(2, 4), torch.randn(5, 2)),
+            "second": LowRank(torch.randn(2, 5), torch.randn(3, 2)),
+        }
+        for _ in range(COUNT)
+    ]
     del every[-1]["first"]
     return every
 
@@ -109,7 +122,10 @@ def test_the_next_calls_factors_are_brought_beside_the_computation(factors, monk
     assert torch.stack(predictions).allclose(torch.stack(one_by_one(factors, x)), atol=1e-6)
 
     last = tuple(range(COUNT - AT_A_TIME, COUNT))
-    assert [adapters for working, adapters in made if not working][:2] == [last, last]  # the first call's, one for each layer
+    assert [adapters for working, adapters in made if not working][:2] == [
+        last,
+        last,
+    ]  # the first call's, one for each layer
     # Each later call finds what it needs, and what it waits for is what it computes with.
     assert len(model.calls) == 4 and len(beside.joined) == 3
     assert [len(tensors) for tensors in beside.joined] == [4, 4, 4]
@@ -130,7 +146,9 @@ def test_few_adapters_of_a_large_bank_stay_over_the_steps(factors, monkeypatch, 
             predictions = evaluator(requests(x, few))
     assert made == [few] * 2 and len(model.calls) == (9 if limit else 3)
     expected = one_by_one(factors, x)
-    assert torch.stack(predictions).allclose(torch.stack([expected[0], *(expected[1 + number] for number in few)]), atol=1e-6)
+    assert torch.stack(predictions).allclose(
+        torch.stack([expected[0], *(expected[1 + number] for number in few)]), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("limit, calls", [(0, 4), (1, COUNT + 1)])

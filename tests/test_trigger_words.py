@@ -11,17 +11,24 @@ from lib_loratorio.trigger_words import appended, trigger_words
 TAGS = {"1_a": {"zorbo": 20, "outdoors": 9}, "2_b": {"zorbo ": 4, "outdoors": 5}}
 
 
-@pytest.mark.parametrize("metadata, notes, expected", [
-    ({"modelspec.trigger_phrase": "mippa cat"}, {"activation text": " my cat "}, "my cat"),
-    ({"modelspec.trigger_phrase": " mippa cat", "ss_tag_frequency": json.dumps(TAGS)}, {"activation text": ""}, "mippa cat"),
-    ({"modelspec.trigger_phrase": "mippa"}, {"activation text": None}, "mippa"),
-    ({"modelspec.trigger_phrase": "mippa AND  hat, AND red"}, None, "mippa, hat, red"),
-    ({"ss_tag_frequency": json.dumps(TAGS)}, None, "zorbo"),
-    ({"ss_tag_frequency": json.dumps({"a": {"one": 3, "other": 3}})}, None, ""),
-    ({"ss_tag_frequency": "[1, 2"}, ["no", "notes"], ""),
-    ({"ss_tag_frequency": '{"a": 3}'}, None, ""),
-    (None, None, ""),
-])
+@pytest.mark.parametrize(
+    "metadata, notes, expected",
+    [
+        ({"modelspec.trigger_phrase": "mippa cat"}, {"activation text": " my cat "}, "my cat"),
+        (
+            {"modelspec.trigger_phrase": " mippa cat", "ss_tag_frequency": json.dumps(TAGS)},
+            {"activation text": ""},
+            "mippa cat",
+        ),
+        ({"modelspec.trigger_phrase": "mippa"}, {"activation text": None}, "mippa"),
+        ({"modelspec.trigger_phrase": "mippa AND  hat, AND red"}, None, "mippa, hat, red"),
+        ({"ss_tag_frequency": json.dumps(TAGS)}, None, "zorbo"),
+        ({"ss_tag_frequency": json.dumps({"a": {"one": 3, "other": 3}})}, None, ""),
+        ({"ss_tag_frequency": "[1, 2"}, ["no", "notes"], ""),
+        ({"ss_tag_frequency": '{"a": 3}'}, None, ""),
+        (None, None, ""),
+    ],
+)
 def test_the_users_note_then_the_files_own(tmp_path, metadata, notes, expected):
     path = tmp_path / "my lora.v2.safetensors"
     save_file({"x": torch.zeros(1)}, path, metadata)
@@ -36,9 +43,16 @@ def test_files_that_tell_nothing(tmp_path):
     assert trigger_words(str(broken)) == trigger_words(str(tmp_path / "missing.pt")) == ""
 
 
-@pytest.mark.parametrize("prompt, words, expected", [
-    ("a cat", "zorbo", "a cat, zorbo"), ("a Zorbo cat", "zorbo", "a Zorbo cat"), (" ", "zorbo", "zorbo"),
-    ("a cathedral", "cat", "a cathedral, cat"), ("drinking (ink)", "ink", "drinking (ink)"), ("a cat", "", "a cat"),
-])
+@pytest.mark.parametrize(
+    "prompt, words, expected",
+    [
+        ("a cat", "zorbo", "a cat, zorbo"),
+        ("a Zorbo cat", "zorbo", "a Zorbo cat"),
+        (" ", "zorbo", "zorbo"),
+        ("a cathedral", "cat", "a cathedral, cat"),
+        ("drinking (ink)", "ink", "drinking (ink)"),
+        ("a cat", "", "a cat"),
+    ],
+)
 def test_words_go_to_the_end_unless_they_are_there(prompt, words, expected):
     assert appended(prompt, words) == expected

@@ -45,6 +45,7 @@ def test_infotext_quotes_what_would_end_a_field():
 
 def test_memory_does_not_grow_with_the_steps():
     """But for one number per LoRA and call, which the summary lists."""
+
     def held(calls):
         maps = WeightMaps()
         for _ in range(calls):

@@ -37,26 +37,33 @@ def test_axes_are_added_once(plot):
     assert labels[0] == "Seed" and len(labels) == len(set(labels)) == 13
 
 
-@pytest.mark.parametrize("args", [[{"enabled": True, "patch_size": 2, "temperature": 0.05, "lam": 0.25}], [True, "loratorio", 2, 0.05, 0.25]])
-@pytest.mark.parametrize("label, text, expected", [
-    ("Temperature", "0.3", {"temperature": 0.3}),
-    ("Patch size", "5", {"patch_size": 5}),
-    ("Base weight (lambda)", "1", {"lam": 1.0}),
-    ("LoRAs per place (top k)", "2", {"top_k": 2}),
-    ("Method", "switch", {"method": "switch"}),
-    ("Text encoder", "merged", {"text_encoder": "merged"}),
-    ("Step range (0.2-0.8)", "0.2-0.8", {"start": 0.2, "end": 0.8}),
-    ("Step range (0.2-0.8)", "0.5", {"start": 0.5, "end": 1.0}),
-    ("off/on", "False", {"enabled": False}),
-    ("Pool mode", "scout", {"pool_mode": "scout"}),
-    ("Scout until", "0.3", {"scout": 0.3}),
-    ("Scout's least share", "0.25", {"scout_share": 0.25}),
-    ("Negative prompt every", "3", {"guidance_every": 3}),
-])
+@pytest.mark.parametrize(
+    "args", [[{"enabled": True, "patch_size": 2, "temperature": 0.05, "lam": 0.25}], [True, "loratorio", 2, 0.05, 0.25]]
+)
+@pytest.mark.parametrize(
+    "label, text, expected",
+    [
+        ("Temperature", "0.3", {"temperature": 0.3}),
+        ("Patch size", "5", {"patch_size": 5}),
+        ("Base weight (lambda)", "1", {"lam": 1.0}),
+        ("LoRAs per place (top k)", "2", {"top_k": 2}),
+        ("Method", "switch", {"method": "switch"}),
+        ("Text encoder", "merged", {"text_encoder": "merged"}),
+        ("Step range (0.2-0.8)", "0.2-0.8", {"start": 0.2, "end": 0.8}),
+        ("Step range (0.2-0.8)", "0.5", {"start": 0.5, "end": 1.0}),
+        ("off/on", "False", {"enabled": False}),
+        ("Pool mode", "scout", {"pool_mode": "scout"}),
+        ("Scout until", "0.3", {"scout": 0.3}),
+        ("Scout's least share", "0.25", {"scout_share": 0.25}),
+        ("Negative prompt every", "3", {"guidance_every": 3}),
+    ],
+)
 def test_an_axis_changes_its_setting_and_no_other(plot, args, label, text, expected):
     axis, p = option(plot, label), SimpleNamespace()
     axis.apply(p, axis.type(text), [])
-    assert settings(p, args) == Settings(**{"enabled": True, "patch_size": 2, "temperature": 0.05, "lam": 0.25, **expected})
+    assert settings(p, args) == Settings(
+        **{"enabled": True, "patch_size": 2, "temperature": 0.05, "lam": 0.25, **expected}
+    )
 
 
 def test_cells_do_not_share_their_values(plot):

@@ -39,7 +39,21 @@ def folder(tmp_path_factory):
 
 def arguments(folder, *more, model="tiny-sd", loras=("a/style.safetensors:0.8", "b/style.safetensors:0.6")):
     named = [part for lora in loras for part in ("--lora", str(folder / lora))]
-    return ["generate", "--model", str(folder / model), *named, "--prompt", "a cat, red", "--size", "64", "--steps", "2", "--seed", "7", *more]
+    return [
+        "generate",
+        "--model",
+        str(folder / model),
+        *named,
+        "--prompt",
+        "a cat, red",
+        "--size",
+        "64",
+        "--steps",
+        "2",
+        "--seed",
+        "7",
+        *more,
+    ]
 
 
 def fields(file):
@@ -50,7 +64,24 @@ def fields(file):
 
 
 def test_pictures_maps_and_metadata(folder, tmp_path, capsys):
-    assert cli.main(arguments(folder, "--negative", "blurry", "--batch", "2", "--maps", "--verify", "--cfg", "4", "--out", str(tmp_path))) == 0
+    assert (
+        cli.main(
+            arguments(
+                folder,
+                "--negative",
+                "blurry",
+                "--batch",
+                "2",
+                "--maps",
+                "--verify",
+                "--cfg",
+                "4",
+                "--out",
+                str(tmp_path),
+            )
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert sorted(file.name for file in tmp_path.iterdir()) == ["7-maps.png", "7.png", "8-maps.png", "8.png"]
     assert all(str(tmp_path / name) in out for name in ("7.png", "8-maps.png"))
@@ -62,7 +93,14 @@ def test_pictures_maps_and_metadata(folder, tmp_path, capsys):
     assert settings == Settings(enabled=True, verify=True)
     version = found.pop("Version")
     assert version.startswith("loratorio-")
-    assert found == {"Steps": "2", "Sampler": "DDIM", "CFG scale": "4.0", "Seed": "8", "Size": "64x64", "Model": "tiny-sd"}
+    assert found == {
+        "Steps": "2",
+        "Sampler": "DDIM",
+        "CFG scale": "4.0",
+        "Seed": "8",
+        "Size": "64x64",
+        "Model": "tiny-sd",
+    }
     panel = Image.open(tmp_path / "7-maps.png")
     assert panel.width > 4 * 256 and panel.height > 256
 
@@ -76,9 +114,16 @@ def test_batch_is_the_pictures_one_by_one(folder, tmp_path):
 
 @pytest.mark.parametrize("method", ["composite", "switch", "merge"])
 def test_other_methods(folder, tmp_path, method):
-    assert cli.main(arguments(folder, "--method", method, "--scheduler", "dpmpp_2m_karras", "--out", str(tmp_path / "a.png"))) == 0
+    assert (
+        cli.main(
+            arguments(folder, "--method", method, "--scheduler", "dpmpp_2m_karras", "--out", str(tmp_path / "a.png"))
+        )
+        == 0
+    )
     _, found = fields(tmp_path / "a.png")
-    assert (found["Sampler"], found["Schedule type"]) == ("DPM++ 2M", "Karras") and f"method={method}" in found["LoRAtorio"]
+    assert (found["Sampler"], found["Schedule type"]) == ("DPM++ 2M", "Karras") and f"method={method}" in found[
+        "LoRAtorio"
+    ]
 
 
 def test_pool_is_scouted(folder, tmp_path, capsys):
@@ -91,11 +136,18 @@ def test_pool_is_scouted(folder, tmp_path, capsys):
     assert cli.main(arguments(folder, *scouting, "--out", str(tmp_path / "a.png"), loras=("b/style.safetensors",))) == 0
     out = capsys.readouterr().out
     told = "step 1: style, one, two; step 2: style"
-    assert f"pool: {told}" in out and "6 UNet evaluations a step and picture" in out  # 8 in the first step, 4 in the second
+    assert (
+        f"pool: {told}" in out and "6 UNet evaluations a step and picture" in out
+    )  # 8 in the first step, 4 in the second
     lines, found = fields(tmp_path / "a.png")
     assert lines == ["a cat, red <lora:style:1>"] and found["LoRAtorio pool"] == told
     settings = Settings.from_infotext(found["LoRAtorio"])
-    assert (settings.pool, settings.pool_mode, settings.scout, settings.scout_share) == ("one:0.01,two:0.01", "scout", 0.5, 0.9)
+    assert (settings.pool, settings.pool_mode, settings.scout, settings.scout_share) == (
+        "one:0.01,two:0.01",
+        "scout",
+        0.5,
+        0.9,
+    )
 
 
 def test_pool_alone_and_a_lora_that_is_in_both(folder, tmp_path, capsys):
@@ -108,16 +160,26 @@ def test_pool_alone_and_a_lora_that_is_in_both(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("part, start", [(":lt=global", "0"), ("", "0.9")])
 def test_no_maps_where_nothing_was_weighed(folder, tmp_path, capsys, part, start):
-    assert cli.main(arguments(folder, "--maps", "--start", start, "--out", str(tmp_path), loras=(f"a/style.safetensors:0.8{part}",))) == 0
+    assert (
+        cli.main(
+            arguments(
+                folder, "--maps", "--start", start, "--out", str(tmp_path), loras=(f"a/style.safetensors:0.8{part}",)
+            )
+        )
+        == 0
+    )
     assert "maps: no LoRA was weighed, so there are none\n" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["7.png"]
 
 
-@pytest.mark.parametrize("pool, expected", [
-    (("b", "b/style.safetensors:0.5"), "style:1"),
-    (("b/style.safetensors:0.5", "b"), "style:0.5"),
-    (("b/style.safetensors:0", "b"), ""),
-])
+@pytest.mark.parametrize(
+    "pool, expected",
+    [
+        (("b", "b/style.safetensors:0.5"), "style:1"),
+        (("b/style.safetensors:0.5", "b"), "style:0.5"),
+        (("b/style.safetensors:0", "b"), ""),
+    ],
+)
 def test_a_file_that_the_pool_names_twice_competes_once(folder, tmp_path, pool, expected):
     pool = [part for name in pool for part in ("--pool", str(folder / name))]
     assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "a.png"), loras=("a/style.safetensors",))) == 0
@@ -141,11 +203,29 @@ def test_misfits_in_a_pool_are_left_out_and_named(folder, tmp_path, capsys, capl
     save_file({"lora_unet_x.hada_w1_a": torch.zeros(2)}, pool / "loha.safetensors")
     shutil.copy(folder / "xl.safetensors", pool)
     assert cli.main(arguments(folder, "--pool", str(pool), loras=())) == 2
-    assert "2 LoRAs of the pool cannot be read, or match nothing in this model: loha, xl; there is no other LoRA." in capsys.readouterr().err
+    assert (
+        "2 LoRAs of the pool cannot be read, or match nothing in this model: loha, xl; there is no other LoRA."
+        in capsys.readouterr().err
+    )
     shutil.copy(folder / "b" / "style.safetensors", pool / "zebra.safetensors")
     caplog.clear()
-    assert cli.main(arguments(folder, "--pool", str(pool), "--out", str(tmp_path / "a.png"), "--verify", loras=("a/style.safetensors",))) == 0
-    assert caplog.messages == ["LoRAtorio: 2 LoRAs of the pool cannot be read, or match nothing in this model: loha, xl; left out."]
+    assert (
+        cli.main(
+            arguments(
+                folder,
+                "--pool",
+                str(pool),
+                "--out",
+                str(tmp_path / "a.png"),
+                "--verify",
+                loras=("a/style.safetensors",),
+            )
+        )
+        == 0
+    )
+    assert caplog.messages == [
+        "LoRAtorio: 2 LoRAs of the pool cannot be read, or match nothing in this model: loha, xl; left out."
+    ]
     assert "pool: step 1: style, zebra" in capsys.readouterr().out
 
 
@@ -156,22 +236,25 @@ def test_sdxl_folder(folder, tmp_path):
     assert (tmp_path / "7-2.png").is_file()
 
 
-@pytest.mark.parametrize("more, match", [
-    (("--size", "60"), "multiples of 8"),
-    (("--size", "big"), "no size"),
-    (("--steps", "0"), "0 is below 1"),
-    (("--cfg", "much"), "'much' is no number"),
-    (("--temperature", "0"), "temperature is '0'; it must be a number from"),
-    (("--start", "0.5", "--end", "0.5"), "start is 0.5"),
-    (("--scheduler", "magic"), "no scheduler 'magic'; there are ddim, "),
-    (("--model", "/nowhere/model"), "there is no file /nowhere/model"),
-    (("--lora", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
-    (("--lora", "/nowhere/a.safetensors:abc"), "the strength 'abc' in"),
-    (("--pool", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
-    (("--maps", "--method", "merge"), "--maps needs the method loratorio"),
-    (("--prompt", "a <lora:b:1>"), "give each LoRA with --lora"),
-    (("--device", "cuda:99"), "the device 'cuda:99' cannot be used"),
-])
+@pytest.mark.parametrize(
+    "more, match",
+    [
+        (("--size", "60"), "multiples of 8"),
+        (("--size", "big"), "no size"),
+        (("--steps", "0"), "0 is below 1"),
+        (("--cfg", "much"), "'much' is no number"),
+        (("--temperature", "0"), "temperature is '0'; it must be a number from"),
+        (("--start", "0.5", "--end", "0.5"), "start is 0.5"),
+        (("--scheduler", "magic"), "no scheduler 'magic'; there are ddim, "),
+        (("--model", "/nowhere/model"), "there is no file /nowhere/model"),
+        (("--lora", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
+        (("--lora", "/nowhere/a.safetensors:abc"), "the strength 'abc' in"),
+        (("--pool", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
+        (("--maps", "--method", "merge"), "--maps needs the method loratorio"),
+        (("--prompt", "a <lora:b:1>"), "give each LoRA with --lora"),
+        (("--device", "cuda:99"), "the device 'cuda:99' cannot be used"),
+    ],
+)
 def test_errors_are_one_line(folder, capsys, more, match):
     assert cli.main(arguments(folder, *more)) == 2
     error = capsys.readouterr().err
@@ -196,35 +279,47 @@ def test_models_that_cannot_be_used(folder, capsys, tmp_path):
     (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     (tmp_path / "empty").mkdir()
     save_file({}, tmp_path / "other.safetensors")
-    for model, match in (("flux", "is a FluxPipeline, which is not supported"), ("empty", "no model_index.json"), ("other.safetensors", "is no checkpoint")):
+    for model, match in (
+        ("flux", "is a FluxPipeline, which is not supported"),
+        ("empty", "no model_index.json"),
+        ("other.safetensors", "is no checkpoint"),
+    ):
         assert cli.main(arguments(folder, model=tmp_path / model)) == 2
         assert match in capsys.readouterr().err
 
 
 def test_missing_packages(folder, capsys, monkeypatch):
     find = cli.importlib.util.find_spec
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name in ("diffusers", "peft") else find(name))
+    monkeypatch.setattr(
+        cli.importlib.util, "find_spec", lambda name: None if name in ("diffusers", "peft") else find(name)
+    )
     assert cli.main(arguments(folder)) == 2
     assert "needs diffusers, peft: pip install torch diffusers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text, path, strength", [
-    ("a.safetensors", "a.safetensors", 1.0),
-    ("a.safetensors:0.8", "a.safetensors", 0.8),
-    ("dir.v1/a.b.safetensors:-1", "dir.v1/a.b.safetensors", -1.0),
-    (r"C:\loras\a.safetensors", r"C:\loras\a.safetensors", 1.0),
-    (r"C:\loras\a.safetensors:.5", r"C:\loras\a.safetensors", 0.5),
-])
+@pytest.mark.parametrize(
+    "text, path, strength",
+    [
+        ("a.safetensors", "a.safetensors", 1.0),
+        ("a.safetensors:0.8", "a.safetensors", 0.8),
+        ("dir.v1/a.b.safetensors:-1", "dir.v1/a.b.safetensors", -1.0),
+        (r"C:\loras\a.safetensors", r"C:\loras\a.safetensors", 1.0),
+        (r"C:\loras\a.safetensors:.5", r"C:\loras\a.safetensors", 0.5),
+    ],
+)
 def test_lora_arguments(text, path, strength):
     found = cli.parse_lora(text)
     assert (str(found[0]), found[1], found[2]) == (path, strength, LOCAL)
 
 
-@pytest.mark.parametrize("text, path, strength, window", [
-    ("a.safetensors:0.8:ltstart=0.2:ltend=0.7", "a.safetensors", 0.8, Part(0.2, 0.7)),
-    ("a.safetensors:ltend=0.5", "a.safetensors", 1.0, Part(0.0, 0.5)),
-    (r"C:\loras\x=y\a.safetensors:1:ltstart=0.5", r"C:\loras\x=y\a.safetensors", 1.0, Part(0.5)),
-])
+@pytest.mark.parametrize(
+    "text, path, strength, window",
+    [
+        ("a.safetensors:0.8:ltstart=0.2:ltend=0.7", "a.safetensors", 0.8, Part(0.2, 0.7)),
+        ("a.safetensors:ltend=0.5", "a.safetensors", 1.0, Part(0.0, 0.5)),
+        (r"C:\loras\x=y\a.safetensors:1:ltstart=0.5", r"C:\loras\x=y\a.safetensors", 1.0, Part(0.5)),
+    ],
+)
 def test_lora_arguments_with_windows(text, path, strength, window):
     found = cli.parse_lora(text)
     assert (str(found[0]), *found[1:]) == (path, strength, window)
@@ -239,13 +334,29 @@ def test_mistyped_windows_are_named():
 def checkpoint(folder):
     """The tiny SD model as a single file, and a folder with everything of it but the weights."""
     export = pytest.importorskip("lab.export")
-    save_file({key: value.contiguous() for key, value in export.original_layout(tiny.sd()).items()}, folder / "single.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in export.original_layout(tiny.sd()).items()},
+        folder / "single.safetensors",
+    )
     shutil.copytree(folder / "tiny-sd", folder / "config", ignore=shutil.ignore_patterns("*.safetensors"))
     return folder / "single.safetensors"
 
 
 def same_picture(folder, tmp_path, single, whole, loras):
-    assert cli.main(arguments(folder, "--config", str(folder / "config"), "--out", str(tmp_path / "single.png"), model=single, loras=loras)) == 0
+    assert (
+        cli.main(
+            arguments(
+                folder,
+                "--config",
+                str(folder / "config"),
+                "--out",
+                str(tmp_path / "single.png"),
+                model=single,
+                loras=loras,
+            )
+        )
+        == 0
+    )
     assert cli.main(arguments(folder, "--out", str(tmp_path / "folder.png"), model=whole, loras=loras)) == 0
     one, two = (Image.open(tmp_path / name) for name in ("single.png", "folder.png"))
     assert max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())) <= 1
@@ -263,7 +374,9 @@ def test_yaml_beside_a_single_file_describes_it(folder, checkpoint, tmp_path):
     checkpoint.with_suffix(".yaml").write_text(text)
     try:
         same_picture(folder, tmp_path, checkpoint, "tiny-sd", ("a/style.safetensors:0.8",))
-        checkpoint.with_suffix(".yaml").write_text(text.replace("timesteps: 1000", "timesteps: 1000\n    parameterization: v"))
+        checkpoint.with_suffix(".yaml").write_text(
+            text.replace("timesteps: 1000", "timesteps: 1000\n    parameterization: v")
+        )
         pipe = load_pipeline(checkpoint, folder / "config", torch.float32)
         assert pipe.scheduler.config.prediction_type == "v_prediction"
     finally:
@@ -281,16 +394,25 @@ def test_single_file_needs_its_configuration_offline(folder, checkpoint, capsys,
 
 
 OPEN_CLIP = {
-    "text_model.embeddings.token_embedding": "token_embedding", "text_model.final_layer_norm": "ln_final", ".layer_norm": ".ln_", ".mlp.fc1": ".mlp.c_fc",
-    ".mlp.fc2": ".mlp.c_proj", ".self_attn.out_proj": ".attn.out_proj", "text_model.encoder.layers": "transformer.resblocks",
+    "text_model.embeddings.token_embedding": "token_embedding",
+    "text_model.final_layer_norm": "ln_final",
+    ".layer_norm": ".ln_",
+    ".mlp.fc1": ".mlp.c_fc",
+    ".mlp.fc2": ".mlp.c_proj",
+    ".self_attn.out_proj": ".attn.out_proj",
+    "text_model.encoder.layers": "transformer.resblocks",
 }
 
 
 def sdxl_layout(export, pipe):
     """The names of the original SDXL checkpoints, whose second text encoder is OpenCLIP's."""
-    names = export.unet_names(pipe.unet.config) | {f"add_embedding.linear_{n + 1}": f"label_emb.0.{2 * n}" for n in range(2)}
+    names = export.unet_names(pipe.unet.config) | {
+        f"add_embedding.linear_{n + 1}": f"label_emb.0.{2 * n}" for n in range(2)
+    }
     unet = export._renamed(pipe.unet.state_dict(), names, lambda p: export.RESIDUAL if "resnets" in p else {})
-    vae = {key: value for key, value in export.original_layout(tiny.sd()).items() if key.startswith("first_stage_model.")}
+    vae = {
+        key: value for key, value in export.original_layout(tiny.sd()).items() if key.startswith("first_stage_model.")
+    }
     open_clip, text = {}, pipe.text_encoder_2.state_dict()
     for key, value in text.items():
         if "q_proj" in key:
@@ -303,8 +425,14 @@ def sdxl_layout(export, pipe):
         open_clip[key] = value
     open_clip["positional_embedding"] = open_clip.pop("text_model.embeddings.position_embedding.weight")
     open_clip["text_projection"] = open_clip.pop("text_projection.weight").T
-    clip = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in pipe.text_encoder.state_dict().items()}
-    parts = {"model.diffusion_model": unet, "conditioner.embedders.0.transformer": clip, "conditioner.embedders.1.model": open_clip}
+    clip = {
+        f"text_model.{key.removeprefix('text_model.')}": value for key, value in pipe.text_encoder.state_dict().items()
+    }
+    parts = {
+        "model.diffusion_model": unet,
+        "conditioner.embedders.0.transformer": clip,
+        "conditioner.embedders.1.model": open_clip,
+    }
     state = vae | {f"{prefix}.{key}": value for prefix, part in parts.items() for key, value in part.items()}
     return {key: value.contiguous() for key, value in state.items()}
 
@@ -317,7 +445,15 @@ def test_sdxl_single_file(folder, tmp_path):
     config = folder / "xl-config" / "config"
     shutil.copytree(folder / "xl-whole", config, ignore=shutil.ignore_patterns("*.safetensors"))
     save_file(sdxl_layout(export, pipe), folder / "xl-single.safetensors")
-    for name, model, more in (("single", "xl-single.safetensors", ("--config", str(config))), ("whole", "xl-whole", ())):
-        assert cli.main(arguments(folder, *more, "--out", str(tmp_path / f"{name}.png"), model=model, loras=("xl.safetensors",))) == 0
+    for name, model, more in (
+        ("single", "xl-single.safetensors", ("--config", str(config))),
+        ("whole", "xl-whole", ()),
+    ):
+        assert (
+            cli.main(
+                arguments(folder, *more, "--out", str(tmp_path / f"{name}.png"), model=model, loras=("xl.safetensors",))
+            )
+            == 0
+        )
     one, two = (Image.open(tmp_path / f"{name}.png") for name in ("single", "whole"))
     assert max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())) <= 1

@@ -25,7 +25,12 @@ STRENGTHS = 0.8, 0.6, -0.7
 
 @pytest.fixture(scope="module")
 def pipes():
-    return {"epsilon": tiny.sd(), "v_prediction": tiny.sd("v_prediction"), "sample": tiny.sd("sample"), "sdxl": tiny.sdxl()}
+    return {
+        "epsilon": tiny.sd(),
+        "v_prediction": tiny.sd("v_prediction"),
+        "sample": tiny.sd("sample"),
+        "sdxl": tiny.sdxl(),
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +65,17 @@ def loras(files, name, count=3):
 
 def picture(pipe, prompts=PROMPTS, steps=3, cfg=4.0, output_type="np", **kwargs):
     generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-    return pipe(prompt=prompts, negative_prompt=["blurry"] * len(prompts), height=tiny.SIZE, width=tiny.SIZE, num_inference_steps=steps,
-                guidance_scale=cfg, generator=generators, output_type=output_type, **kwargs).images
+    return pipe(
+        prompt=prompts,
+        negative_prompt=["blurry"] * len(prompts),
+        height=tiny.SIZE,
+        width=tiny.SIZE,
+        num_inference_steps=steps,
+        guidance_scale=cfg,
+        generator=generators,
+        output_type=output_type,
+        **kwargs,
+    ).images
 
 
 class Recorded:
@@ -69,7 +83,9 @@ class Recorded:
 
     def __init__(self, pipe):
         self.calls = []
-        self.hook = pipe.unet.register_forward_hook(lambda module, args, kwargs, out: self.calls.append((args, kwargs, out[0])), with_kwargs=True)
+        self.hook = pipe.unet.register_forward_hook(
+            lambda module, args, kwargs, out: self.calls.append((args, kwargs, out[0])), with_kwargs=True
+        )
 
 
 def record(pipe, loras, settings, **kwargs):
@@ -83,7 +99,9 @@ def record(pipe, loras, settings, **kwargs):
 
 
 def single_predictions(pipe, loras, calls, prompts, cfg):
-    """`[calls][models][rows, C, H, W]`: diffusers' own predictions, the base first, then each LoRA alone, with its own text."""
+    """`[calls][models][rows, C, H, W]`: diffusers' own predictions, the base first, then each LoRA alone, with its own
+    text.
+    """
     names = [f"lora_{number}" for number in range(len(loras))]
     for name, (path, _) in zip(names, loras):
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
@@ -95,8 +113,13 @@ def single_predictions(pipe, loras, calls, prompts, cfg):
             else:
                 pipe.enable_lora()
                 pipe.set_adapters([names[number]], [loras[number][1]])
-            text = pipe.encode_prompt(prompt=prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=cfg > 1,
-                                      negative_prompt=["blurry"] * len(prompts))
+            text = pipe.encode_prompt(
+                prompt=prompts,
+                device="cpu",
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=cfg > 1,
+                negative_prompt=["blurry"] * len(prompts),
+            )
             states = torch.cat([text[1], text[0]]) if cfg > 1 else text[0]
             for call, (args, kwargs, _) in enumerate(calls):
                 kwargs = {**kwargs, "encoder_hidden_states": states}
@@ -109,13 +132,17 @@ def single_predictions(pipe, loras, calls, prompts, cfg):
 
 
 def reference(pipe, predictions, x, timestep, settings, guided):
-    """The method written out for patches that divide the picture: predictions `[1 + N, rows, C, H, W]` -> rows as diffusers has them."""
+    """The method written out for patches that divide the picture: predictions `[1 + N, rows, C, H, W]` -> rows as
+    diffusers has them.
+    """
     d = settings.patch_size
     uncond, cond = predictions.chunk(2, 1) if guided else (None, predictions)
     x = x.chunk(2)[1] if guided else x
     squared = pipe.scheduler.alphas_cumprod[int(timestep)]
     alpha, sigma = squared.sqrt(), (1 - squared).sqrt()
-    noise = {"epsilon": cond, "v_prediction": alpha * cond + sigma * x, "sample": (x - alpha * cond) / sigma}[pipe.scheduler.config.prediction_type]
+    noise = {"epsilon": cond, "v_prediction": alpha * cond + sigma * x, "sample": (x - alpha * cond) / sigma}[
+        pipe.scheduler.config.prediction_type
+    ]
     models, rows, _, height, width = noise.shape
     patches = F.unfold(noise.flatten(0, 1), d, stride=d).unflatten(0, (models, rows))
     similarity = F.cosine_similarity(patches[1:], patches[:1], dim=2)
@@ -129,15 +156,18 @@ def reference(pipe, predictions, x, timestep, settings, guided):
     return torch.cat([settings.lam * uncond[0] + (1 - settings.lam) * (weights * uncond[1:]).sum(0), composed_cond])
 
 
-@pytest.mark.parametrize("name, settings, cfg", [
-    ("epsilon", {}, 4.0),
-    ("epsilon", {"top_k": 2, "patch_size": 1, "temperature": 0.01, "lam": 0.3}, 4.0),
-    ("epsilon", {"adapters_per_pass": 1}, 1.0),
-    ("v_prediction", {"temperature": 0.02}, 4.0),
-    ("sample", {}, 4.0),
-    ("sdxl", {}, 4.0),
-    ("sdxl", {"patch_size": 4}, 1.0),
-])
+@pytest.mark.parametrize(
+    "name, settings, cfg",
+    [
+        ("epsilon", {}, 4.0),
+        ("epsilon", {"top_k": 2, "patch_size": 1, "temperature": 0.01, "lam": 0.3}, 4.0),
+        ("epsilon", {"adapters_per_pass": 1}, 1.0),
+        ("v_prediction", {"temperature": 0.02}, 4.0),
+        ("sample", {}, 4.0),
+        ("sdxl", {}, 4.0),
+        ("sdxl", {"patch_size": 4}, 1.0),
+    ],
+)
 def test_loratorio_is_the_loop_over_single_adapters(pipes, files, name, settings, cfg):
     pipe, settings = pipes[name], Settings(**settings)
     composition, calls = record(pipe, loras(files, name), settings, cfg=cfg)
@@ -221,7 +251,9 @@ def test_adapters_outside_their_window_are_not_evaluated(pipes, files):
     singles = single_predictions(pipe, [first, second, third], calls, PROMPTS, 4.0)
     for call, present in enumerate(([0, 1], [0, 1, 2, 3], [0, 2], [0])):
         (args, _, output), predictions = calls[call], singles[call][present]
-        expected = predictions[0] if len(present) == 1 else reference(pipe, predictions, args[0], args[1], Settings(), True)
+        expected = (
+            predictions[0] if len(present) == 1 else reference(pipe, predictions, args[0], args[1], Settings(), True)
+        )
         assert (output - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
@@ -258,7 +290,9 @@ def pooled(*loras):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_pool_is_never_merged(pipes, files, count):
-    """Outside of start and end, and with the method merge: of the prompt's LoRAs alone, text encoder included, or the base."""
+    """Outside of start and end, and with the method merge: of the prompt's LoRAs alone, text encoder included, or the
+    base.
+    """
     pipe, chosen = pipes["epsilon"], loras(files, "epsilon")
     expected = diffusers_merge(pipe, chosen[:count], output_type="latent", steps=1)
     of_all = diffusers_merge(pipe, chosen, output_type="latent", steps=1)
@@ -280,7 +314,9 @@ def test_text_that_is_merged_is_without_the_pool(pipes, files):
 def test_prompt_embeds_serve_loras_that_share_one_reading(pipes, files):
     pipe, chosen = pipes["epsilon"], loras(files, "epsilon")
     with torch.no_grad():
-        embeds = dict(zip(("prompt_embeds", "negative_prompt_embeds"), pipe.encode_prompt(["a cat"], "cpu", 1, True, ["blurry"])))
+        embeds = dict(
+            zip(("prompt_embeds", "negative_prompt_embeds"), pipe.encode_prompt(["a cat"], "cpu", 1, True, ["blurry"]))
+        )
     size = {"height": tiny.SIZE, "width": tiny.SIZE, "num_inference_steps": 1, "output_type": "latent"}
 
     def made(loras, settings, **prompts):
@@ -290,7 +326,9 @@ def test_prompt_embeds_serve_loras_that_share_one_reading(pipes, files):
     words = {"prompt": ["a cat"], "negative_prompt": ["blurry"]}
     unet_only, merged = chosen[1:2], Settings(text_encoder="merged")
     assert torch.equal(made(unet_only, Settings(), **embeds), made(unet_only, Settings(), **words))
-    assert not torch.equal(made(chosen, merged, **embeds), made(chosen, merged, **words)), "the embeds are the base's reading"
+    assert not torch.equal(made(chosen, merged, **embeds), made(chosen, merged, **words)), (
+        "the embeds are the base's reading"
+    )
     with pytest.raises(LoratorioError, match="give a prompt instead, or text_encoder='merged'"):
         made(chosen, Settings(), **embeds)
 
@@ -338,14 +376,23 @@ def test_schedulers(pipes, files, calls, make):
     assert composition.run.worst < 1e-4 and all(torch.isfinite(out).all() for _, _, out in recorded)
 
 
-@pytest.mark.parametrize("calls, make", [pytest.param(calls, make, id=name) for name, calls, make in schedulers() if name in ("ddim", "heun")])
+@pytest.mark.parametrize(
+    "calls, make",
+    [pytest.param(calls, make, id=name) for name, calls, make in schedulers() if name in ("ddim", "heun")],
+)
 def test_switch_takes_turns_by_steps_not_calls(pipes, files, calls, make, monkeypatch):
     pipe = pipes["epsilon"]
     pipe.scheduler = make(pipe.scheduler.config)
     per_step = pipe.scheduler.order
     turns = []
     plan = Switch.plan
-    monkeypatch.setattr(Switch, "plan", lambda self, adapters, step: turns.append(plan(self, adapters, step).conditional[0]) or plan(self, adapters, step))
+    monkeypatch.setattr(
+        Switch,
+        "plan",
+        lambda self, adapters, step: (
+            turns.append(plan(self, adapters, step).conditional[0]) or plan(self, adapters, step)
+        ),
+    )
     with composed(pipe, loras(files, "epsilon"), Settings(method="switch")):
         picture(pipe, PROMPTS[:1], steps=2 * SWITCH_EVERY + 2, output_type="latent")
     each = SWITCH_EVERY * per_step
@@ -370,7 +417,9 @@ def test_weight_maps_follow_the_run(pipes, files):
 
 
 def test_noise_level_at_fractional_timesteps():
-    scheduler = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", use_karras_sigmas=True)
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", use_karras_sigmas=True
+    )
     scheduler.set_timesteps(7)
     for timestep, ratio in zip(scheduler.timesteps, scheduler.sigmas):
         alpha, sigma = signal_and_noise(scheduler.alphas_cumprod, timestep)

@@ -29,8 +29,15 @@ def files(pipe, tmp_path_factory):
 
 
 def latents(pipe, **kwargs):
-    return pipe(prompt="a cat", height=tiny.SIZE, width=tiny.SIZE, num_inference_steps=2, generator=torch.Generator().manual_seed(1),
-                output_type="latent", **kwargs).images
+    return pipe(
+        prompt="a cat",
+        height=tiny.SIZE,
+        width=tiny.SIZE,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+        **kwargs,
+    ).images
 
 
 def state(pipe):
@@ -39,7 +46,10 @@ def state(pipe):
     for name in ("unet", "text_encoder"):
         model = getattr(pipe, name)
         found |= {f"{name}.{key}": value.clone() for key, value in model.state_dict().items()}
-        found |= {f"{name}.{key}": (type(module).__name__, len(module._forward_hooks)) for key, module in model.named_modules()}
+        found |= {
+            f"{name}.{key}": (type(module).__name__, len(module._forward_hooks))
+            for key, module in model.named_modules()
+        }
         found |= {f"{name}.{key} grad": parameter.requires_grad for key, parameter in model.named_parameters()}
         found[name] = sorted(key for key in model.__dict__ if "peft" in key or key == "forward")
     found["pipe"] = "encode_prompt" in pipe.__dict__
@@ -80,7 +90,10 @@ def test_the_pipelines_own_loras_come_back(pipe, files):
     try:
         before = latents(pipe)
         torch.testing.assert_close(composed_latents(pipe, files[:2]), alone)
-        assert torch.equal(latents(pipe), before) and pipe.get_list_adapters() == {"unet": ["own"], "text_encoder": ["own"]}
+        assert torch.equal(latents(pipe), before) and pipe.get_list_adapters() == {
+            "unet": ["own"],
+            "text_encoder": ["own"],
+        }
         pipe.fuse_lora()
         with pytest.raises(LoratorioError, match="unfuse_lora"), composed(pipe, [(files[0], 1.0)]):
             pass
@@ -116,15 +129,21 @@ def test_cross_attention_scale_is_refused(pipe, files):
 
 
 def test_dora_in_diffusers_layout_is_dense(pipe, tmp_path):
-    plain = load_file(tiny.write_lora(pipe, tmp_path / "dora.safetensors", 1, unet=("to_q", "conv1"), layout="diffusers"))
+    plain = load_file(
+        tiny.write_lora(pipe, tmp_path / "dora.safetensors", 1, unet=("to_q", "conv1"), layout="diffusers")
+    )
     for key in [key for key in plain if "lora_B" in key]:
         outputs = plain[key].shape[0]
         magnitude = torch.rand(outputs) + 0.5
-        plain[key.replace("lora_B.weight", "lora_magnitude_vector")] = magnitude if plain[key].dim() == 2 else magnitude.view(1, -1, 1, 1)
+        plain[key.replace("lora_B.weight", "lora_magnitude_vector")] = (
+            magnitude if plain[key].dim() == 2 else magnitude.view(1, -1, 1, 1)
+        )
     save_file(plain, tmp_path / "dora.safetensors")
     with composed(pipe, [(tmp_path / "dora.safetensors", 0.7)], Settings(verify=True)) as composition:
         latents(pipe)
-        assert any(isinstance(delta, DenseDelta) for _, rows in composition.bank._layers for delta in rows.dense.values())
+        assert any(
+            isinstance(delta, DenseDelta) for _, rows in composition.bank._layers for delta in rows.dense.values()
+        )
         assert 0 < composition.run.worst < 1e-4
 
 
@@ -141,9 +160,15 @@ def test_files_that_cannot_be_used(pipe, files, tmp_path):
     refused(pipe, tmp_path / "text.safetensors", "cannot be read as a safetensors file")
     down, up = torch.zeros(2, 8), torch.zeros(8, 2)
     name = "lora_unet_down_blocks_7_attentions_0_proj"
-    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}, tmp_path / "other.safetensors")
+    save_file(
+        {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)},
+        tmp_path / "other.safetensors",
+    )
     refused(pipe, tmp_path / "other.safetensors", "matches no layer of this model")
-    save_file({"transformer.blocks.0.attn.lora_A.weight": down, "transformer.blocks.0.attn.lora_B.weight": up}, tmp_path / "flux.safetensors")
+    save_file(
+        {"transformer.blocks.0.attn.lora_A.weight": down, "transformer.blocks.0.attn.lora_B.weight": up},
+        tmp_path / "flux.safetensors",
+    )
     refused(pipe, tmp_path / "flux.safetensors", "matches no layer of this model")
     save_file({f"{name}.hada_w1_a": down}, tmp_path / "loha.safetensors")
     refused(pipe, tmp_path / "loha.safetensors", "is a LoHa file")
@@ -153,9 +178,18 @@ def test_files_that_cannot_be_used(pipe, files, tmp_path):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_misfit_of_a_pool_leaves_no_trace(pipe, files, tmp_path, caplog, first):
     """Not even of one that diffusers notices late, when the UNet has it."""
-    misfit = Lora(tiny.write_lora(pipe, tmp_path / "misfit.safetensors", 1, unet=("to_k", "proj_out"), text=tiny.TEXT), pooled=True)
-    save_file({key: value[:, :-1].contiguous() if key.startswith("lora_te_") else value for key, value in load_file(misfit.path).items() if value.dim()},
-              misfit.path)
+    misfit = Lora(
+        tiny.write_lora(pipe, tmp_path / "misfit.safetensors", 1, unet=("to_k", "proj_out"), text=tiny.TEXT),
+        pooled=True,
+    )
+    save_file(
+        {
+            key: value[:, :-1].contiguous() if key.startswith("lora_te_") else value
+            for key, value in load_file(misfit.path).items()
+            if value.dim()
+        },
+        misfit.path,
+    )
     loras = [Lora(files[0]), Lora(files[1], pooled=True)]
     before = state(pipe)
     with composed(pipe, loras):

@@ -55,7 +55,9 @@ def test_settings_page_and_reload(page, webui):
         page.loaded()
         enabled(page)
         page.check(temperature=0.75)
-        page.expect(page.live).to_have_text("2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 6 model evaluations a step instead of 2.")
+        page.expect(page.live).to_have_text(
+            "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 6 model evaluations a step instead of 2."
+        )
         page.generate()
         page.expect(page.infotext).to_contain_text("temperature=0.75")
     finally:
@@ -65,7 +67,9 @@ def test_settings_page_and_reload(page, webui):
 def test_from_the_prompt_to_img2img(page):
     page.expect(page.live).to_have_text("No LoRA in the prompt: the picture will be the ordinary one.")
     enabled(page, **SET)
-    page.expect(page.live).to_have_text("2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 6 model evaluations a step instead of 2.")
+    page.expect(page.live).to_have_text(
+        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 6 model evaluations a step instead of 2."
+    )
     page.control("maps").check()
     picture, panel = map(page.image, page.generate())
     assert picture.size == (64, 64)
@@ -76,7 +80,9 @@ def test_from_the_prompt_to_img2img(page):
     page.tab = "img2img"
     page.expect(page.find("#TAB_prompt textarea")).to_have_value(PAIR)
     page.check(**SET)
-    page.expect(page.live).to_have_text("2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 6 model evaluations a step instead of 2.")
+    page.expect(page.live).to_have_text(
+        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 6 model evaluations a step instead of 2."
+    )
     page.set("temperature", 0.5)
     page.request(PAIR, **SMALL)
     assert len(page.generate()) == 2
@@ -88,7 +94,9 @@ def test_from_the_prompt_to_img2img(page):
 def upload(page, picture):
     """Shows a picture in PNG Info and sends what it holds to txt2img."""
     page.show("PNG Info")
-    page.page.locator("#pnginfo_image input[type=file]").first.set_input_files({"name": "picture.png", "mimeType": "image/png", "buffer": picture})
+    page.page.locator("#pnginfo_image input[type=file]").first.set_input_files(
+        {"name": "picture.png", "mimeType": "image/png", "buffer": picture}
+    )
     page.page.locator("#tab_pnginfo .gradio-html, #tab_pnginfo .infotext").filter(has_text="Steps: ").first.wait_for()
     page.page.locator("#tab_pnginfo #txt2img_tab").click()
     page.tab = "txt2img"
@@ -97,7 +105,9 @@ def upload(page, picture):
 def png(webui, prompt, settings=None):
     """A picture's file as the WebUI writes it."""
     buffer = io.BytesIO()
-    Image.fromarray(webui.generate(prompt).image.astype("uint8")).save(buffer, "png", pnginfo=png_info(webui.generate(prompt, settings).infotext))
+    Image.fromarray(webui.generate(prompt).image.astype("uint8")).save(
+        buffer, "png", pnginfo=png_info(webui.generate(prompt, settings).infotext)
+    )
     return buffer.getvalue()
 
 
@@ -116,7 +126,10 @@ def test_the_paste_button(page):
         page.find("#TAB_tools #paste").click()
         page.expect(page.find("#TAB_prompt textarea")).to_have_value("a cat")
 
-    paste("a cat\nSteps: 3, Seed: 1, Size: 64x64, LoRAtorio: method=loratorio patch_size=4 temperature=0.5 lam=1.0 top_k=1")
+    paste(
+        "a cat\nSteps: 3, Seed: 1, Size: 64x64, LoRAtorio: method=loratorio patch_size=4 temperature=0.5 lam=1.0 "
+        "top_k=1"
+    )
     page.check(patch_size=4, temperature=0.5, lam=1, top_k=1)
     paste("a cat\nSteps: 3, Seed: 2, Size: 64x64, LoRAtorio: method=loratorio temperature=hot")
     page.expect(page.page.get_by_text("LoRAtorio: temperature is 'hot'; it must be a number").first).to_be_visible()
@@ -147,13 +160,18 @@ def test_presets_and_greying_in_each_tab(page):
 def test_grid_over_temperature(page):
     enabled(page)
     page.choose("#TAB_script_container #script_list", "X/Y/Z plot")
-    page.fill("#script_TAB_xyz_plot_x_values textarea", "0.01,1")  # first: choosing the axis fills in again what was here
+    page.fill(
+        "#script_TAB_xyz_plot_x_values textarea", "0.01,1"
+    )  # first: choosing the axis fills in again what was here
     page.choose("#script_TAB_xyz_plot_x_type", "[LoRAtorio] Temperature")
     grid, *_ = page.generate()
     grid = page.image(grid)
     assert grid.width >= 2 * 64 and grid.height > 64
     page.expect(page.infotext).to_contain_text("temperature=0.01")
-    cells = [np.asarray(grid.convert("RGB").crop((x, grid.height - 64, x + 64, grid.height))).astype(int) for x in (0, grid.width - 64)]
+    cells = [
+        np.asarray(grid.convert("RGB").crop((x, grid.height - 64, x + 64, grid.height))).astype(int)
+        for x in (0, grid.width - 64)
+    ]
     assert abs(cells[0] - cells[1]).max() > VISIBLE
 
 
@@ -174,13 +192,21 @@ def test_screenshots(request, browser, webui, tiny, theme):
     url = request.config.getoption("--webui-url")
     with chromium.page(browser, url, f"/?__theme={theme}", **WIDE) as raw:
         page = WebUIPage(raw, request.config.getoption("--screenshots"))
-        page.request("tovik and krelt on a vundar ground <lora:tiny-mushroom:1> <lora:tiny-robot:1> <lora:tiny-bricks:1>",
-                     steps=20, width=128, height=128, cfg_scale=4, seed=7)
+        page.request(
+            "tovik and krelt on a vundar ground <lora:tiny-mushroom:1> <lora:tiny-robot:1> <lora:tiny-bricks:1>",
+            steps=20,
+            width=128,
+            height=128,
+            cfg_scale=4,
+            seed=7,
+        )
         page.choose("#TAB_sampling", "DDIM")
         page.tick.check()
         page.open()
         page.control("maps").check()
-        page.expect(page.live).to_contain_text("3 LoRAs (tiny-mushroom 1, tiny-robot 1, tiny-bricks 1): 8 model evaluations")
+        page.expect(page.live).to_contain_text(
+            "3 LoRAs (tiny-mushroom 1, tiny-robot 1, tiny-bricks 1): 8 model evaluations"
+        )
         _, panel = page.generate()
         page.find("#TAB_gallery .thumbnails button").nth(1).click()
         page.expect(page.find("#TAB_gallery img").first).to_have_attribute("src", panel)

@@ -31,9 +31,16 @@ def test_inpainting_model(webui, checkpoint, sampler, kind):
     if not webui.generates(f"a cat {lora(kind, 0.6)}"):
         pytest.skip(f"the WebUI itself fails with {kind}, which changes an input layer of 4 channels")
     check_composed(
-        webui, f"a cat {lora('lora', 0.8)} {lora(kind, 0.6)}", calls={"Euler a": 4, "DDIM": 2}[sampler],
-        init_images=[gradient()], mask=square_mask(), mask_blur=0, inpainting_fill=1, inpaint_full_res=False,
-        denoising_strength=0.8, sampler_name=sampler,
+        webui,
+        f"a cat {lora('lora', 0.8)} {lora(kind, 0.6)}",
+        calls={"Euler a": 4, "DDIM": 2}[sampler],
+        init_images=[gradient()],
+        mask=square_mask(),
+        mask_blur=0,
+        inpainting_fill=1,
+        inpaint_full_res=False,
+        denoising_strength=0.8,
+        sampler_name=sampler,
     )
 
 

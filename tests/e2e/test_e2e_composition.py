@@ -20,7 +20,9 @@ CALLS = {
     "DDIM CFG++": None,
     "DPM adaptive": None,
 }
-"""How often a sampler calls the model in 4 steps, where that is not 4 times; None where it depends, on the picture or the WebUI."""
+"""How often a sampler calls the model in 4 steps, where that is not 4 times; None where it depends, on the picture or
+the WebUI.
+"""
 
 
 def require_options(webui, options):
@@ -61,7 +63,9 @@ def test_one_adapter_alone(webui, kind):
     check_composed(webui, f"a cat {lora(kind, 0.8)}", calls=4)
 
 
-@pytest.mark.parametrize("kinds", [("lora", "locon", "loha"), ("lora", "cp", "full", "norm"), ("lora", "locon", "te", "lokr", "ia3")])
+@pytest.mark.parametrize(
+    "kinds", [("lora", "locon", "loha"), ("lora", "cp", "full", "norm"), ("lora", "locon", "te", "lokr", "ia3")]
+)
 def test_more_adapters(webui, kinds):
     kinds = [kind for kind in kinds if webui.applies(kind)]
     assert len(kinds) >= 3
@@ -145,7 +149,12 @@ LONG = {
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"pad_cond_uncond": True}, {"batch_cond_uncond": False}, {"pad_cond_uncond": True, "batch_cond_uncond": False}],
+    [
+        {},
+        {"pad_cond_uncond": True},
+        {"batch_cond_uncond": False},
+        {"pad_cond_uncond": True, "batch_cond_uncond": False},
+    ],
     ids=lambda options: " ".join(options) or "default",
 )
 @pytest.mark.parametrize("which", LONG)
@@ -155,7 +164,12 @@ def test_150_tokens(webui, which, options, batch_size):
     texts = LONG[which]
     prompt = f"{texts['prompt']} {lora('lora', 0.8)} {lora('te', 0.6)}"
     check_composed(
-        webui, prompt, calls=4, negative_prompt=texts["negative_prompt"], override_settings=options, batch_size=batch_size
+        webui,
+        prompt,
+        calls=4,
+        negative_prompt=texts["negative_prompt"],
+        override_settings=options,
+        batch_size=batch_size,
     )
 
 
@@ -177,7 +191,9 @@ def test_skipped_early_guidance(webui):
 @pytest.mark.parametrize("sampler, calls", [("Euler a", 4), ("Heun", 7)])
 def test_negative_guidance_minimum_sigma(webui, sampler, calls):
     # Some WebUIs look at the request's field only, others at the setting only.
-    composed = check_composed(webui, PAIR, calls=calls, s_min_uncond=10.0, override_settings={"s_min_uncond": 10.0}, sampler_name=sampler)
+    composed = check_composed(
+        webui, PAIR, calls=calls, s_min_uncond=10.0, override_settings={"s_min_uncond": 10.0}, sampler_name=sampler
+    )
     assert "NGMS" in composed.params
 
 
@@ -210,8 +226,16 @@ def test_img2img(webui, sampler, calls):
 @pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
 def test_inpainting(webui, sampler, only_masked):
     check_composed(
-        webui, PAIR, calls={"Euler a": 4, "DDIM": 2}[sampler], init_images=[gradient()], mask=square_mask(), mask_blur=0,
-        inpainting_fill=1, inpaint_full_res=only_masked, denoising_strength=0.8, sampler_name=sampler,
+        webui,
+        PAIR,
+        calls={"Euler a": 4, "DDIM": 2}[sampler],
+        init_images=[gradient()],
+        mask=square_mask(),
+        mask_blur=0,
+        inpainting_fill=1,
+        inpaint_full_res=only_masked,
+        denoising_strength=0.8,
+        sampler_name=sampler,
     )
 
 
@@ -236,7 +260,9 @@ def test_rank_counts_as_it_does_for_the_webui_itself(webui):
     average = {"method": "composite", "lam": 0.0}
 
     def lower_rank_shows(settings):
-        whole, part = (webui.generate(f"a cat {lora('te', tag)}", settings) for tag in ("te=0.5:unet=0.7", "te=0.5:unet=0.7:dyn=2"))
+        whole, part = (
+            webui.generate(f"a cat {lora('te', tag)}", settings) for tag in ("te=0.5:unet=0.7", "te=0.5:unet=0.7:dyn=2")
+        )
         return difference(whole, part) > VISIBLE
 
     assert lower_rank_shows(average) == lower_rank_shows(None)

@@ -15,13 +15,17 @@ GO_ON = {"override_settings": {"loratorio_stop_on_error": False}}
 def bad_loras(webui, lora_dir):
     """Files that name no layer of the model, do not fit its layers, or are no adapter files at all."""
     generator = torch.Generator().manual_seed(0)
-    layer = next(layer for layer in lora_files.layers_of(webui.current_checkpoint()["filename"]) if layer.name.endswith("to_q"))
+    layer = next(
+        layer for layer in lora_files.layers_of(webui.current_checkpoint()["filename"]) if layer.name.endswith("to_q")
+    )
     for name, target, shape in (
         ("e2e_nothing", "lora_unet_no_such_layer", layer.shape),
         ("e2e_misfit", layer.name, (layer.shape[0] + 8, layer.shape[1] + 8)),
     ):
         tensors = lora_files.build("lora", shape, generator)
-        lora_files.write({f"{target}.{part}": tensor for part, tensor in tensors.items()}, lora_dir / f"{name}.safetensors")
+        lora_files.write(
+            {f"{target}.{part}": tensor for part, tensor in tensors.items()}, lora_dir / f"{name}.safetensors"
+        )
     (lora_dir / "e2e_broken.safetensors").write_bytes(b"not a safetensors file")
     webui.refresh_loras()
 
@@ -104,7 +108,9 @@ def test_errors_are_ignored_while_off(webui):
     off = webui.generate(PAIR, alwayson_scripts={SCRIPT: {"args": [{"enabled": False}]}})
     assert_identical(off, webui.generate(PAIR))
     unknown = f"{PAIR} <lora:no_such_lora:1>"
-    assert_identical(webui.generate(unknown, alwayson_scripts={SCRIPT: {"args": [{"enabled": False}]}}), webui.generate(unknown))
+    assert_identical(
+        webui.generate(unknown, alwayson_scripts={SCRIPT: {"args": [{"enabled": False}]}}), webui.generate(unknown)
+    )
 
 
 def test_mistyped_windows_are_named(webui):

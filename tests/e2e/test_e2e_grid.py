@@ -16,21 +16,33 @@ def plot(webui, label, values, enabled):
     labels = [arg["label"] for arg in info["args"]]
     axis = info["args"][labels.index("X type")]["choices"].index(f"[LoRAtorio] {label}")
     nothing = info["args"][labels.index("Y type")]["choices"].index("Nothing")
-    for name, value in (("X type", axis), ("X values", values), ("Y type", nothing), ("Z type", nothing), ("Draw legend", False), ("Include Sub Images", True)):
+    for name, value in (
+        ("X type", axis),
+        ("X values", values),
+        ("Y type", nothing),
+        ("Z type", nothing),
+        ("Draw legend", False),
+        ("Include Sub Images", True),
+    ):
         args[labels.index(name)] = value
     args[labels.index("X values") + 1] = values.split(",")
     scripts = {SCRIPT: {"args": [{"enabled": enabled}]}}
-    return webui.post(**{**REQUEST, "prompt": PAIR}, script_name="X/Y/Z plot", script_args=args, alwayson_scripts=scripts).images
+    return webui.post(
+        **{**REQUEST, "prompt": PAIR}, script_name="X/Y/Z plot", script_args=args, alwayson_scripts=scripts
+    ).images
 
 
 def spread(one, other):
     return int(abs(one - other).max())
 
 
-@pytest.mark.parametrize("label, values, settings", [
-    ("Temperature", "0.01,1", [{"temperature": 0.01}, {"temperature": 1.0}]),
-    ("Method", "composite,switch", [{"method": "composite"}, {"method": "switch"}]),
-])
+@pytest.mark.parametrize(
+    "label, values, settings",
+    [
+        ("Temperature", "0.01,1", [{"temperature": 0.01}, {"temperature": 1.0}]),
+        ("Method", "composite,switch", [{"method": "composite"}, {"method": "switch"}]),
+    ],
+)
 def test_cells_are_the_pictures_of_their_values(webui, label, values, settings):
     _, *cells = plot(webui, label, values, True)
     assert len(cells) == len(settings)

@@ -39,7 +39,10 @@ def test_off_is_off(webui, args):
         (PAIR, {"adapters_per_pass": 1}),
         (f"a cat {lora('te', 0.7)}", {}),
         (f"a cat {lora('te_only', 0.7)} {lora('full', 0.7)} {lora('norm', 0.7)}", {}),
-        (f"a cat {lora('te', 0.7)} {lora('dora', 0.7)} {lora('lokr', 0.5)}", {"text_encoder": "merged", "verify": True}),
+        (
+            f"a cat {lora('te', 0.7)} {lora('dora', 0.7)} {lora('lokr', 0.5)}",
+            {"text_encoder": "merged", "verify": True},
+        ),
     ],
 )
 def test_ordinary_pictures_after_an_enabled_run(webui, prompt, settings):
@@ -69,7 +72,9 @@ def test_stopping_in_the_middle(webui, how):
     before = ordinary_pictures(webui)
     steps = 150
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(webui.generate, f"a cat {lora('te', 0.7)} {lora('locon', 0.6)}", {"verify": True}, steps=steps)
+        running = pool.submit(
+            webui.generate, f"a cat {lora('te', 0.7)} {lora('locon', 0.6)}", {"verify": True}, steps=steps
+        )
         wait_for_sampling(webui, running)
         getattr(webui.client, how)()
         stopped = running.result(timeout=120)
@@ -81,7 +86,9 @@ def wait_for_sampling(webui, running, limit_s=60):
     """Until the sampler has done a few steps."""
     deadline = time.monotonic() + limit_s
     while not running.done() and time.monotonic() < deadline:
-        progress = webui.client.session.get(f"{webui.client.baseurl}/progress", params={"skip_current_image": True}).json()
+        progress = webui.client.session.get(
+            f"{webui.client.baseurl}/progress", params={"skip_current_image": True}
+        ).json()
         if progress["state"]["sampling_step"] >= 3 and progress["state"]["sampling_steps"] > 4:
             return
         time.sleep(0.05)

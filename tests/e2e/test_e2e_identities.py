@@ -103,7 +103,20 @@ def test_two_pictures_at_once_are_the_two_single_ones(webui, together, settings)
 
 def test_positional_form(webui):
     values = [True, "loratorio", 3, 0.2, 0.25, 1, 0.0, 1.0, "merged", 0, False, False]
-    names = ["enabled", "method", "patch_size", "temperature", "lam", "top_k", "start", "end", "text_encoder", "adapters_per_pass", "verify", "maps"]
+    names = [
+        "enabled",
+        "method",
+        "patch_size",
+        "temperature",
+        "lam",
+        "top_k",
+        "start",
+        "end",
+        "text_encoder",
+        "adapters_per_pass",
+        "verify",
+        "maps",
+    ]
     positional = webui.generate(TEXT_PAIR, alwayson_scripts={SCRIPT: {"args": values}})
     named = webui.generate(TEXT_PAIR, dict(zip(names, values, strict=True)))
     assert difference(positional, named) == 0
@@ -111,8 +124,17 @@ def test_positional_form(webui):
 
 
 def test_the_client_s_own_methods(webui):
-    request = {"prompt": PAIR, "negative_prompt": "dark", "seed": 1, "steps": 4, "width": 64, "height": 64, "cfg_scale": 6.0,
-               "sampler_name": "Euler a", "scheduler": "Automatic"}
+    request = {
+        "prompt": PAIR,
+        "negative_prompt": "dark",
+        "seed": 1,
+        "steps": 4,
+        "width": 64,
+        "height": 64,
+        "cfg_scale": 6.0,
+        "sampler_name": "Euler a",
+        "scheduler": "Automatic",
+    }
     scripts = {SCRIPT: {"args": [{"enabled": True, "temperature": 0.2}]}}
     made = pictures(webui.client.txt2img(**request, alwayson_scripts=scripts))
     assert difference(made, webui.generate(PAIR, {"temperature": 0.2})) == 0

@@ -60,6 +60,10 @@ def test_schema_and_networks(webui):
     properties = webui.client.session.get(f"{root}/loratorio/v1/schema").json()["properties"]
     assert properties["temperature"]["minimum"] > 0 and properties["maps"] == {"type": "boolean", "default": False}
     networks = webui.client.session.get(f"{root}/loratorio/v1/networks").json()
-    assert networks["e2e_lora"]["dense"] == 0 and networks["e2e_lora"]["factored"] > 0 and networks["e2e_lora"]["ranks"] == [lora_files.RANK]
+    assert (
+        networks["e2e_lora"]["dense"] == 0
+        and networks["e2e_lora"]["factored"] > 0
+        and networks["e2e_lora"]["ranks"] == [lora_files.RANK]
+    )
     assert networks["e2e_te"]["text_encoder"] and not networks["e2e_lora"]["text_encoder"]
     assert networks["e2e_lokr"]["factored"] == 0 and set(networks["e2e_lokr"]["layers"]) == {"lokr"}

@@ -30,7 +30,9 @@ def test_panels_follow_the_pictures(webui, batch):
 
 def test_shares_follow_the_temperature(webui):
     def spread(temperature):
-        (share,) = json.loads(webui.generate(PAIR, {"maps": True, "temperature": temperature}).params["LoRAtorio shares"])
+        (share,) = json.loads(
+            webui.generate(PAIR, {"maps": True, "temperature": temperature}).params["LoRAtorio shares"]
+        )
         return abs(share["mean"]["e2e_lora"] - 0.5)
 
     assert spread(1e9) < 1e-3 < spread(0.01)
@@ -40,7 +42,9 @@ def test_maps_of_hires_fix(webui):
     hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6}
     shown = webui.generate(PAIR, {"maps": True}, **hires)
     assert len(shown.images) == 2
-    assert difference(webui.generate(PAIR, {}, **hires), type(shown)(shown.images[:1], shown.infotext, shown.params)) == 0
+    assert (
+        difference(webui.generate(PAIR, {}, **hires), type(shown)(shown.images[:1], shown.infotext, shown.params)) == 0
+    )
 
 
 def test_maps_of_inpainting_only_masked_are_of_the_part_that_was_made(webui):
@@ -48,8 +52,16 @@ def test_maps_of_inpainting_only_masked_are_of_the_part_that_was_made(webui):
     mask = Image.new("L", whole.size)
     mask.paste(255, (64, 64, 128, 128))
     shown = webui.generate(
-        PAIR, {"maps": True}, init_images=[whole], mask=mask, mask_blur=0, inpainting_fill=1, inpaint_full_res=True, inpaint_full_res_padding=0,
-        denoising_strength=0.9)
+        PAIR,
+        {"maps": True},
+        init_images=[whole],
+        mask=mask,
+        mask_blur=0,
+        inpainting_fill=1,
+        inpaint_full_res=True,
+        inpaint_full_res_padding=0,
+        denoising_strength=0.9,
+    )
     picture, panel = shown.images
     assert picture.shape == (128, 128, 3)
     made = panel[8:264, 8:264][::4, ::4]  # the first tile: 64 pixels, enlarged to 256

@@ -41,7 +41,20 @@ def controlnet(webui):
     if not models:
         pytest.skip("this WebUI has no ControlNet model")
     picture = webuiapi.b64_img(Image.linear_gradient("L").resize((64, 64)).convert("RGB"))
-    return {"ControlNet": {"args": [{"enabled": True, "module": "None", "model": models[0], "weight": 1.0, "image": picture, "save_detected_map": False}]}}
+    return {
+        "ControlNet": {
+            "args": [
+                {
+                    "enabled": True,
+                    "module": "None",
+                    "model": models[0],
+                    "weight": 1.0,
+                    "image": picture,
+                    "save_detected_map": False,
+                }
+            ]
+        }
+    }
 
 
 def generate(webui, prompt, others, settings=None, **fields):
@@ -52,7 +65,9 @@ def generate(webui, prompt, others, settings=None, **fields):
 
 
 def check(webui, others, **fields):
-    """One adapter without recentring is the ordinary picture; with two every prediction is verified; the extension shows in both."""
+    """One adapter without recentring is the ordinary picture; with two every prediction is verified; the extension
+    shows in both.
+    """
     ordinary = generate(webui, ONE, others, **fields)
     if difference(ordinary, webui.generate(ONE, **fields)) <= CLOSE:
         pytest.skip("the extension does nothing to this checkpoint's pictures")
@@ -73,10 +88,15 @@ def test_extensions_of_the_forge_family(webui, name):
     check(webui, args_of(webui, name, EXTENSIONS[name]), **FIELDS.get(name, {}))
 
 
-@pytest.mark.parametrize("fields", [{}, {"batch_size": 2}, {"cfg_scale": 1.0}], ids=["one", "batch", "guidance scale 1"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"batch_size": 2}, {"cfg_scale": 1.0}], ids=["one", "batch", "guidance scale 1"]
+)
 def test_controlnet(webui, fields):
     check(webui, controlnet(webui), **fields)
 
 
 def test_controlnet_with_perturbed_attention(webui):
-    check(webui, {**controlnet(webui), **args_of(webui, "perturbedattentionguidance", EXTENSIONS["perturbedattentionguidance"])})
+    check(
+        webui,
+        {**controlnet(webui), **args_of(webui, "perturbedattentionguidance", EXTENSIONS["perturbedattentionguidance"])},
+    )

@@ -30,7 +30,11 @@ def composed(webui, prompt, settings, **fields):
     return made
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 2}, {"method": "composite"}, {"method": "switch"}, {"top_k": 2, "adapters_per_pass": 8}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"top_k": 2}, {"method": "composite"}, {"method": "switch"}, {"top_k": 2, "adapters_per_pass": 8}],
+    ids=str,
+)
 def test_every_method_with_a_pool(webui, pool, settings):
     made = composed(webui, f"a cat {lora('lora', 0.8)}", {"pool": POOL, **settings}, steps=7)
     assert made.params[CHOSEN] == f"step 1: e2e_lora, {', '.join(pool)}"
@@ -66,16 +70,27 @@ def test_names_that_the_webui_does_not_know_are_told(webui, pool):
         assert f"'{name}', which is none of the WebUI's LoRAs" in webui.refusal("a cat", {"pool": name})
 
 
-@pytest.mark.parametrize("kinds", [("locon", "lora", "te"), ("te", "lora", "locon"), ("dora", "loha", "lora"), ("lora", "dora", "lokr")], ids=str)
+@pytest.mark.parametrize(
+    "kinds",
+    [("locon", "lora", "te"), ("te", "lora", "locon"), ("dora", "loha", "lora"), ("lora", "dora", "lokr")],
+    ids=str,
+)
 def test_a_global_lora_is_everywhere(webui, kinds):
     kinds = [kind for kind in kinds if webui.applies(kind)]
     everywhere, *local = kinds
-    check_composed(webui, f"a cat {lora(everywhere, '0.7:lt=global')} {' '.join(lora(kind, 0.6) for kind in local)}", calls=4)
+    check_composed(
+        webui, f"a cat {lora(everywhere, '0.7:lt=global')} {' '.join(lora(kind, 0.6) for kind in local)}", calls=4
+    )
 
 
 def test_a_global_lora_alone_is_merged(webui):
     for kind in ("lora", "te"):
-        assert difference(webui.generate(f"a cat {lora(kind, '0.8:lt=global')}", {}), webui.generate(f"a cat {lora(kind, 0.8)}")) <= CLOSE
+        assert (
+            difference(
+                webui.generate(f"a cat {lora(kind, '0.8:lt=global')}", {}), webui.generate(f"a cat {lora(kind, 0.8)}")
+            )
+            <= CLOSE
+        )
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "DDIM", "Heun"])

@@ -20,10 +20,19 @@ README = Path(__file__).parents[2] / "README.md"
 
 def example(language, url):
     """The section's example in this language."""
-    (section,) = re.findall(r"^## From the API\n(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (section,) = re.findall(
+        r"^## From the API\n(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     (text,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     host, port = url.removeprefix("http://").rstrip("/").split(":")
-    changes = {"127.0.0.1": host, "7860": port, "<lora:a:": "<lora:e2e_lora:", "<lora:b:": "<lora:e2e_locon:", "20": "2", "512": "64"}
+    changes = {
+        "127.0.0.1": host,
+        "7860": port,
+        "<lora:a:": "<lora:e2e_lora:",
+        "<lora:b:": "<lora:e2e_locon:",
+        "20": "2",
+        "512": "64",
+    }
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)

@@ -100,8 +100,12 @@ class WebUIPage:
             """([found, interrupt, before]) => {
                 const sources = [...document.querySelectorAll(found)].map((image) => image.getAttribute("src"));
                 const idle = getComputedStyle(document.querySelector(interrupt)).display === "none";
-                return idle && sources.length > 0 && sources.every((source) => !before.includes(source) && !source.startsWith("data:"));
-            }""", arg=[found, f"#{self.tab}_interrupt", before], timeout=180_000)
+                return idle && sources.length > 0
+                    && sources.every((source) => !before.includes(source) && !source.startsWith("data:"));
+            }""",
+            arg=[found, f"#{self.tab}_interrupt", before],
+            timeout=180_000,
+        )
         return self.pictures()
 
     def image(self, source: str) -> Image.Image:

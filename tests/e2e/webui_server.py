@@ -91,9 +91,15 @@ class WebUI:
         return self.post(**request)
 
     def _hires_fields(self, fields: dict) -> dict:
-        """An upscaler that needs no file, and what a WebUI whose hires pass has a guidance and modules of its own wants to be told of them."""
+        """An upscaler that needs no file, and what a WebUI whose hires pass has a guidance and modules of its own wants
+        to be told of them.
+        """
         upscaler = "Latent" if self.latent_upscalers else "None"
-        same = {"hr_upscaler": upscaler, "hr_cfg": fields.get("cfg_scale", REQUEST["cfg_scale"]), "hr_additional_modules": ["Use same choices"]}
+        same = {
+            "hr_upscaler": upscaler,
+            "hr_cfg": fields.get("cfg_scale", REQUEST["cfg_scale"]),
+            "hr_additional_modules": ["Use same choices"],
+        }
         return {name: value for name, value in same.items() if fields.get("enable_hr") and name in self.request_fields}
 
     def generates(self, prompt: str) -> bool:
@@ -101,17 +107,21 @@ class WebUI:
         try:
             self.generate(prompt)
         except RuntimeError:
-            # A host that fails amid a merge keeps a part of it in its model until other networks are asked for than before it.
+            # A host that fails amid a merge keeps a part of it in its model until other networks are asked for than
+            # before it.
             for others in ("a cat", f"a cat {lora('lora')}"):
                 self.generate(others)
             return False
         return True
 
     def applies(self, kind: str) -> bool:
-        """Whether the WebUI itself applies adapters of this kind: one that it cannot read leaves its picture as it is."""
+        """Whether the WebUI itself applies adapters of this kind: one that it cannot read leaves its picture as "
+        "it is."""
         if kind not in self._applied:
             prompt = f"a cat {lora(kind)}"
-            self._applied[kind] = self.generates(prompt) and difference(self.generate(prompt), self.generate("a cat")) > 0
+            self._applied[kind] = (
+                self.generates(prompt) and difference(self.generate(prompt), self.generate("a cat")) > 0
+            )
         return self._applied[kind]
 
     def post(self, **request) -> Pictures:
@@ -128,7 +138,8 @@ class WebUI:
         try:
             return pictures(self.client.custom_post(endpoint, request, baseurl=True))
         except RuntimeError:
-            self.client.session.close()  # some servers close a connection after an error, and the next request would find out
+            # some servers close a connection after an error, and the next request would find out
+            self.client.session.close()
             raise
 
     def refusal(self, prompt: str, settings: dict, **fields) -> str:
@@ -140,19 +151,25 @@ class WebUI:
         raise AssertionError(f"{settings} with {prompt!r} made a picture")
 
     def complaint(self, prompt: str, settings: dict) -> str:
-        """What the extension says where it leaves out a LoRA or a part of it: the message that stops the generation, or the picture's note."""
+        """What the extension says where it leaves out a LoRA or a part of it: the message that stops the generation, or
+        the picture's note.
+        """
         try:
             return self.generate(prompt, settings).params.get(NOTE, "")
         except RuntimeError as error:
             return message_of(error)
 
     def checkpoint_named(self, name: str) -> dict | None:
-        return next((model for model in self.client.get_sd_models() if name in (model["model_name"], model["title"])), None)
+        return next(
+            (model for model in self.client.get_sd_models() if name in (model["model_name"], model["title"])), None
+        )
 
     def current_checkpoint(self) -> dict:
         """The checkpoint in use; the WebUI also names it by a title without its hash."""
         title = self.client.get_options()["sd_model_checkpoint"]
-        return next(model for model in self.client.get_sd_models() if model["title"].split(" [")[0] == title.split(" [")[0])
+        return next(
+            model for model in self.client.get_sd_models() if model["title"].split(" [")[0] == title.split(" [")[0]
+        )
 
     @contextmanager
     def using_checkpoint(self, title: str) -> Iterator[None]:
@@ -218,7 +235,9 @@ def check_composed(
         assert checked_calls >= fields.get("steps", REQUEST["steps"]) - 1
     else:
         assert checked_calls == calls
-    assert "(ERROR lokr" in composed.params.get(NOTE, "(ERROR lokr")  # some WebUIs fail to merge LoKr into convolutions, and only log it
+    assert "(ERROR lokr" in composed.params.get(
+        NOTE, "(ERROR lokr"
+    )  # some WebUIs fail to merge LoKr into convolutions, and only log it
     assert difference(composed, merged) > VISIBLE
     assert difference(composed, without) > VISIBLE
 

@@ -1,4 +1,5 @@
 """The LoRA files' names: what kohya's format and the WebUIs expect."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """The tiny model's layout."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """Tables from records whose figures are known."""
+
 import pytest
 
 pytest.importorskip("diffusers")
@@ -8,10 +9,24 @@ from lab import evaluate, report
 
 
 def _records(split, ways):
-    return [{"split": split, "way": way, "count": n, "number": number, "skills": ["alien", "cat"], "present": [share, share],
-             "complete": [int(share == 1)] * 2, "others": [0, 1], "distance": [distance] * 2, "seconds": 0.5,
-             **({"style": [share, share], "places": [share, share], "evaluations": 120.0} if split == "style" else {})}
-            for way, (share, distance) in ways.items() for n in evaluate.COUNTS for number in range(2)]
+    return [
+        {
+            "split": split,
+            "way": way,
+            "count": n,
+            "number": number,
+            "skills": ["alien", "cat"],
+            "present": [share, share],
+            "complete": [int(share == 1)] * 2,
+            "others": [0, 1],
+            "distance": [distance] * 2,
+            "seconds": 0.5,
+            **({"style": [share, share], "places": [share, share], "evaluations": 120.0} if split == "style" else {}),
+        }
+        for way, (share, distance) in ways.items()
+        for n in evaluate.COUNTS
+        for number in range(2)
+    ]
 
 
 def test_wins_compare_the_same_captions():
@@ -27,7 +42,10 @@ def test_best_is_the_closest_of_those_within_a_point():
 
 
 def test_evaluations_a_step():
-    assert [report.evaluations_a_step(evaluate.METHODS[way], 3) for way in ("no LoRA", "Merge", "Switch", "Composite", "LoRAtorio")] == [2, 2, 2, 6, 8]
+    assert [
+        report.evaluations_a_step(evaluate.METHODS[way], 3)
+        for way in ("no LoRA", "Merge", "Switch", "Composite", "LoRAtorio")
+    ] == [2, 2, 2, 6, 8]
     assert report.evaluations_a_step(evaluate.METHODS["Pool, exact"], 3) == 20
 
 
@@ -38,7 +56,10 @@ def test_evaluations_are_counted_where_the_records_tell():
             record["evaluations"] = 100.0 + record["count"]
     measured = report.Measured(records, "test")
     assert measured.evaluations("LoRAtorio", 3) == 20 * 8 and measured.evaluations("LoRAtorio") == 20 * 9
-    assert measured.evaluations("Pool, scout, share 0.7", 5) == 105.0 and measured.evaluations("Pool, scout, share 0.7") == 103.5
+    assert (
+        measured.evaluations("Pool, scout, share 0.7", 5) == 105.0
+        and measured.evaluations("Pool, scout, share 0.7") == 103.5
+    )
 
 
 def test_the_cheapest_that_is_as_good_is_chosen():
@@ -60,7 +81,9 @@ def test_differences_are_taken_caption_by_caption():
     records = _records("test", {"LoRAtorio": (0.5, 2.0), "Merge": (0.25, 3.0)})
     for record in records:
         record["present"] = [value + record["count"] / 100 for value in record["present"]]
-    assert report.Measured(records, "test").difference("LoRAtorio", "Merge", "present") == pytest.approx((0.25, 0.25, 0.25))
+    assert report.Measured(records, "test").difference("LoRAtorio", "Merge", "present") == pytest.approx(
+        (0.25, 0.25, 0.25)
+    )
 
 
 def test_report_is_written(tmp_path):
@@ -71,7 +94,10 @@ def test_report_is_written(tmp_path):
     report.write(records, tmp_path)
     text = (tmp_path / "evaluation.md").read_text()
     assert "| Merge | 50 (50 to 50) | 50 (50 to 50) |" in text and "| LoRAtorio | 120 | 160 | 200 | 240 |" in text
-    assert "| LoRAtorio | 180 | 0.50 | 50 (50 to 50) |" in text and "| styles global | 120 | 50 (50 to 50) | 50 (50 to 50) |" in text
+    assert (
+        "| LoRAtorio | 180 | 0.50 | 50 (50 to 50) |" in text
+        and "| styles global | 120 | 50 (50 to 50) | 50 (50 to 50) |" in text
+    )
     assert "| LoRAtorio, lambda 1 | 61% | +0.0 (+0.0 to +0.0) |" in text
     for name in ("methods", "cost", "ablation"):
         assert (tmp_path / f"evaluation-{name}.png").exists()

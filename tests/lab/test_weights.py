@@ -1,4 +1,5 @@
 """What lies in lab/weights."""
+
 import json
 
 import pytest

@@ -1,4 +1,5 @@
 """The synthetic world: deterministic, complete, and its skills really independent."""
+
 import numpy as np
 import pytest
 
@@ -52,5 +53,5 @@ def test_figures_never_overlap_nor_leave_the_canvas():
         for slot in slots:
             assert all(half + world.JITTER <= v <= world.CANVAS - half - world.JITTER for v in slot)
         for i, a in enumerate(slots):
-            for b in slots[i + 1:]:
+            for b in slots[i + 1 :]:
                 assert max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= world.STAMP + 2 * world.JITTER

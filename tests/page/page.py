@@ -2,8 +2,8 @@
 
 Prints its address when it is there, and runs until its standard input ends.
 
-Beside them, per tab, what the WebUI does around the accordion: `read` shows the controls' values, as a generation would get
-them, and `paste` fills the controls from the infotext field in the box above it. Runs on the WebUIs' own gradio.
+Beside them, per tab, what the WebUI does around the accordion: `read` shows the controls' values, as a generation would
+get them, and `paste` fills the controls from the infotext field in the box above it. Runs on the WebUIs' own gradio.
 """
 
 import itertools
@@ -44,7 +44,9 @@ def tab(name):
         found = [value({INFOTEXT: text} if text else {}) for _, value in pairs]
         return [gr.update() if value is None else gr.update(value=value) for value in found]
 
-    gr.Button("paste", elem_id=f"{name}_paste").click(paste, inputs=[infotext], outputs=[control for control, _ in pairs])
+    gr.Button("paste", elem_id=f"{name}_paste").click(
+        paste, inputs=[infotext], outputs=[control for control, _ in pairs]
+    )
 
 
 with gr.Blocks(analytics_enabled=False) as page:

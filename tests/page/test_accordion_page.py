@@ -25,9 +25,17 @@ def url(request, browser):
     python = ROOT / f".venv-{request.param}" / "bin" / "python"
     if not python.exists():
         pytest.skip(f"needs {python.parents[1].name}, which `make test` sets up where there is a Chromium")
-    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_OFFLINE": "1",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     script = Path(__file__).with_name("page.py")
-    with subprocess.Popen([python, script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [python, script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
         yield next(line.strip() for line in server.stdout if line.startswith("http"))
         server.stdin.close()
 
@@ -97,14 +105,18 @@ def test_price_while_typing(page):
     page.page.on("request", lambda request: asked.append(request.url))
     page.prompt.press_sequentially("a cat <lora:anna:0.8> ")
     page.says("1 LoRA (anna 0.8): 4 model evaluations a step instead of 2.")
-    page.prompt.press_sequentially("<lora:style:0.5:0.7:ltstart=0.2> <lora:off:0> <lora:unet:0:1>, <lora:named:te=0.1:unet=0.1>")
+    page.prompt.press_sequentially(
+        "<lora:style:0.5:0.7:ltstart=0.2> <lora:off:0> <lora:unet:0:1>, <lora:named:te=0.1:unet=0.1>"
+    )
     page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.")
     assert asked == [], "the script talks to nobody"
     page.says("No LoRA in the prompt: the picture will be the ordinary one.", "img2img")
     page.show("img2img")
     page.prompt.fill("<lora:b:1>")
     page.says("1 LoRA (b 1): 4 model evaluations a step instead of 2.")
-    page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.", "txt2img")
+    page.says(
+        "4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.", "txt2img"
+    )
 
 
 def test_pool_beside_the_prompt_and_alone(page):
@@ -129,7 +141,10 @@ def test_global_loras_cost_nothing(page, role):
 
 
 def test_price_in_another_language(page):
-    page.page.evaluate("window.localization = {'1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.': '{evaluations} statt 2: {names}'}")
+    page.page.evaluate(
+        "window.localization = {'1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.': "
+        "'{evaluations} statt 2: {names}'}"
+    )
     page.prompt.fill("<lora:$&:1>")
     page.says("4 statt 2: $& 1")
 
@@ -138,10 +153,26 @@ def test_price_in_another_language(page):
 def test_presets_and_reset(page, tab):
     page.show(tab)
     page.prompt.fill("<lora:a:1> <lora:b:1>")
-    others = {"start": 0.1, "end": 0.8, "text_encoder": "merged", "adapters_per_pass": 3, "verify": True, "maps": True, "pool": "styles/*",
-              "pool_mode": "scout", "scout": 0.2, "scout_every": 5, "scout_share": 0.3, "trigger_words": True, "guidance_every": 4}
+    others = {
+        "start": 0.1,
+        "end": 0.8,
+        "text_encoder": "merged",
+        "adapters_per_pass": 3,
+        "verify": True,
+        "maps": True,
+        "pool": "styles/*",
+        "pool_mode": "scout",
+        "scout": 0.2,
+        "scout_every": 5,
+        "scout_share": 0.3,
+        "trigger_words": True,
+        "guidance_every": 4,
+    }
     for name in (*PRESETS, "reset"):
-        page.paste("method=composite patch_size=7 temperature=0.9 lam=0.3 top_k=2 " + " ".join(f"{key}={value}" for key, value in others.items()))
+        page.paste(
+            "method=composite patch_size=7 temperature=0.9 lam=0.3 top_k=2 "
+            + " ".join(f"{key}={value}" for key, value in others.items())
+        )
         page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step instead of 2. The LoRAs of the pool come on top.")
         page.expect(page.control("patch_size", "input[type=number]")).to_have_value("7")
         page.press(f"preset_{name}")

@@ -1,4 +1,5 @@
-"""Small stand-ins of the parts of the WebUIs that the extension uses, written from their interfaces: here AUTOMATIC1111's.
+"""Small stand-ins of the parts of the WebUIs that the extension uses, written from their interfaces: here
+AUTOMATIC1111's.
 
 `installed()` makes `modules`, `networks` and `gradio` importable for the time of a block, loads
 `scripts/loratorio.py` as the host does, and leaves nothing behind in `sys.modules`. `forge_host` does so for Forge.
@@ -24,7 +25,13 @@ WEBUI = Path(__file__).parent / "webui"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "loratorio.py"
 
 _HOST_MODULES = ("modules", "networks", "network", "model", "gradio", "backend", "modules_forge")
-_IMPORTING_THEM = ("lib_loratorio.hosts.a1111", "lib_loratorio.hosts.forge", "lib_loratorio.hosts.webui", "lib_loratorio.ui", "lib_loratorio.pool_picker")
+_IMPORTING_THEM = (
+    "lib_loratorio.hosts.a1111",
+    "lib_loratorio.hosts.forge",
+    "lib_loratorio.hosts.webui",
+    "lib_loratorio.ui",
+    "lib_loratorio.pool_picker",
+)
 
 
 @contextmanager
@@ -56,7 +63,11 @@ def load_script() -> Any:
 
 def _taken_out() -> dict[str, Any]:
     """Takes the host's modules, and the extension's that import them, out of what is imported."""
-    taken = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in _HOST_MODULES or name.startswith(_IMPORTING_THEM)}
+    taken = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] in _HOST_MODULES or name.startswith(_IMPORTING_THEM)
+    }
     for name in taken:
         del sys.modules[name]
         package, _, attribute = name.rpartition(".")
@@ -69,13 +80,25 @@ class Host:
     """The running WebUI: its modules, its model, and the extension's script."""
 
     def __init__(self):
-        for name in ("shared", "errors", "processing", "prompt_parser", "sd_samplers", "sd_samplers_timesteps", "sd_unet", "script_callbacks", "scripts"):
+        for name in (
+            "shared",
+            "errors",
+            "processing",
+            "prompt_parser",
+            "sd_samplers",
+            "sd_samplers_timesteps",
+            "sd_unet",
+            "script_callbacks",
+            "scripts",
+        ):
             setattr(self, name, importlib.import_module(f"modules.{name}"))
         for name in ("gradio", "networks", "network", "model"):
             setattr(self, name, importlib.import_module(name))
         self.extension = load_script()
         self.a1111 = importlib.import_module("lib_loratorio.hosts.a1111")
-        self.messages, self.pool, self.text = (importlib.import_module(f"lib_loratorio.hosts.webui.{name}") for name in ("messages", "pool", "text"))
+        self.messages, self.pool, self.text = (
+            importlib.import_module(f"lib_loratorio.hosts.webui.{name}") for name in ("messages", "pool", "text")
+        )
         self.picker = importlib.import_module("lib_loratorio.pool_picker")
         self.script_callbacks.ui_settings_callback()
         self.script = self.extension.LoratorioScript()
@@ -86,7 +109,15 @@ class Host:
         self.shared.sd_model = self.model.SdModel(**model)
         return self.shared.sd_model
 
-    def module(self, kind: str, layer: torch.nn.Module, w: Mapping[str, torch.Tensor], unet=1.0, dyn=None, key="diffusion_model_layer") -> Any:
+    def module(
+        self,
+        kind: str,
+        layer: torch.nn.Module,
+        w: Mapping[str, torch.Tensor],
+        unet=1.0,
+        dyn=None,
+        key="diffusion_model_layer",
+    ) -> Any:
         """A network's module for one layer, as the host's loader makes it."""
         network = self.network.Network(kind, self.network.NetworkOnDisk(kind, {}))
         network.unet_multiplier, network.dyn_dim = unet, dyn
@@ -107,7 +138,9 @@ class Host:
 
     def request(self, prompt, settings=None, **fields) -> Any:
         """A request, with the script's arguments: one dict of settings, or nothing for a page without the extension."""
-        args = [] if settings is None else [(self.script, (settings,) if isinstance(settings, dict) else tuple(settings))]
+        args = (
+            [] if settings is None else [(self.script, (settings,) if isinstance(settings, dict) else tuple(settings))]
+        )
         return self.processing.Processing(prompt, scripts=self.scripts.ScriptRunner(args), **fields)
 
     def generate(self, prompt, settings=None, **fields) -> tuple[Any, torch.Tensor]:

@@ -1,4 +1,6 @@
-"""Small stand-ins of Forge and Neo, written from its interface. What they share with AUTOMATIC1111's they take from that one."""
+"""Small stand-ins of Forge and Neo, written from its interface. What they share with AUTOMATIC1111's they take from
+that one.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ class Host:
         for name in ("args", "memory_management", "sampling.sampling_function", "sampling.condition"):
             setattr(self, name.rpartition(".")[2], importlib.import_module(f"backend.{name}"))
         self.extension = load_script()
-        self.forge, self.text = importlib.import_module("lib_loratorio.hosts.forge"), importlib.import_module("lib_loratorio.hosts.webui.text")
+        self.forge, self.text = (
+            importlib.import_module("lib_loratorio.hosts.forge"),
+            importlib.import_module("lib_loratorio.hosts.webui.text"),
+        )
         self.calc_cond_uncond_batch = self.sampling_function.calc_cond_uncond_batch
         self.script_callbacks.ui_settings_callback()
         self.script = self.extension.LoratorioScript()
@@ -59,7 +64,9 @@ class Host:
             weight, *rest = (key,) if isinstance(key, str) else key
             weight = weight if weight.endswith((".weight", ".bias")) else f"{weight}.weight"
             weight = weight if weight.startswith(("transformer.", "foreign.")) else f"diffusion_model.{weight}"
-            contents[(weight, *rest) if rest else weight] = random_patch(kind, self._shape(weight, *rest[:1]), generator, size, self.shared.sd_model.dtype)
+            contents[(weight, *rest) if rest else weight] = random_patch(
+                kind, self._shape(weight, *rest[:1]), generator, size, self.shared.sd_model.dtype
+            )
         on_disk = SimpleNamespace(name=name, filename=f"/loras/{name}.safetensors", patches=contents, mtime=1.0)
         self.networks.available_networks[name] = self.networks.available_network_aliases[name] = on_disk
         return on_disk
@@ -68,7 +75,9 @@ class Host:
         layer, _, parameter = name.rpartition(".")
         objects = self.shared.sd_model.forge_objects_original
         root = objects.clip.cond_stage_model if name.startswith("transformer.") else objects.unet.model
-        layer = root.get_submodule(layer) if not name.startswith("foreign.") else root.get_submodule("diffusion_model.to_q")
+        layer = (
+            root.get_submodule(layer) if not name.startswith("foreign.") else root.get_submodule("diffusion_model.to_q")
+        )
         packed = parameter == "weight" and hasattr(layer, "in_features")
         shape = [layer.out_features, layer.in_features] if packed else list(getattr(layer, parameter).shape)
         if offset is not None:
@@ -76,7 +85,8 @@ class Host:
         return shape
 
     def request(self, prompt, settings=None, before=(), after=(), **fields) -> Any:
-        """A request, with the script's arguments, one dict of settings or nothing; other extensions run before and after it.
+        """A request, with the script's arguments, one dict of settings or nothing; other extensions run before and
+        after it.
 
         `p.former` is what the script finds in the host.
         """
@@ -104,13 +114,18 @@ def seen(sd_model) -> dict:
     """What of the host's state the extension must leave as it is."""
     networks = importlib.import_module("networks")
     return {
-        "options": copy.deepcopy(sd_model.forge_objects.unet.model_options), "patches": sd_model.forge_objects.unet.merged_networks(),
-        "hash": sd_model.current_lora_hash, "loaded": list(networks.loaded_networks), "clip": sd_model.forge_objects.clip,
+        "options": copy.deepcopy(sd_model.forge_objects.unet.model_options),
+        "patches": sd_model.forge_objects.unet.merged_networks(),
+        "hash": sd_model.current_lora_hash,
+        "loaded": list(networks.loaded_networks),
+        "clip": sd_model.forge_objects.clip,
         "merged": sd_model.forge_objects_after_applying_lora.unet,
     }
 
 
-def random_patch(kind: str, shape: list[int], generator: torch.Generator, size: float, dtype: torch.dtype) -> tuple[str, tuple]:
+def random_patch(
+    kind: str, shape: list[int], generator: torch.Generator, size: float, dtype: torch.dtype
+) -> tuple[str, tuple]:
     """`(kind, values)` in the host's form; `size` is about how much a weight changes. The alpha is never the rank."""
     outputs, inputs, kernel = shape[0], shape[1] if len(shape) > 1 else 1, shape[2:]
     ones, alpha = [1] * len(kernel), RANK * 0.75
@@ -125,12 +140,30 @@ def random_patch(kind: str, shape: list[int], generator: torch.Generator, size: 
     if kind == "rank 3":
         return "lora", (normal(outputs, 3, *ones), normal(3, inputs, *kernel), 1.5, None, None)
     if kind == "mid":
-        return "lora", (normal(outputs, RANK, 1, 1), normal(RANK, inputs, 1, 1), alpha, normal(RANK, RANK, *kernel), None)
+        return "lora", (
+            normal(outputs, RANK, 1, 1),
+            normal(RANK, inputs, 1, 1),
+            alpha,
+            normal(RANK, RANK, *kernel),
+            None,
+        )
     if kind == "dora":
-        return "lora", (normal(outputs, RANK, *ones), normal(RANK, inputs, *kernel), alpha, None, 1 + normal(outputs, 1, *ones))
+        return "lora", (
+            normal(outputs, RANK, *ones),
+            normal(RANK, inputs, *kernel),
+            alpha,
+            None,
+            1 + normal(outputs, 1, *ones),
+        )
     if kind == "loha":
         flat = inputs * torch.Size(kernel).numel()
-        return "loha", (2 * normal(outputs, RANK), 2 * normal(RANK, flat), alpha, 2 * normal(outputs, RANK), 2 * normal(RANK, flat))
+        return "loha", (
+            2 * normal(outputs, RANK),
+            2 * normal(RANK, flat),
+            alpha,
+            2 * normal(outputs, RANK),
+            2 * normal(RANK, flat),
+        )
     if kind == "diff":
         return "diff", (normal(*shape),)
     if kind == "scaled":

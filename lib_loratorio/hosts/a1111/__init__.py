@@ -15,4 +15,14 @@ from lib_loratorio.hosts.webui.messages import note, stop
 from lib_loratorio.hosts.webui.request import leave_alone, picture_done
 from lib_loratorio.hosts.webui.session import finish, start
 
-__all__ = ["finish", "leave_alone", "note", "on_cfg_denoised", "on_cfg_denoiser", "picture_done", "prepare", "start", "stop"]
+__all__ = [
+    "finish",
+    "leave_alone",
+    "note",
+    "on_cfg_denoised",
+    "on_cfg_denoiser",
+    "picture_done",
+    "prepare",
+    "start",
+    "stop",
+]

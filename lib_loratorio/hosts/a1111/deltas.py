@@ -22,9 +22,14 @@ def _deltas(adapter: Adapter, below: Sequence[Adapter]) -> dict[str, LowRank | D
     layers = shared.sd_model.network_layer_mapping
     if not adapter.changes_unet:
         return {}
-    modules = {name: module for name, module in adapter.network.modules.items() if name.startswith(UNET) and name in layers}
+    modules = {
+        name: module for name, module in adapter.network.modules.items() if name.startswith(UNET) and name in layers
+    }
     under = [other.network.modules for other in below if other.changes_unet]
-    return {name: _delta(module, layers[name], [others[name] for others in under if name in others]) for name, module in modules.items()}
+    return {
+        name: _delta(module, layers[name], [others[name] for others in under if name in others])
+        for name, module in modules.items()
+    }
 
 
 def _delta(module, layer: torch.nn.Module, below: Sequence = ()) -> LowRank | Dense:
@@ -84,7 +89,9 @@ def bank_of(p, adapters: Sequence[Adapter]) -> AdapterBank:
     if kept.bank and kept.bank_key == key and kept.bank.layers is layers:
         return kept.bank
     restore_base()
-    bank = AdapterBank(layers, [_deltas(adapter, below) for adapter, below in zip(adapters, merged_below(adapters))], budget)
+    bank = AdapterBank(
+        layers, [_deltas(adapter, below) for adapter, below in zip(adapters, merged_below(adapters))], budget
+    )
     report_failures(p, adapters, bank)
     kept.bank_key, kept.bank = key, bank
     return bank

@@ -29,7 +29,9 @@ TRAINED_ON = {"ss_base_model_version", "ss_v2"}
 
 @dataclass(frozen=True)
 class Adapter:
-    """A network as the prompt or the pool asks for it. Its Network object holds the strengths; a pool's is a copy of the host's."""
+    """A network as the prompt or the pool asks for it. Its Network object holds the strengths; a pool's is a copy of
+    the host's.
+    """
 
     network: Any
     name: str
@@ -88,8 +90,8 @@ def _of_pool(p, name: str, strength: float) -> Adapter:
 def _is_for_another_kind(network_on_disk) -> bool:
     """Whether a file is for another kind of model, as far as the user's notes or else the file tell the host.
 
-    Layers do not tell: many of one kind's have the names, and some the shapes, of another's. What the host takes for SD1's has
-    any metadata and no sign of the other kinds, and may be theirs, unless the trainer has told.
+    Layers do not tell: many of one kind's have the names, and some the shapes, of another's. What the host takes for
+    SD1's has any metadata and no sign of the other kinds, and may be theirs, unless the trainer has told.
     """
     kind = notes(network_on_disk.filename).get("sd version") or network_on_disk.sd_version.name
     if kind == "SD1" and TRAINED_ON.isdisjoint(network_on_disk.metadata):
@@ -98,7 +100,9 @@ def _is_for_another_kind(network_on_disk) -> bool:
 
 
 def _copy(network) -> Any:
-    """A Network with modules of its own, of the same tensors: a later prompt that has it too sets the strengths of the host's."""
+    """A Network with modules of its own, of the same tensors: a later prompt that has it too sets the strengths of the
+    host's.
+    """
     own = copy(network)
     own.modules = {name: copy(module) for name, module in network.modules.items()}
     for module in own.modules.values():
@@ -114,7 +118,9 @@ def requested_adapters(p) -> list[Adapter]:
         require(names(getattr(p, "hr_extra_network_data", None) or {}), is_available)
     parts = parts_by_name(extra_network_data(p))
     without_tag = iter(())  # has what the host loads by its setting "Add network to prompt"
-    adapters = [Adapter.of(network, next(parts.get(network.name, without_tag), LOCAL)) for network in networks.loaded_networks]
+    adapters = [
+        Adapter.of(network, next(parts.get(network.name, without_tag), LOCAL)) for network in networks.loaded_networks
+    ]
     adapters = [adapter for adapter in adapters if adapter.te != 0 or adapter.unet != 0]
     for adapter in adapters:
         if not adapter.network.modules and not adapter.network.bundle_embeddings:

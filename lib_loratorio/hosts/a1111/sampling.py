@@ -88,7 +88,9 @@ class Session(session.Session):
         self.conditionals = params.x.shape[0] - self.pictures
         subprompts = torch.tensor([len(prompts) for prompts in self._conditions_in_use().batch], device=params.x.device)
         picture_of = torch.arange(self.pictures, device=params.x.device).repeat_interleave(subprompts)
-        self.own_text = {number: self._padded(*self._text_at_this_step(number)) for number in self.texts if number != BASE}
+        self.own_text = {
+            number: self._padded(*self._text_at_this_step(number)) for number in self.texts if number != BASE
+        }
         networks.loaded_networks.clear()
         verify = self._verify if self.settings.verify else None
         self.call = SamplerCall(method, plan, self.evaluator, picture_of, self._same_length, verify, everywhere)

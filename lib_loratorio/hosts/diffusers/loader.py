@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers.utils.peft_utils import delete_adapter_layers, recurse_remove_peft_layers, set_adapter_layers, set_weights_and_activate_adapters
+from diffusers.utils.peft_utils import (
+    delete_adapter_layers,
+    recurse_remove_peft_layers,
+    set_adapter_layers,
+    set_weights_and_activate_adapters,
+)
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
@@ -26,17 +31,31 @@ from lib_loratorio.schedule import LOCAL, Part, merged_below
 PREFIX = "loratorio_"
 """The adapters' names in diffusers: file names can hold dots, which peft forbids, and can repeat."""
 
-FOREIGN = {"dora_scale": "DoRA", "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "b1.weight": "GLoRA", "on_input": "IA3"}
+FOREIGN = {
+    "dora_scale": "DoRA",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "b1.weight": "GLoRA",
+    "on_input": "IA3",
+}
 """Parts of tensor names that tell kinds which diffusers cannot read, or reads as another kind."""
 
-LAYER_ENDS = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight", ".lora_linear_layer.down.weight")
+LAYER_ENDS = (
+    ".lora_down.weight",
+    ".lora_A.weight",
+    ".lora.down.weight",
+    "_lora.down.weight",
+    ".lora_linear_layer.down.weight",
+)
 
 
 class Lora(NamedTuple):
     """A LoRA file in kohya's or diffusers' layout, and its strength; of strength 0 it is left out.
 
-    `part` says how it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be left out of steps in which
-    they would matter little, as the settings say, and are never merged; of them, files that do not suit the model are left out and named.
+    `part` says how it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be left out of
+    steps in which they would matter little, as the settings say, and are never merged; of them, files that do not suit
+    the model are left out and named.
     """
 
     path: str | os.PathLike
@@ -70,7 +89,9 @@ def text_encoders(pipe) -> list[torch.nn.Module]:
 def activate(model: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
     """What `pipe.set_adapters` does, for one model; without adapters, the model is the base."""
     if adapters:
-        set_weights_and_activate_adapters(model, [adapter.name for adapter in adapters], [adapter.strength for adapter in adapters])
+        set_weights_and_activate_adapters(
+            model, [adapter.name for adapter in adapters], [adapter.strength for adapter in adapters]
+        )
     set_adapter_layers(model, enabled=bool(adapters))
 
 
@@ -106,7 +127,9 @@ def _check_loras_in(models: Sequence[torch.nn.Module]) -> None:
         if any(name.startswith(PREFIX) for name in getattr(layer, "lora_A", ())):
             raise LoratorioError("LoRAtorio: this pipeline is being composed already.")
         if layer.merged:
-            raise LoratorioError("LoRAtorio: the pipeline's LoRAs are fused into its weights; call pipe.unfuse_lora() first.")
+            raise LoratorioError(
+                "LoRAtorio: the pipeline's LoRAs are fused into its weights; call pipe.unfuse_lora() first."
+            )
 
 
 class _LoraState:
@@ -114,15 +137,25 @@ class _LoraState:
 
     def __init__(self, model: torch.nn.Module):
         self.model = model
-        self.attributes = {name: model.__dict__[name] for name in ("peft_config", "_hf_peft_config_loaded") if name in model.__dict__}
+        self.attributes = {
+            name: model.__dict__[name] for name in ("peft_config", "_hf_peft_config_loaded") if name in model.__dict__
+        }
         if "peft_config" in self.attributes:
             self.attributes["peft_config"] = dict(self.attributes["peft_config"])
-        self.layers = [(layer, list(layer.active_adapters), layer.disable_adapters, dict(layer.scaling)) for layer in _tuner_layers(model)]
+        self.layers = [
+            (layer, list(layer.active_adapters), layer.disable_adapters, dict(layer.scaling))
+            for layer in _tuner_layers(model)
+        ]
         self.gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
     def restore(self) -> None:
         if self.layers:
-            ours = {name for layer in _tuner_layers(self.model) for name in getattr(layer, "lora_A", ()) if name.startswith(PREFIX)}
+            ours = {
+                name
+                for layer in _tuner_layers(self.model)
+                for name in getattr(layer, "lora_A", ())
+                if name.startswith(PREFIX)
+            }
             for name in ours:
                 delete_adapter_layers(self.model, name)
             for layer, active, disabled, scaling in self.layers:
@@ -161,7 +194,10 @@ def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
             for model in (pipe.unet, *text_encoders(pipe)):
                 delete_adapter_layers(model, name)
     if refused:
-        message = f"LoRAtorio: {len(refused)} LoRAs of the pool cannot be read, or match nothing in this model: {', '.join(refused)}"
+        message = (
+            f"LoRAtorio: {len(refused)} LoRAs of the pool cannot be read, or match nothing in this model: "
+            f"{', '.join(refused)}"
+        )
         if not adapters:
             raise LoratorioError(f"{message}; there is no other LoRA.")
         logging.warning(f"{message}; left out.")
@@ -172,21 +208,29 @@ def _load(pipe, name: str, lora: Lora) -> Adapter:
     in_file = _layers_in(lora.path)
     mismatch = f"LoRAtorio: the LoRA {lora.path} matches no layer of this model: it is for another kind of model"
     try:
-        pipe.load_lora_weights(str(lora.path.resolve().parent), weight_name=lora.path.name, adapter_name=name, local_files_only=True)
+        pipe.load_lora_weights(
+            str(lora.path.resolve().parent), weight_name=lora.path.name, adapter_name=name, local_files_only=True
+        )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoratorioError(f"{mismatch}, or not a LoRA that diffusers can read ({reason[:200]}).") from error
-    unet, *texts = ([layer for layer in _tuner_layers(model) if name in layer.lora_A] for model in (pipe.unet, *text_encoders(pipe)))
+    unet, *texts = (
+        [layer for layer in _tuner_layers(model) if name in layer.lora_A] for model in (pipe.unet, *text_encoders(pipe))
+    )
     found = len(unet) + sum(map(len, texts))
     if not found:
         raise LoratorioError(f"{mismatch}.")
     if found < in_file:
-        logging.warning(f"LoRAtorio: {in_file - found} of {in_file} layers of the LoRA {lora.path} match nothing in this model and are left out.")
+        logging.warning(
+            f"LoRAtorio: {in_file - found} of {in_file} layers of the LoRA {lora.path} match nothing in this "
+            "model and are left out."
+        )
     return Adapter(name, lora.path, lora.strength, bool(unet), any(texts), lora.part, lora.pooled)
 
 
 def _layers_in(path: Path) -> int:
-    """How many layers a safetensors file has factors for; raises LoratorioError for kinds that diffusers cannot read."""
+    """How many layers a safetensors file has factors for; raises LoratorioError for kinds that diffusers cannot "
+    "read."""
     if path.suffix.lower() != ".safetensors":
         return 0
     try:
@@ -209,19 +253,28 @@ def bank_of(unet: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> 
     deltas = []
     for adapter, below in zip(adapters, merged_below(adapters)):
         names = [other.name for other in below]
-        deltas.append({name: _delta(layer, adapter.name, names) for name, layer in layers.items() if adapter.name in layer.lora_A})
+        deltas.append(
+            {name: _delta(layer, adapter.name, names) for name, layer in layers.items() if adapter.name in layer.lora_A}
+        )
     bank = AdapterBank({name: layer.get_base_layer() for name, layer in layers.items()}, deltas, budget)
     for adapter, failures in zip(adapters, bank.failures):
         if failures:
             layer, reason = next(iter(failures.items()))
-            raise LoratorioError(f"LoRAtorio: {len(failures)} layers of the LoRA {adapter.label} cannot be applied, such as {layer}: {reason}")
+            raise LoratorioError(
+                f"LoRAtorio: {len(failures)} layers of the LoRA {adapter.label} cannot be applied, such as "
+                f"{layer}: {reason}"
+            )
     return bank
 
 
 def _delta(layer: LoraLayer, name: str, below: Sequence[str]) -> LowRank | Dense:
     """`below` are the adapters on top of which this one is merged."""
     down, up = layer.lora_A[name], layer.lora_B[name]
-    plain = name not in getattr(layer, "lora_variant", {}) and up.bias is None and not getattr(layer, "fan_in_fan_out", False)
+    plain = (
+        name not in getattr(layer, "lora_variant", {})
+        and up.bias is None
+        and not getattr(layer, "fan_in_fan_out", False)
+    )
     if plain:
         low_rank = LowRank(down.weight.detach(), up.weight.detach().flatten(1), layer.scaling[name])
         if fits_low_rank(layer.get_base_layer(), low_rank):

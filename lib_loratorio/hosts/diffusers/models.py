@@ -16,7 +16,8 @@ from lib_loratorio.hosts.base import LoratorioError
 
 
 class Scheduler(NamedTuple):
-    """A scheduler as diffusers makes it and as WebUIs call it; `kind` is the WebUIs' schedule type, if they name one."""
+    """A scheduler as diffusers makes it and as WebUIs call it; `kind` is the WebUIs' schedule type, if they name "
+    "one."""
 
     type: str
     label: str
@@ -34,7 +35,9 @@ SCHEDULERS = {
     "dpm2": Scheduler("KDPM2DiscreteScheduler", "DPM2"),
     "dpmpp_2m": Scheduler("DPMSolverMultistepScheduler", "DPM++ 2M"),
     "dpmpp_2m_karras": Scheduler("DPMSolverMultistepScheduler", "DPM++ 2M", "Karras", KARRAS),
-    "dpmpp_2m_sde_karras": Scheduler("DPMSolverMultistepScheduler", "DPM++ 2M SDE", "Karras", {**KARRAS, "algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m_sde_karras": Scheduler(
+        "DPMSolverMultistepScheduler", "DPM++ 2M SDE", "Karras", {**KARRAS, "algorithm_type": "sde-dpmsolver++"}
+    ),
     "unipc": Scheduler("UniPCMultistepScheduler", "UniPC"),
     "pndm": Scheduler("PNDMScheduler", "PLMS"),
     "lcm": Scheduler("LCMScheduler", "LCM"),
@@ -42,7 +45,9 @@ SCHEDULERS = {
 
 
 def use_scheduler(pipe, name: str | None) -> tuple[str, str]:
-    """Gives the pipeline this scheduler, or leaves it the model's own; returns its label and schedule type for the infotext."""
+    """Gives the pipeline this scheduler, or leaves it the model's own; returns its label and schedule type for the
+    infotext.
+    """
     if name is None:
         own = type(pipe.scheduler).__name__
         karras = "Karras" if pipe.scheduler.config.get("use_karras_sigmas") else ""
@@ -57,15 +62,17 @@ def load_pipeline(model: Path, config: Path | None, dtype: torch.dtype):
 
     Args:
         model: folder or file. A `.yaml` of the same name beside a file describes its UNet, as in WebUIs.
-        config: for a file, a folder with the pipeline's json and tokenizer files. Without it diffusers uses its download cache,
-            or the network.
+        config: for a file, a folder with the pipeline's json and tokenizer files. Without it diffusers uses its
+            download cache, or the network.
 
     Raises LoratorioError.
     """
     if not model.exists():
         raise LoratorioError(f"LoRAtorio: there is no model {model}.")
     if config is not None and not (config / "model_index.json").is_file():
-        raise LoratorioError(f"LoRAtorio: the configuration {config} is no diffusers folder: it has no model_index.json.")
+        raise LoratorioError(
+            f"LoRAtorio: the configuration {config} is no diffusers folder: it has no model_index.json."
+        )
     try:
         return _from_folder(model, dtype) if model.is_dir() else _from_file(model, config, dtype)
     except LoratorioError:
@@ -82,9 +89,13 @@ def _from_folder(folder: Path, dtype: torch.dtype):
         raise LoratorioError(f"LoRAtorio: {folder} is no diffusers folder: it has no model_index.json.")
     name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     if name not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        raise LoratorioError(f"LoRAtorio: {folder} is a {name}, which is not supported; supported are SD 1.x, SD 2.x and SDXL.")
+        raise LoratorioError(
+            f"LoRAtorio: {folder} is a {name}, which is not supported; supported are SD 1.x, SD 2.x and SDXL."
+        )
     kwargs = {} if name == "StableDiffusionXLPipeline" else {"safety_checker": None, "requires_safety_checker": False}
-    if not any((folder / "unet").glob("diffusion_pytorch_model.[!f]*")) and any((folder / "unet").glob("*.fp16.safetensors")):
+    if not any((folder / "unet").glob("diffusion_pytorch_model.[!f]*")) and any(
+        (folder / "unet").glob("*.fp16.safetensors")
+    ):
         kwargs["variant"] = "fp16"
     return getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **kwargs)
 
@@ -108,7 +119,11 @@ def _from_file(file: Path, config: Path | None, dtype: torch.dtype):
     if yaml.is_file():
         kwargs["original_config"] = str(yaml)
     pipe = kind.from_single_file(str(file), torch_dtype=dtype, **kwargs)
-    if "v_pred" in keys or (yaml.is_file() and re.search(r"parameterization:\s*[\"']?v\b", yaml.read_text(encoding="utf-8"))):
+    if "v_pred" in keys or (
+        yaml.is_file() and re.search(r"parameterization:\s*[\"']?v\b", yaml.read_text(encoding="utf-8"))
+    ):
         changes = {"rescale_betas_zero_snr": True} if "ztsnr" in keys else {}
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction", **changes)
+        pipe.scheduler = type(pipe.scheduler).from_config(
+            pipe.scheduler.config, prediction_type="v_prediction", **changes
+        )
     return pipe

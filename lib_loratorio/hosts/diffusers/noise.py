@@ -7,24 +7,31 @@ import torch
 from lib_loratorio.hosts.base import LoratorioError
 
 SMALLEST = 1e-12
-"""Of `alphas_cumprod`, which a schedule with zero terminal signal-to-noise ratio ends in: keeps its logarithm finite."""
+"""Of `alphas_cumprod`, which a schedule with zero terminal signal-to-noise ratio ends in: keeps its logarithm finite.
+"""
 
 
 def check_scheduler(scheduler) -> None:
     """Raises LoratorioError for a scheduler whose model input is not `alpha * x_0 + sigma * noise`."""
     name = type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
-        raise LoratorioError(f"LoRAtorio: the scheduler {name} has no alphas_cumprod; use one of the DDPM family, such as DDIM, Euler or DPM++ 2M.")
+        raise LoratorioError(
+            f"LoRAtorio: the scheduler {name} has no alphas_cumprod; use one of the DDPM family, such as DDIM, "
+            "Euler or DPM++ 2M."
+        )
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction", "sample"):
-        raise LoratorioError(f"LoRAtorio: the scheduler {name} has the prediction type {kind!r}; supported are epsilon, v_prediction and sample.")
+        raise LoratorioError(
+            f"LoRAtorio: the scheduler {name} has the prediction type {kind!r}; supported are epsilon, "
+            "v_prediction and sample."
+        )
 
 
 def signal_and_noise(alphas_cumprod: torch.Tensor, timestep: torch.Tensor) -> tuple[float, float]:
     """`alpha, sigma` at a timestep, `alpha^2 + sigma^2 = 1`.
 
-    A fractional timestep lies between two of the schedule's in `log(sigma / alpha)`, which is how the schedulers with Karras
-    sigmas have found it.
+    A fractional timestep lies between two of the schedule's in `log(sigma / alpha)`, which is how the schedulers with
+    Karras sigmas have found it.
     """
     squares = alphas_cumprod.double().cpu().clamp(SMALLEST, 1 - SMALLEST)
     log_ratios = ((1 - squares) / squares).log() / 2
@@ -37,8 +44,8 @@ def signal_and_noise(alphas_cumprod: torch.Tensor, timestep: torch.Tensor) -> tu
 
 
 def noise_terms(scheduler, x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor | None, float, float]:
-    """`offset, scale, unit`: `offset + scale * prediction` is the noise up to a factor, None where it is the noise; `unit` makes
-    a difference of predictions one of noise.
+    """`offset, scale, unit`: `offset + scale * prediction` is the noise up to a factor, None where it is the noise;
+    `unit` makes a difference of predictions one of noise.
 
     `x [B,C,H,W]` is the model's input as the scheduler scales it, `alpha * x_0 + sigma * noise`. For a velocity
     `v = alpha * noise - sigma * x_0` the noise is `alpha * v + sigma * x`.
@@ -47,4 +54,6 @@ def noise_terms(scheduler, x: torch.Tensor, timestep: torch.Tensor) -> tuple[tor
         return None, -1.0, 1.0
     alpha, sigma = signal_and_noise(scheduler.alphas_cumprod, timestep)
     x = x.float()
-    return (sigma * x, alpha, alpha) if scheduler.config.prediction_type == "v_prediction" else (x, -alpha, -alpha / sigma)
+    return (
+        (sigma * x, alpha, alpha) if scheduler.config.prediction_type == "v_prediction" else (x, -alpha, -alpha / sigma)
+    )

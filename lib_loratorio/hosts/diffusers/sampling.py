@@ -37,8 +37,9 @@ UNET_SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
 class Run:
     """What one call of the pipeline has done so far.
 
-    calls: of the UNet, as the pipeline counts them. rows: evaluated, one row being one model on one picture, conditional or not.
-    composed: calls that were composed. worst: verification's largest relative error. maps: the weights of LoRAtorio.
+    calls: of the UNet, as the pipeline counts them. rows: evaluated, one row being one model on one picture,
+    conditional or not. composed: calls that were composed. worst: verification's largest relative error. maps: the
+    weights of LoRAtorio.
     """
 
     calls: int = 0
@@ -49,7 +50,9 @@ class Run:
 
 
 @contextmanager
-def composed(pipe, loras: Sequence[Lora], settings: Settings | None = None, dense_budget: int = DENSE_BUDGET) -> Iterator[Composition]:
+def composed(
+    pipe, loras: Sequence[Lora], settings: Settings | None = None, dense_budget: int = DENSE_BUDGET
+) -> Iterator[Composition]:
     """Within the block, ordinary calls of `pipe` make pictures composed of these LoRAs.
 
     Afterwards the pipeline is what it was, whatever ended the block.
@@ -76,10 +79,14 @@ def check_pipeline(pipe) -> None:
     """Raises LoratorioError for pipelines that are not supported."""
     if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
         raise LoratorioError(
-            f"LoRAtorio: {type(pipe).__name__} is not supported; use a StableDiffusionPipeline or a StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)."
+            f"LoRAtorio: {type(pipe).__name__} is not supported; use a StableDiffusionPipeline or a "
+            "StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)."
         )
     if not isinstance(pipe.unet, UNet2DConditionModel):
-        raise LoratorioError("LoRAtorio: a compiled UNet is not supported; load LoRAs first and compile without LoRAtorio, or leave it uncompiled.")
+        raise LoratorioError(
+            "LoRAtorio: a compiled UNet is not supported; load LoRAs first and compile without LoRAtorio, or "
+            "leave it uncompiled."
+        )
 
 
 class Composition:
@@ -99,7 +106,10 @@ class Composition:
     def labels(self) -> list[str]:
         """The names of the adapters that compete, as the maps have them; a repeated one is numbered."""
         labels = [self.adapters[number].label for number in self.course.competing]
-        return [label if labels.count(label) == 1 else f"{label} ({labels[: n + 1].count(label)})" for n, label in enumerate(labels)]
+        return [
+            label if labels.count(label) == 1 else f"{label} ({labels[: n + 1].count(label)})"
+            for n, label in enumerate(labels)
+        ]
 
     @property
     def chosen(self) -> str:
@@ -112,7 +122,9 @@ class Composition:
         """Wrappers and hooks in place; on leaving, the pipeline's own calls are back."""
         pipe, unet = self.pipe, self.pipe.unet
         self.encode_prompt, self.forward = pipe.encode_prompt, unet.forward
-        before = [(owner, name, owner.__dict__.get(name)) for owner, name in ((pipe, "encode_prompt"), (unet, "forward"))]
+        before = [
+            (owner, name, owner.__dict__.get(name)) for owner, name in ((pipe, "encode_prompt"), (unet, "forward"))
+        ]
         try:
             pipe.encode_prompt = self._encode_prompt
             if self.bank is None:
@@ -141,16 +153,22 @@ class Composition:
             check_scheduler(self.pipe.scheduler)
         asked = inspect.signature(self.encode_prompt).bind(*args, **kwargs).arguments
         words = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
-        own = {} if self.settings.method == "merge" or self.settings.text_encoder == "merged" else readings(self.adapters, words)
+        own = (
+            {}
+            if self.settings.method == "merge" or self.settings.text_encoder == "merged"
+            else readings(self.adapters, words)
+        )
         if not own:
             return self._encoded_with(self.merged, asked)
         if asked.get("prompt") is None:
             raise LoratorioError(
-                "LoRAtorio: prompt_embeds were read by one text encoder, but some of these LoRAs read the prompt with their own, or with trigger words; "
+                "LoRAtorio: prompt_embeds were read by one text encoder, but some of these LoRAs read the prompt "
+                "with their own, or with trigger words; "
                 "give a prompt instead, or text_encoder='merged' in the settings."
             )
         texts = {
-            model: self._encoded_with(adapters, {**asked, "prompt": _with_words(asked["prompt"], word)}) for model, (adapters, word) in own.items()
+            model: self._encoded_with(adapters, {**asked, "prompt": _with_words(asked["prompt"], word)})
+            for model, (adapters, word) in own.items()
         }
         if self.settings.start > 0 or self.settings.end < 1:
             texts[MERGED] = self._encoded_with(self.merged, asked)
@@ -187,7 +205,9 @@ class Composition:
         return self.forward(sample, *args, **kwargs)
 
     def _forward(self, *args, **kwargs) -> Any:
-        """The UNet's forward, as the pipeline calls it: rows `[unconditional of each picture, conditional of each]`, or conditional ones only."""
+        """The UNet's forward, as the pipeline calls it: rows `[unconditional of each picture, conditional of each]`, or
+        conditional ones only.
+        """
         inputs = dict(UNET_SIGNATURE.bind(self.pipe.unet, *args, **kwargs).arguments)
         inputs.pop("self")
         return_dict = inputs.pop("return_dict", True)
@@ -208,17 +228,29 @@ class Composition:
         if plan is None:
             return _swapped(self._merged(inputs, rows), pictures)
         sampler_call = SamplerCall(
-            method, plan, self.evaluator, torch.arange(pictures, device=sample.device), verify=self._verify if self.settings.verify else None,
+            method,
+            plan,
+            self.evaluator,
+            torch.arange(pictures, device=sample.device),
+            verify=self._verify if self.settings.verify else None,
             everywhere=everywhere,
         )
-        sampler_call.evaluate(pictures, unconditional, lambda model, span: self._with_own_text(model, take_rows(inputs, span), span))
+        sampler_call.evaluate(
+            pictures, unconditional, lambda model, span: self._with_own_text(model, take_rows(inputs, span), span)
+        )
         latents = inputs["sample"][:pictures, : self.pipe.unet.config.out_channels]
         result = sampler_call.combine(*noise_terms(self.pipe.scheduler, latents, timestep.flatten()[0]))
         if result.weights is not None:
-            self.run.maps.add(of_pictures(result.weights, sampler_call.adapters, self.course.competing, sampler_call.picture_of))
+            self.run.maps.add(
+                of_pictures(result.weights, sampler_call.adapters, self.course.competing, sampler_call.picture_of)
+            )
         self.course.learn(sampler_call.adapters, result)
         self.run.composed += 1
-        return result.conditional if result.unconditional is None else torch.cat([result.unconditional, result.conditional])
+        return (
+            result.conditional
+            if result.unconditional is None
+            else torch.cat([result.unconditional, result.conditional])
+        )
 
     def _merged(self, inputs: dict, rows: int) -> torch.Tensor:
         """diffusers' ordinary merge, for the steps outside of start and end."""
@@ -254,4 +286,6 @@ def _with_words(prompt: str | list[str], words: str) -> str | list[str]:
 
 def _refuse_attention_kwargs(kwargs: dict | None) -> None:
     if kwargs and (set(kwargs) != {"scale"} or kwargs["scale"] != 1):
-        raise LoratorioError("LoRAtorio: cross_attention_kwargs are not supported; give each LoRA its strength instead.")
+        raise LoratorioError(
+            "LoRAtorio: cross_attention_kwargs are not supported; give each LoRA its strength instead."
+        )

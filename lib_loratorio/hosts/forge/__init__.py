@@ -1,9 +1,10 @@
 """The Forge family: Forge, reForge and Neo.
 
-These hosts merge LoRAs into the weights when a model is loaded for a sampling. Here the sampling starts from a clone of the
-host's patcher without the networks' patches, so the model is the base; a `model_function_wrapper` evaluates the rows the host
-asks for, of the base and of every adapter; and the function that evaluates conditional and unconditional rows is bracketed, so
-that the composed predictions are what every later guidance function sees, in whatever order and portions the host asks for rows.
+These hosts merge LoRAs into the weights when a model is loaded for a sampling. Here the sampling starts from a clone of
+the host's patcher without the networks' patches, so the model is the base; a `model_function_wrapper` evaluates the
+rows the host asks for, of the base and of every adapter; and the function that evaluates conditional and unconditional
+rows is bracketed, so that the composed predictions are what every later guidance function sees, in whatever order and
+portions the host asks for rows.
 
 What differs among the family's members lies in `main`, `reforge` and `neo`.
 """
@@ -13,4 +14,14 @@ from lib_loratorio.hosts.webui.messages import note
 from lib_loratorio.hosts.webui.request import leave_alone, picture_done
 from lib_loratorio.hosts.webui.session import finish, start
 
-__all__ = ["finish", "leave_alone", "note", "on_cfg_denoised", "on_cfg_denoiser", "picture_done", "prepare", "start", "stop"]
+__all__ = [
+    "finish",
+    "leave_alone",
+    "note",
+    "on_cfg_denoised",
+    "on_cfg_denoiser",
+    "picture_done",
+    "prepare",
+    "start",
+    "stop",
+]

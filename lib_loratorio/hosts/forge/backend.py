@@ -15,7 +15,8 @@ Patches = Mapping[str, list]
 
 
 class Factors(NamedTuple):
-    """A low-rank patch of one weight: `up [O, r]`, `down [r, C, *kernel]`, `mid [r, r, *kernel]` or None, `alpha` or None.
+    """A low-rank patch of one weight: `up [O, r]`, `down [r, C, *kernel]`, `mid [r, r, *kernel]` or None, `alpha` or
+    None.
 
     `offset` is the part of the weight that it changes, as `(dim, start, length)`, or None.
     """
@@ -40,7 +41,9 @@ def declined(sd_model: Any) -> None:
 
 
 def low_rank_factors(patch: Any, values: tuple) -> Factors | None:
-    """The factors of a patch whose own `values` are low-rank: up, down, alpha, mid, DoRA's scale and what newer hosts add to them."""
+    """The factors of a patch whose own `values` are low-rank: up, down, alpha, mid, DoRA's scale and what newer hosts
+    add to them.
+    """
     strength, _, strength_model, offset, function, *_ = patch
     up, down, alpha, mid, *others = values
     if strength_model != 1.0 or function is not None or any(other is not None for other in others):
@@ -76,7 +79,9 @@ class Backend(Protocol):
         """A clone of `patcher` with what `networks` has that `original` has not."""
 
     def merging(self, patcher: Any) -> AbstractContextManager[None]:
-        """Within it the host makes the model's weights those of `patcher`; a merge that fails is not taken for another one."""
+        """Within it the host makes the model's weights those of `patcher`; a merge that fails is not taken for another
+        one.
+        """
 
     def apply(self, patcher: Any) -> None:
         """Makes the model's weights those of `patcher`, also in the middle of a sampling."""
@@ -88,7 +93,8 @@ class Backend(Protocol):
         """The host's own merge of patches into a weight, in float32."""
 
     def base_weight(self, layer: torch.nn.Module, parameter: str) -> torch.Tensor:
-        """A layer's weight or bias as it computes with it. Raises RuntimeError for storage that cannot be read as such."""
+        """A layer's weight or bias as it computes with it. Raises RuntimeError for storage that cannot be read "
+        "as such."""
 
     def fits(self, model: torch.nn.Module, shape: Sequence[int], device: torch.device) -> bool:
         """Whether a forward of this shape fits into memory, by the host's own estimate."""
@@ -97,8 +103,9 @@ class Backend(Protocol):
         """Prepares a patcher for `bracket`."""
 
     def bracket(self, calc: Callable) -> AbstractContextManager[None]:
-        """Within it, the sampler's `calc(original, model, cond, uncond, x, timestep, model_options)` takes the place of the
-        host's function that evaluates conditional and unconditional rows, which is handed to it as `original`."""
+        """Within it, the sampler's `calc(original, model, cond, uncond, x, timestep, model_options)` takes the place of
+        the host's function that evaluates conditional and unconditional rows, which is handed to it as `original`.
+        """
 
 
 def this_backend() -> Backend:

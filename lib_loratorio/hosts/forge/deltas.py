@@ -18,21 +18,28 @@ from lib_loratorio.schedule import merged_below
 
 
 def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBank:
-    """The adapters' deltas, kept on `p` for its further batches. The model's weights are the base's when this is called."""
+    """The adapters' deltas, kept on `p` for its further batches. The model's weights are the base's when this is
+    called.
+    """
     budget = dense_budget()
     key = (id(model), tuple((*adapter.key, adapter.part.role) for adapter in adapters), budget)
     kept = p.loratorio
     if kept.bank and kept.bank_key == key:
         return kept.bank
     layers = dict(model.named_modules())
-    deltas = [_deltas(adapter.patches, [other.patches for other in below], layers) for adapter, below in zip(adapters, merged_below(adapters))]
+    deltas = [
+        _deltas(adapter.patches, [other.patches for other in below], layers)
+        for adapter, below in zip(adapters, merged_below(adapters))
+    ]
     bank = AdapterBank(layers, deltas, budget)
     report_failures(p, adapters, bank)
     kept.bank_key, kept.bank = key, bank
     return bank
 
 
-def _deltas(patches: Patches, below: Sequence[Patches], layers: dict[str, torch.nn.Module]) -> dict[str, LowRank | Dense]:
+def _deltas(
+    patches: Patches, below: Sequence[Patches], layers: dict[str, torch.nn.Module]
+) -> dict[str, LowRank | Dense]:
     """An adapter's deltas on top of the patches `below`, with which it is always merged."""
     by_layer: dict[str, dict[str, list]] = {}
     for key, of_weight in patches.items():
@@ -48,7 +55,9 @@ def _delta(layer: torch.nn.Module, name: str, of_layer: dict[str, list], below: 
             low_rank = _low_rank(layer, factors)
             if low_rank and fits_low_rank(layer, low_rank):
                 return low_rank
-    return Dense(lambda: (_difference(layer, name, of_layer, "weight", below), _difference(layer, name, of_layer, "bias", below)))
+    return Dense(
+        lambda: (_difference(layer, name, of_layer, "weight", below), _difference(layer, name, of_layer, "bias", below))
+    )
 
 
 def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | None:
@@ -89,8 +98,11 @@ def _placed(part: torch.Tensor, dim: int, start: int, length: int, size: int) ->
     return whole
 
 
-def _difference(layer: torch.nn.Module, name: str, of_layer: dict[str, list], parameter: str, below: Sequence[Patches]) -> torch.Tensor | None:
-    """What the host's merge would change, its rounding to the model's precision included; None for a bias that stays."""
+def _difference(
+    layer: torch.nn.Module, name: str, of_layer: dict[str, list], parameter: str, below: Sequence[Patches]
+) -> torch.Tensor | None:
+    """What the host's merge would change, its rounding to the model's precision included; None for a bias that "
+    "stays."""
     if parameter not in of_layer:
         return torch.zeros(weight_shape(layer)) if parameter == "weight" else None
     weight = backend.base_weight(layer, parameter)

@@ -1,4 +1,6 @@
-"""Patchers that hold their patches in one list a weight, with a number for the whole that tells the host when to merge anew."""
+"""Patchers that hold their patches in one list a weight, with a number for the whole that tells the host when to merge
+anew.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,14 @@ def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
 
 
 def _with(patcher: Any, patches: Patches, original: Any) -> Any:
-    """A clone with these patches. Which they are the host tells by a number alone, so it must be a new one, or the original's
-    where they are the original's, which saves the host from merging anew."""
+    """A clone with these patches. Which they are the host tells by a number alone, so it must be a new one, or the
+    original's where they are the original's, which saves the host from merging anew.
+    """
     clone = patcher.clone()
     clone.patches = dict(patches)
-    same = {key: list(map(id, value)) for key, value in patches.items()} == {key: list(map(id, value)) for key, value in original.patches.items()}
+    same = {key: list(map(id, value)) for key, value in patches.items()} == {
+        key: list(map(id, value)) for key, value in original.patches.items()
+    }
     clone.patches_uuid = original.patches_uuid if same else uuid.uuid4()
     return clone
 
@@ -64,7 +69,9 @@ class _Complaints(logging.Handler):
 
 @contextmanager
 def complaints_raised(key: str, *loggers: logging.Logger) -> Iterator[None]:
-    """These hosts log a patch that they cannot merge into a weight, and go on without it. Raises RuntimeError with what they say."""
+    """These hosts log a patch that they cannot merge into a weight, and go on without it. Raises RuntimeError with what
+    they say.
+    """
     complaints = _Complaints(key)
     for logger in loggers:
         logger.addHandler(complaints)

@@ -48,7 +48,12 @@ def adapters_of(p, settings: Settings) -> list[Adapter]:
     if not settings.pool:
         return adapters
     with _loader(p.sd_model):
-        return adapters + pooled(p, settings, adapters, lambda name, strength: replace(_adapter(p, LOCAL, name, strength, strength, None), pooled=True))
+        return adapters + pooled(
+            p,
+            settings,
+            adapters,
+            lambda name, strength: replace(_adapter(p, LOCAL, name, strength, strength, None), pooled=True),
+        )
 
 
 def requested_adapters(p) -> list[Adapter]:
@@ -90,7 +95,18 @@ def _loaded_alone(sd_model, name: str, te: float, unet: float, dyn: int | None) 
     if not patches and not text:
         raise matches_nothing(name)
     filename = network.network_on_disk.filename
-    return Adapter(name, filename, network.mtime, te, unet, dyn, alone.unet, alone.clip, patches if unet else {}, bool(text) and te != 0)
+    return Adapter(
+        name,
+        filename,
+        network.mtime,
+        te,
+        unet,
+        dyn,
+        alone.unet,
+        alone.clip,
+        patches if unet else {},
+        bool(text) and te != 0,
+    )
 
 
 def _is_loaded(name: str, te: float, unet: float, dyn: int | None) -> bool:
@@ -109,9 +125,14 @@ def _is_loaded(name: str, te: float, unet: float, dyn: int | None) -> bool:
 def _loader(sd_model) -> Iterator[None]:
     """The host's loader at our disposal: afterwards it has loaded what it had before."""
     former = list(networks.loaded_networks)
-    kept = {name: getattr(sd_model, name) for name in ("forge_objects", "forge_objects_after_applying_lora", "current_lora_hash")}
+    kept = {
+        name: getattr(sd_model, name)
+        for name in ("forge_objects", "forge_objects_after_applying_lora", "current_lora_hash")
+    }
     sd_model.forge_objects = sd_model.forge_objects.shallow_copy()
-    sd_model.current_lora_hash = None  # else what the host has loaded already would come with the changes of other extensions
+    sd_model.current_lora_hash = (
+        None  # else what the host has loaded already would come with the changes of other extensions
+    )
     try:
         yield
     finally:

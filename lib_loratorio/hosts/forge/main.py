@@ -36,7 +36,9 @@ def without_networks(patcher: Any, merged: Any, original: Any) -> Any:
 
 
 def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
-    """A merge into a model in low bits would be rounded to them, so there it is one that the host makes anew in each forward."""
+    """A merge into a model in low bits would be rounded to them, so there it is one that the host makes anew in each
+    forward.
+    """
     clone = patcher.clone()
     low_bits = getattr(patcher.model, "storage_dtype", torch.float32) not in PLAIN  # text encoders have none
     for identity, of_network in networks.lora_patches.items():
@@ -48,7 +50,8 @@ def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
 
 @contextmanager
 def merging(patcher: Any) -> Iterator[None]:
-    # After a merge that failed on the way, a part of it is in the weights, and the host takes them for those of the merge before.
+    # After a merge that failed on the way, a part of it is in the weights, and the host takes them for those of the
+    # merge before.
     loader = patcher.lora_loader
     merged = {key for (*_, online), of_network in patcher.lora_patches.items() if not online for key in of_network}
     if loader.backup.keys() != merged:
@@ -78,7 +81,9 @@ def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:
     weight = getattr(layer, parameter)
     gguf = getattr(weight, "gguf_cls", None)
     if gguf is not None:
-        gguf.bake(weight)  # into the order in which it is read, which the host does only when it loads the model for its first sampling
+        gguf.bake(
+            weight
+        )  # into the order in which it is read, which the host does only when it loads the model for its first sampling
         return gguf.dequantize_pytorch(weight).float()
     if hasattr(weight, "bnb_quantized") or not weight.dtype.is_floating_point:
         raise RuntimeError(QUANTISED)

@@ -26,8 +26,18 @@ from lib_loratorio.hosts.forge.main import (
 )
 
 __all__ = [
-    "Condition", "area_and_mult", "bracket", "compile_conditions", "compile_weighted_conditions", "cond_cat", "fits", "install",
-    "merging", "patches", "with_patches", "without_networks",
+    "Condition",
+    "area_and_mult",
+    "bracket",
+    "compile_conditions",
+    "compile_weighted_conditions",
+    "cond_cat",
+    "fits",
+    "install",
+    "merging",
+    "patches",
+    "with_patches",
+    "without_networks",
 ]
 
 
@@ -51,7 +61,9 @@ def factors(patch: Any) -> Factors | None:
 
 def merged(patches: Sequence, weight: torch.Tensor, key: str) -> torch.Tensor:
     with flat_patches.complaints_raised(key, logging.getLogger(), lora.logger):
-        return lora.merge_lora_to_weight(patches, weight.to(torch.float32, copy=True), key, computation_dtype=torch.float32)
+        return lora.merge_lora_to_weight(
+            patches, weight.to(torch.float32, copy=True), key, computation_dtype=torch.float32
+        )
 
 
 def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:

@@ -53,7 +53,9 @@ def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:
 
 
 def fits(model: torch.nn.Module, shape: Sequence[int], device: torch.device) -> bool:
-    return model.memory_required(list(shape)) * 1.5 < model_management.get_free_memory(device)  # as the host's sampler asks it
+    return model.memory_required(list(shape)) * 1.5 < model_management.get_free_memory(
+        device
+    )  # as the host's sampler asks it
 
 
 def install(patcher: Any, calc: Callable) -> None:
@@ -61,7 +63,9 @@ def install(patcher: Any, calc: Callable) -> None:
 
     def original(model, cond, uncond, x, sigma, model_options):
         if former:
-            return former({"conds": [cond, uncond], "input": x, "sigma": sigma, "model": model, "model_options": model_options})
+            return former(
+                {"conds": [cond, uncond], "input": x, "sigma": sigma, "model": model, "model_options": model_options}
+            )
         return samplers.calc_cond_batch(model, [cond, uncond], x, sigma, model_options)
 
     def bracketed(args):

@@ -19,7 +19,8 @@ class HostBatch:
     """What the host hands to a `model_function_wrapper`: chunks of `pictures` rows each.
 
     flags: per chunk 0 for a condition, 1 for the unconditional one.
-    tree: everything that has rows; its `chunk` is each row's number in `flags`, so that a batch put together from parts of it
+    tree: everything that has rows; its `chunk` is each row's number in `flags`, so that a batch put together from parts
+    of it
         can be described to the model anew.
     fixed: the rest of `c`.
     """
@@ -43,7 +44,10 @@ class HostBatch:
 
     def rows_of(self, chunks: Sequence[int]) -> torch.Tensor:
         """The row numbers of these chunks, one after the other."""
-        return torch.tensor([chunk * self.pictures + row for chunk in chunks for row in range(self.pictures)], device=self.tree["x"].device)
+        return torch.tensor(
+            [chunk * self.pictures + row for chunk in chunks for row in range(self.pictures)],
+            device=self.tree["x"].device,
+        )
 
     def taken(self, rows: torch.Tensor) -> dict:
         return map_tensors(lambda tensor: tensor[rows], self.tree)
@@ -72,8 +76,9 @@ class HostBatch:
 
 
 def looks_across_rows(transformer_options: dict) -> bool:
-    """Whether another extension has replaced the self-attention of several blocks, as those do that share attention among a batch's
-    pictures: they expect the batch to be one model's. What replaces a single block's looks at each row for itself.
+    """Whether another extension has replaced the self-attention of several blocks, as those do that share attention
+    among a batch's pictures: they expect the batch to be one model's. What replaces a single block's looks at each row
+    for itself.
     """
     return len(transformer_options.get("patches_replace", {}).get("attn1", ())) > 1
 
@@ -92,5 +97,3 @@ def _by_rows(tree: Any, key: str, rows: int) -> Any:
         )
 
     return map_tensors(expanded, tree)
-
-

@@ -29,7 +29,9 @@ _current: Session | None = None
 
 
 def stop(p, message: str) -> None:
-    """Lets the sampling about to start fail with a message, and not with whatever fails when the host merges the networks for it."""
+    """Lets the sampling about to start fail with a message, and not with whatever fails when the host merges the
+    networks for it.
+    """
     p.sd_model.forge_objects.unet = p.sd_model.forge_objects_original.unet
     messages.stop(p, message)
 
@@ -51,8 +53,8 @@ def prepare(p, settings: Settings) -> None:
 class Session(session.Session):
     """One pass of sampling, composed.
 
-    From here on until the end of the sampling the host's UNet patcher is a clone without the networks' patches, with our
-    wrapper around whatever wrapper there was.
+    From here on until the end of the sampling the host's UNet patcher is a clone without the networks' patches, with
+    our wrapper around whatever wrapper there was.
     """
 
     def __init__(self, p, settings: Settings, adapters: Sequence[Adapter]):
@@ -61,7 +63,9 @@ class Session(session.Session):
         self.former = p.sd_model.forge_objects.unet
         self.model = self.former.model
         self.texts = text_conditions(p, adapters, settings.trigger_words) if settings.text_encoder == "own" else {}
-        self.base = backend.without_networks(self.former, p.sd_model.forge_objects_after_applying_lora.unet, p.sd_model.forge_objects_original.unet)
+        self.base = backend.without_networks(
+            self.former, p.sd_model.forge_objects_after_applying_lora.unet, p.sd_model.forge_objects_original.unet
+        )
         backend.apply(self.base)
         self.weights = self.base
         self.bank = bank_of(p, self.model, adapters)
@@ -104,21 +108,30 @@ class Session(session.Session):
         self.own = {}
         for number, (cond, uncond) in self.texts.items():
             composition, cond = prompt_parser.reconstruct_multicond_batch(cond, self.denoiser.step)
-            uncond = None if params.text_uncond is None else prompt_parser.reconstruct_cond_batch(uncond, self.denoiser.step)
+            uncond = (
+                None if params.text_uncond is None else prompt_parser.reconstruct_cond_batch(uncond, self.denoiser.step)
+            )
             if number == BASE:
                 params.text_cond, params.text_uncond = cond, uncond
             else:
-                self.own[number] = backend.compile_weighted_conditions(cond, composition), backend.compile_conditions(uncond)
+                self.own[number] = (
+                    backend.compile_weighted_conditions(cond, composition),
+                    backend.compile_conditions(uncond),
+                )
         self.own_shown, self.plan = self.own, plan
         return None
 
     def _set_weights(self, patcher: Any) -> None:
-        """The model's weights from here on: outside the composed steps those with all networks, as the host merges them."""
+        """The model's weights from here on: outside the composed steps those with all networks, as the host merges
+        them.
+        """
         if self.weights is not patcher:
             backend.apply(patcher)
             self.weights = patcher
 
-    def calc(self, original: Callable, model, cond, uncond, x: torch.Tensor, timestep: torch.Tensor, model_options: dict) -> tuple:
+    def calc(
+        self, original: Callable, model, cond, uncond, x: torch.Tensor, timestep: torch.Tensor, model_options: dict
+    ) -> tuple:
         """In place of the host's evaluation of conditional and unconditional rows: the host's own, then composed."""
         self.raise_error()
         if self.plan is None or self.is_composed or model is not self.model or not cond:
@@ -127,7 +140,10 @@ class Session(session.Session):
         areas = [backend.area_and_mult(c, x, timestep) for c in cond]
         places = [place for place, area in enumerate(areas) if area is not None]
         self.shown = [(cond[place], areas[place]) for place in places]
-        self.own_shown = {model: ([conditions[place] for place in places], unconditional) for model, (conditions, unconditional) in self.own.items()}
+        self.own_shown = {
+            model: ([conditions[place] for place in places], unconditional)
+            for model, (conditions, unconditional) in self.own.items()
+        }
         pictures = x.shape[0]
         picture_of = torch.arange(pictures, device=x.device).repeat(len(self.shown))
         self.base_text = [c for c, _ in self.shown], uncond
@@ -139,7 +155,8 @@ class Session(session.Session):
             _, unconditional = original(model, tagged, unconditional, x, timestep, model_options)
             if not self.call.evaluated:
                 raise LoratorioError(
-                    "LoRAtorio: another extension evaluates the model in its own way (its model_function_wrapper calls no other). "
+                    "LoRAtorio: another extension evaluates the model in its own way (its model_function_wrapper "
+                    "calls no other). "
                     "Switch it off, or LoRAtorio."
                 )
             composed = self.call.combine(x.repeat(len(self.shown), 1, 1, 1), noise_unit=-1 / timestep.view(-1, 1, 1, 1))
@@ -172,15 +189,21 @@ class Session(session.Session):
         self.batch = HostBatch.of(args, c)
         numbers = None if tags is None else tags[:: self.batch.pictures].tolist()
         if self.call and numbers:
-            predictions, rows = self._chunks(self.call, numbers, places=sorted(number for number in numbers if number != UNCONDITIONAL))
+            predictions, rows = self._chunks(
+                self.call, numbers, places=sorted(number for number in numbers if number != UNCONDITIONAL)
+            )
             return predictions[rows.argsort()]
         return self._of_another_extension(numbers or [None] * len(self.batch.flags))
 
     def _sampler_call(self, picture_of: torch.Tensor) -> SamplerCall:
         verify = self._verify if self.settings.verify else None
-        return SamplerCall(self.step_method, self.plan, self.evaluator, picture_of, verify=verify, everywhere=self.everywhere)
+        return SamplerCall(
+            self.step_method, self.plan, self.evaluator, picture_of, verify=verify, everywhere=self.everywhere
+        )
 
-    def _chunks(self, call: SamplerCall, numbers: list[int], places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _chunks(
+        self, call: SamplerCall, numbers: list[int], places: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Evaluates the batch for `call`, conditions first, and tells which rows of the batch the predictions are for.
 
         `numbers` are the chunks' conditions, or `UNCONDITIONAL`; `places` are the conditions' places in the whole call.
@@ -191,7 +214,9 @@ class Session(session.Session):
         base = batch.taken(rows)
         own = {model: self._with_own_text(model, base, numbers) for model in self.own}
         predictions = call.evaluate(
-            len(places) * batch.pictures, (len(numbers) - len(places)) * batch.pictures, lambda model, span: take_rows(own.get(model, base), span),
+            len(places) * batch.pictures,
+            (len(numbers) - len(places)) * batch.pictures,
+            lambda model, span: take_rows(own.get(model, base), span),
             [place * batch.pictures + row for place in places for row in range(batch.pictures)],
         )
         return predictions, rows
@@ -206,24 +231,39 @@ class Session(session.Session):
         conditions = sorted(number for number in numbers if number != UNCONDITIONAL)
         if not conditions and not self.is_composed:
             raise LoratorioError(
-                "LoRAtorio: another extension evaluates the negative prompt alone, before the step's own evaluation. Switch it off, or LoRAtorio."
+                "LoRAtorio: another extension evaluates the negative prompt alone, before the step's own "
+                "evaluation. Switch it off, or LoRAtorio."
             )
-        picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(len(conditions or self.base_text[0]))
+        picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(
+            len(conditions or self.base_text[0])
+        )
         call = self._sampler_call(picture_of)
         _, rows = self._chunks(call, numbers, places=range(len(conditions)))
         noise_unit = -1 / batch.tree["timestep"][: batch.pictures].view(-1, 1, 1, 1)
-        composed = call.combine(batch.tree["x"][rows][: len(conditions) * batch.pictures], noise_unit=noise_unit, weights=self._weights_of(conditions))
+        composed = call.combine(
+            batch.tree["x"][rows][: len(conditions) * batch.pictures],
+            noise_unit=noise_unit,
+            weights=self._weights_of(conditions),
+        )
         return torch.cat([part for part in composed[:2] if part is not None])[rows.argsort()]
 
     def _weights_of(self, conditions: Sequence[int]) -> torch.Tensor | None:
-        """The step's patch weights for these conditions, or for the negative prompt where there are none; None for others than the step's."""
+        """The step's patch weights for these conditions, or for the negative prompt where there are none; None for
+        others than the step's.
+        """
         if self.patch_weights is None or not conditions:
             return self.patch_weights
         by_condition = self.patch_weights.split(self.batch.pictures, 1)
-        return torch.cat([by_condition[number] for number in conditions], 1) if conditions[-1] < len(by_condition) else None
+        return (
+            torch.cat([by_condition[number] for number in conditions], 1)
+            if conditions[-1] < len(by_condition)
+            else None
+        )
 
     def _condition_of(self, chunk: int, tag: int | None) -> int:
-        """Which of the step's conditions the text of a chunk is, of several alike the tagged one; other texts by what the batch says they are."""
+        """Which of the step's conditions the text of a chunk is, of several alike the tagged one; other texts by what
+        the batch says they are.
+        """
         text = self.batch.tree["c"].get("c_crossattn")
         conditions, unconditional = self.base_text
         if text is not None:
@@ -244,18 +284,26 @@ class Session(session.Session):
         return predictions.clone() if self.wrapper else predictions  # some wrappers return the same memory in each call
 
     def _with_own_text(self, model: int, base: dict, numbers: Sequence[int]) -> dict:
-        """A batch's tree with the text conditions of a model in place of the base's, and what ControlNet makes of them."""
+        """A batch's tree with the text conditions of a model in place of the base's, and what ControlNet makes "
+        "of them."""
         conditions, unconditional = self.own_shown[model]
         x = base["x"][: self.batch.pictures]
         wanted = [unconditional[0] if number == UNCONDITIONAL else conditions[number] for number in numbers]
-        own = backend.cond_cat([backend.area_and_mult(condition, x, base["timestep"][: self.batch.pictures]).conditioning for condition in wanted])
+        own = backend.cond_cat(
+            [
+                backend.area_and_mult(condition, x, base["timestep"][: self.batch.pictures]).conditioning
+                for condition in wanted
+            ]
+        )
         tree = {**base, "c": {**base["c"], **own}}
         control = self.batch.fixed.get("control_model")
         if control is not None:
             args = self.batch.call(tree)
             c = {key: value for key, value in args["c"].items() if key not in ("control", "control_model")}
             with _described_to(control, c["transformer_options"]):
-                tree["c"]["control"] = control.get_control(args["input"], args["timestep"], c, len(args["cond_or_uncond"]))
+                tree["c"]["control"] = control.get_control(
+                    args["input"], args["timestep"], c, len(args["cond_or_uncond"])
+                )
         return tree
 
     def _fits(self, rows: int) -> bool:
@@ -307,9 +355,13 @@ def _described_to(control: Any, options: dict) -> Iterator[None]:
 def _check(cond: list[dict], uncond: list[dict] | None, own: Mapping[int, tuple]) -> None:
     """Raises LoratorioError for conditions that cannot be composed."""
     every = [*cond, *(uncond or ())]
-    if any("area" in condition or "default" in condition or condition.get("hooks") is not None for condition in every) or len(uncond or [1]) != 1:
+    if (
+        any("area" in condition or "default" in condition or condition.get("hooks") is not None for condition in every)
+        or len(uncond or [1]) != 1
+    ):
         raise LoratorioError(
-            "LoRAtorio: this prompt is divided by areas, or has several negative prompts, in a way that LoRAtorio cannot compose. "
+            "LoRAtorio: this prompt is divided by areas, or has several negative prompts, in a way that LoRAtorio "
+            "cannot compose. "
             "Switch off the extension that does so, or LoRAtorio."
         )
     if any(len(conditions) != len(cond) for conditions, _ in own.values()):
@@ -351,7 +403,11 @@ def _through(wrapper: Callable | None, apply_model: Callable, args: dict) -> tor
 
 
 def _calc(original: Callable, model, cond, uncond, x, timestep, model_options) -> tuple:
-    return _current.calc(original, model, cond, uncond, x, timestep, model_options) if _current else original(model, cond, uncond, x, timestep, model_options)
+    return (
+        _current.calc(original, model, cond, uncond, x, timestep, model_options)
+        if _current
+        else original(model, cond, uncond, x, timestep, model_options)
+    )
 
 
 def on_cfg_denoiser(params) -> None:

@@ -10,13 +10,20 @@ from lib_loratorio.hosts.webui.text import encoded, own_texts
 
 
 def text_conditions(p, adapters: Sequence[Adapter], words: bool) -> dict[int, tuple]:
-    """The conditions `(cond, uncond)` of the base and of each adapter that changes the text, or whose trigger `words` do; else none.
+    """The conditions `(cond, uncond)` of the base and of each adapter that changes the text, or whose trigger `words`
+    do; else none.
 
     `uncond` is None where the host has none, as with CFG 1.
     """
 
     def encoded_with(readers: tuple[Adapter, ...], of_reader: str) -> tuple:
         unconditional = p.get_conds()[1] is not None
-        return encoded(p, tuple(adapter.key for adapter in readers), partial(text_encoder_of, p.sd_model, readers), of_reader, unconditional)
+        return encoded(
+            p,
+            tuple(adapter.key for adapter in readers),
+            partial(text_encoder_of, p.sd_model, readers),
+            of_reader,
+            unconditional,
+        )
 
     return own_texts(adapters, words, encoded_with)

@@ -47,10 +47,12 @@ class Panels:
         weights, names = self.maps.mean[:, number].cpu(), list(self.names.values())
         patch = self.patch_size * max(1, picture.width // self.latent_width)
         self.images.append(weight_panel(picture, weights, names, patch, images.get_font))
-        self.shares.append({
-            "mean": dict(zip(names, weights.mean((-2, -1)).tolist())),
-            "by_call": [dict(zip(names, shares)) for shares in self.maps.shares_by_call],
-        })
+        self.shares.append(
+            {
+                "mean": dict(zip(names, weights.mean((-2, -1)).tolist())),
+                "by_call": [dict(zip(names, shares)) for shares in self.maps.shares_by_call],
+            }
+        )
 
     def hand_over(self, p, processed) -> None:
         """Appends the panels to a finished request's pictures, and saves them as the host saves grids."""
@@ -59,9 +61,22 @@ class Panels:
             place = min(first + number, len(processed.infotexts) - 1)
             text = processed.infotexts[place]
             if shared.opts.grid_save and not getattr(p, "do_not_save_grid", False):
-                seed, prompt = p.all_seeds[min(number, len(p.all_seeds) - 1)], p.all_prompts[min(number, len(p.all_prompts) - 1)]
-                images.save_image(panel, p.outpath_grids, "loratorio", seed, prompt, map_format(), info=text,
-                                  short_filename=not shared.opts.grid_extended_filename, p=p, grid=True)
+                seed, prompt = (
+                    p.all_seeds[min(number, len(p.all_seeds) - 1)],
+                    p.all_prompts[min(number, len(p.all_prompts) - 1)],
+                )
+                images.save_image(
+                    panel,
+                    p.outpath_grids,
+                    "loratorio",
+                    seed,
+                    prompt,
+                    map_format(),
+                    info=text,
+                    short_filename=not shared.opts.grid_extended_filename,
+                    p=p,
+                    grid=True,
+                )
             processed.images.append(panel)
             processed.infotexts.append(text)
         if self.shares:

@@ -25,13 +25,27 @@ def add_options() -> None:
         shared.opts.add_option(name, info)
         return info
 
-    add(STOP_ON_ERROR, True, "Stop the generation when LoRAtorio cannot do what was asked", gr.Checkbox).info("off: go on without LoRAtorio, and say so")
+    add(STOP_ON_ERROR, True, "Stop the generation when LoRAtorio cannot do what was asked", gr.Checkbox).info(
+        "off: go on without LoRAtorio, and say so"
+    )
     add(DENSE_BUDGET, 1024, "Memory for LoRA kinds without a compact form, in MB", gr.Number, {"precision": 0}).info(
-        "LoHa, LoKr, full, OFT, DoRA and the like; what does not fit is computed anew in each step")
-    add(MAP_FORMAT, AS_GRIDS, "File format of saved weight maps", gr.Dropdown, {"choices": [AS_GRIDS, "png", "jpg", "webp"]})
+        "LoHa, LoKr, full, OFT, DoRA and the like; what does not fit is computed anew in each step"
+    )
+    add(
+        MAP_FORMAT,
+        AS_GRIDS,
+        "File format of saved weight maps",
+        gr.Dropdown,
+        {"choices": [AS_GRIDS, "png", "jpg", "webp"]},
+    )
     for name, control in {"enabled": ENABLED, **CONTROLS}.items():
-        add(DEFAULT + name, getattr(Settings(), name), control.label, getattr(gr, control.component), control.options or None).info(
-            "what the accordion starts with").needs_reload_ui()
+        add(
+            DEFAULT + name,
+            getattr(Settings(), name),
+            control.label,
+            getattr(gr, control.component),
+            control.options or None,
+        ).info("what the accordion starts with").needs_reload_ui()
 
 
 def _option(name: str, default: Any) -> Any:

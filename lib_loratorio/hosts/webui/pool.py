@@ -19,9 +19,15 @@ Adapter = TypeVar("Adapter")
 
 
 def known() -> dict[str, str]:
-    """All LoRAs of the host by name, as paths within that of its LoRA folders that holds them: without extension, divided by `/`."""
+    """All LoRAs of the host by name, as paths within that of its LoRA folders that holds them: without extension,
+    divided by `/`.
+    """
     options = shared.cmd_opts
-    folders = [options.lora_dir, *filter(None, [getattr(options, "lyco_dir_backcompat", None)]), *getattr(options, "lora_dirs", ())]
+    folders = [
+        options.lora_dir,
+        *filter(None, [getattr(options, "lyco_dir_backcompat", None)]),
+        *getattr(options, "lora_dirs", ()),
+    ]
     return {name: _path(network.filename, folders) for name, network in sorted(networks.available_networks.items())}
 
 
@@ -35,7 +41,11 @@ def _path(filename: str, folders: Sequence[str]) -> str:
 def _aliases() -> dict[str, str]:
     """The LoRAs' names by those other names that are the name of no second one."""
     ambiguous = networks.forbidden_network_aliases
-    return {alias: network.name for alias, network in networks.available_network_aliases.items() if alias.lower() not in ambiguous}
+    return {
+        alias: network.name
+        for alias, network in networks.available_network_aliases.items()
+        if alias.lower() not in ambiguous
+    }
 
 
 def is_available(name: str) -> bool:
@@ -44,15 +54,18 @@ def is_available(name: str) -> bool:
 
 
 def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str, float], Adapter]) -> list[Adapter]:
-    """The pool's adapters by `load(name, strength)`, but for those that the prompt has itself: the `asked` ones, and those that it switches off.
+    """The pool's adapters by `load(name, strength)`, but for those that the prompt has itself: the `asked` ones, and
+    those that it switches off.
 
-    Those that cannot be loaded for this model are left out, and tried once a request: a folder may hold LoRAs for several models.
-    Raises SettingsError for names that the host does not know.
+    Those that cannot be loaded for this model are left out, and tried once a request: a folder may hold LoRAs for
+    several models. Raises SettingsError for names that the host does not know.
     """
     aliases = _aliases()
     tagged = {aliases.get(name, name) for name in names(extra_network_data(p))}
     files = {adapter.filename for adapter in asked}
-    taken = [name for name, network in networks.available_networks.items() if name in tagged or network.filename in files]
+    taken = [
+        name for name, network in networks.available_networks.items() if name in tagged or network.filename in files
+    ]
     found = []
     for name, strength in resolved(entries(settings.pool), known(), [*taken, *refused(p)], aliases):
         try:
@@ -70,4 +83,8 @@ def refused(p) -> list[str]:
 def tell_refused(p) -> None:
     left_out = refused(p)
     if left_out:
-        note(p, f"LoRAtorio: {len(left_out)} LoRAs of the pool cannot be read, or do not suit this model, and are left out: {', '.join(left_out)}.")
+        note(
+            p,
+            f"LoRAtorio: {len(left_out)} LoRAs of the pool cannot be read, or do not suit this model, and are "
+            f"left out: {', '.join(left_out)}.",
+        )

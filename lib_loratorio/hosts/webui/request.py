@@ -31,7 +31,11 @@ class Verified:
         self.worst = larger_error(self.worst, prediction, reference)
 
     def report(self, p) -> None:
-        text = f"max relative error {self.worst:.1e} over {self.calls} calls" if self.calls else "nothing was composed, so nothing was verified"
+        text = (
+            f"max relative error {self.worst:.1e} over {self.calls} calls"
+            if self.calls
+            else "nothing was composed, so nothing was verified"
+        )
         p.extra_generation_params[VERIFY] = text
         for comment in [comment for comment in p.comments if comment.startswith(VERIFY)]:
             del p.comments[comment]
@@ -60,13 +64,22 @@ def start(p) -> None:
 
 
 def begin_maps(p, settings: Settings, adapters: Sequence) -> None:
-    """A pass that is composed of these LoRAs begins; from here on its weights are kept for the maps, where they are wanted."""
+    """A pass that is composed of these LoRAs begins; from here on its weights are kept for the maps, where they are
+    wanted.
+    """
     kept = p.loratorio
     if settings.maps and settings.method != "loratorio":
-        note(p, f"LoRAtorio: there are no weight maps with the method {settings.method}, which does not weigh LoRAs by place.")
+        note(
+            p,
+            f"LoRAtorio: there are no weight maps with the method {settings.method}, which does not weigh LoRAs "
+            "by place.",
+        )
     elif settings.maps:
         kept.panels = kept.panels or Panels()
-        kept.panels.begin({number: adapter.name for number, adapter in enumerate(adapters) if adapter.part.role == "local"}, settings.patch_size)
+        kept.panels.begin(
+            {number: adapter.name for number, adapter in enumerate(adapters) if adapter.part.role == "local"},
+            settings.patch_size,
+        )
 
 
 def picture_done(p, picture: Image) -> None:
@@ -75,7 +88,11 @@ def picture_done(p, picture: Image) -> None:
         try:
             p.loratorio.panels.picture(picture)
         except Exception as error:
-            note(p, f"LoRAtorio: the weight maps could not be drawn: {type(error).__name__}: {error}. Please report this with the console's output.")
+            note(
+                p,
+                f"LoRAtorio: the weight maps could not be drawn: {type(error).__name__}: {error}. Please report "
+                "this with the console's output.",
+            )
             raise
 
 
@@ -104,7 +121,8 @@ def names(data: dict) -> list[str]:
 
 
 def parts_by_name(data: dict) -> dict[str, Iterator[Part]]:
-    """Of each name among the prompt's tags, how its tags say that it takes part, in their order. Raises SettingsError."""
+    """Of each name among the prompt's tags, how its tags say that it takes part, in their order. Raises "
+    "SettingsError."""
     found: dict[str, list[Part]] = {}
     for params in (params for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional):
         found.setdefault(params.positional[0], []).append(part(params.named, params.positional[0]))
@@ -137,7 +155,9 @@ class MisfitsError(Exception):
 
 
 def report_failures(p, adapters: Sequence, bank: AdapterBank) -> None:
-    """Tells which layers of the LoRAs are left out, and why. Raises MisfitsError, and LoratorioError for a LoRA of which none is left."""
+    """Tells which layers of the LoRAs are left out, and why. Raises MisfitsError, and LoratorioError for a LoRA of
+    which none is left.
+    """
     for adapter, failures in zip(adapters, bank.failures):
         for layer, reason in failures.items():
             logging.info(f"LoRAtorio: LoRA {adapter.name}, layer {layer}: {reason}")
@@ -157,28 +177,45 @@ def _report(p, name: str, failures: dict[str, str], applied: int, changes_text: 
         why = "a half-precision file of this kind cannot be computed on a CPU; use a float32 file"
     else:
         first = next(iter(failures.values()))
-        why = reasons.pop() if len(reasons) == 1 else f"they are for another kind of model, or in a form that the WebUI cannot merge ({first})"
+        why = (
+            reasons.pop()
+            if len(reasons) == 1
+            else f"they are for another kind of model, or in a form that the WebUI cannot merge ({first})"
+        )
     if not applied and not changes_text:
-        raise LoratorioError(f"LoRAtorio: none of the {len(failures)} layers of the LoRA '{name}' could be applied to this model: {why}.")
-    note(p, f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{name}' could not be applied and are left out: {why}.")
+        raise LoratorioError(
+            f"LoRAtorio: none of the {len(failures)} layers of the LoRA '{name}' could be applied to this model: {why}."
+        )
+    note(
+        p,
+        f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{name}' could not be "
+        f"applied and are left out: {why}.",
+    )
 
 
 def tell_what_merge_leaves_out(p, adapters: Sequence) -> None:
     """With this method the sampling is the WebUI's own, with the prompt's LoRAs."""
     if any((adapter.part.start, adapter.part.end) != (0, 1) for adapter in adapters):
-        note(p, "LoRAtorio: with the method merge, ltstart and ltend have no effect; the WebUI merges LoRAs for the whole sampling.")
+        note(
+            p,
+            "LoRAtorio: with the method merge, ltstart and ltend have no effect; the WebUI merges LoRAs for the "
+            "whole sampling.",
+        )
     if any(adapter.pooled for adapter in adapters):
         note(p, "LoRAtorio: the method merge has no pool; only the prompt's LoRAs are merged.")
 
 
 def report_pool(p, names: Sequence[str], scout: Scout) -> None:
-    """Tells which LoRAs of a pool were chosen in this pass, and from which step on, behind what is told of a batch's first pass."""
+    """Tells which LoRAs of a pool were chosen in this pass, and from which step on, behind what is told of a batch's
+    first pass.
+    """
     if not scout.pool:
         return
     p.extra_generation_params[POOL] = "; ".join(filter(None, [p.extra_generation_params.get(POOL), scout.told(names)]))
 
 
 def step_now(denoiser) -> tuple[float, int]:
-    """The fraction of the sampling that the model call about to be made stands at, and the sampling step it belongs to."""
+    """The fraction of the sampling that the model call about to be made stands at, and the sampling step it "
+    "belongs to."""
     calls = max(denoiser.total_steps, 1)
     return denoiser.step / calls, denoiser.step * denoiser.steps // calls

@@ -29,8 +29,16 @@ def finish(p, processed) -> None:
     forget_conditions()
 
 
-def prepare(p, settings: Settings, declined: str | None, adapters_of: Callable[[Any, Settings], Sequence], session: type[Session]) -> None:
-    """Arranges that the sampling about to start is composed, by a `session` of the host. Raises LoratorioError and SettingsError."""
+def prepare(
+    p,
+    settings: Settings,
+    declined: str | None,
+    adapters_of: Callable[[Any, Settings], Sequence],
+    session: type[Session],
+) -> None:
+    """Arranges that the sampling about to start is composed, by a `session` of the host. Raises LoratorioError and
+    SettingsError.
+    """
     if not p.is_hr_pass:  # the next batch, whose pictures do not tell of the one before
         p.extra_generation_params.pop(POOL, None)
     adapters, composed = [], None
@@ -38,7 +46,9 @@ def prepare(p, settings: Settings, declined: str | None, adapters_of: Callable[[
         adapters, composed = _suiting(p, settings, adapters_of, session)
         pool.tell_refused(p)
     if not adapters:
-        nothing = f"the prompt has no LoRA of a strength other than 0{', and neither has the pool' if settings.pool else ''}"
+        nothing = (
+            f"the prompt has no LoRA of a strength other than 0{', and neither has the pool' if settings.pool else ''}"
+        )
         return request.leave_alone(p, f"LoRAtorio did nothing: {declined or nothing}.")
     if composed:
         instead_of_sampling(p.sampler, composed.sample)
@@ -50,8 +60,12 @@ def prepare(p, settings: Settings, declined: str | None, adapters_of: Callable[[
     return None
 
 
-def _suiting(p, settings: Settings, adapters_of: Callable[[Any, Settings], Sequence], session: type[Session]) -> tuple[Sequence, Session | None]:
-    """The adapters that suit the model, and the session that composes them; none where there are none, or the host merges them."""
+def _suiting(
+    p, settings: Settings, adapters_of: Callable[[Any, Settings], Sequence], session: type[Session]
+) -> tuple[Sequence, Session | None]:
+    """The adapters that suit the model, and the session that composes them; none where there are none, or the host
+    merges them.
+    """
     while True:
         adapters = adapters_of(p, settings)
         try:
@@ -61,7 +75,8 @@ def _suiting(p, settings: Settings, adapters_of: Callable[[Any, Settings], Seque
 
 
 class Session:
-    """One pass of sampling, composed. A host's own adds `running`, the bracket, and what happens within a sampler call."""
+    """One pass of sampling, composed. A host's own adds `running`, the bracket, and what happens within a "
+    "sampler call."""
 
     def __init__(self, p, settings: Settings, adapters: Sequence):
         self.p, self.settings, self.adapters = p, settings, adapters
@@ -110,5 +125,8 @@ class Session:
             self.p.loratorio.panels.add(composed, call.adapters, call.picture_of)
 
     def leave_to_refiner(self) -> None:
-        note(self.p, "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.")
+        note(
+            self.p,
+            "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.",
+        )
         self.denoiser = None

@@ -26,7 +26,13 @@ def own_texts(adapters: Sequence, words: bool, encoded_with: Callable[[tuple, st
     return {model: encoded_with(*reading) for model, reading in found.items()}
 
 
-def encoded(p, key: Hashable, with_its_networks: Callable[[], AbstractContextManager], words: str = "", unconditional: bool = True) -> tuple:
+def encoded(
+    p,
+    key: Hashable,
+    with_its_networks: Callable[[], AbstractContextManager],
+    words: str = "",
+    unconditional: bool = True,
+) -> tuple:
     """The pass's conditions `(cond, uncond)`, each with slots of our own in place of the host's caches.
 
     Args:
@@ -42,7 +48,9 @@ def encoded(p, key: Hashable, with_its_networks: Callable[[], AbstractContextMan
     guidance = getattr(p, "distilled_cfg_scale", None)
     if hires:
         guidance = getattr(p, "hr_distilled_cfg", guidance)
-    slots = _conditions.get((hires, width, height, guidance, key, positive, negative), lambda: ([None, None], [None, None]))
+    slots = _conditions.get(
+        (hires, width, height, guidance, key, positive, negative), lambda: ([None, None], [None, None])
+    )
     steps = None
     if hires:
         config = sd_samplers.find_sampler_config(p.hr_sampler_name or p.sampler_name)
@@ -58,8 +66,12 @@ def encoded(p, key: Hashable, with_its_networks: Callable[[], AbstractContextMan
         return p.get_conds_with_caching(with_them, prompts, p.firstpass_steps, [slot], None, steps)
 
     return (
-        encode(prompt_parser.get_multicond_learned_conditioning, prompt_parser.SdConditioning(positive, **size), slots[0]),
-        encode(prompt_parser.get_learned_conditioning, prompt_parser.SdConditioning(negative, True, **size), slots[1]) if unconditional else None,
+        encode(
+            prompt_parser.get_multicond_learned_conditioning, prompt_parser.SdConditioning(positive, **size), slots[0]
+        ),
+        encode(prompt_parser.get_learned_conditioning, prompt_parser.SdConditioning(negative, True, **size), slots[1])
+        if unconditional
+        else None,
     )
 
 

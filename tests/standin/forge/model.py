@@ -67,7 +67,9 @@ def _with_online_networks(layer, weight):
 
 
 class UNet(nn.Module):
-    """Looks at everything that describes its batch: control, marks of unconditional rows, pooled text, patches of attention."""
+    """Looks at everything that describes its batch: control, marks of unconditional rows, pooled text, patches of
+    attention.
+    """
 
     def __init__(self, channels):
         super().__init__()
@@ -76,7 +78,11 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(2, 8)
         self.layer_norm = nn.LayerNorm(8)
         self.qkv = Linear(8, 24, bias=False)
-        self.to_q, self.to_k, self.to_v = Linear(8, 8, bias=False), Linear(WIDTH, 8, bias=False), Linear(WIDTH, 8, bias=False)
+        self.to_q, self.to_k, self.to_v = (
+            Linear(8, 8, bias=False),
+            Linear(WIDTH, 8, bias=False),
+            Linear(WIDTH, 8, bias=False),
+        )
         self.to_out = Linear(8, 8)
         self.conv_out = Conv2d(8, 4, 3, padding=1)
 
@@ -118,7 +124,9 @@ class KModel(nn.Module):
         wide = t.reshape(-1, 1, 1, 1)
         inputs = x / (wide**2 + 1).sqrt()
         inputs = inputs if c_concat is None else torch.cat([inputs, c_concat], 1)
-        return x - wide * self.diffusion_model(inputs, t.log(), c_crossattn, kwargs.get("y"), control, transformer_options)
+        return x - wide * self.diffusion_model(
+            inputs, t.log(), c_crossattn, kwargs.get("y"), control, transformer_options
+        )
 
     def memory_required(self, input_shape):
         """A row is a unit of memory."""
@@ -135,7 +143,9 @@ class TextEncoder(nn.Module):
     def forward(self, texts):
         words = [text.split() or ["<empty>"] for text in texts]
         length = CHUNK * max(-(-len(text) // CHUNK) for text in words)
-        tokens = torch.stack([torch.stack([self._vector(word) for word in text + ["<end>"] * (length - len(text))]) for text in words])
+        tokens = torch.stack(
+            [torch.stack([self._vector(word) for word in text + ["<end>"] * (length - len(text))]) for text in words]
+        )
         return self.transformer["fc2"](torch.tanh(self.transformer["fc1"](tokens + tokens.mean(1, keepdim=True))))
 
     def _vector(self, word):
@@ -163,14 +173,19 @@ class ForgeObjects:
 
 
 class ControlNet:
-    """Looks at the picture's hint, the latents, the text and, as for modes that prefer the prompt, at what rows are unconditional."""
+    """Looks at the picture's hint, the latents, the text and, as for modes that prefer the prompt, at what rows are
+    unconditional.
+    """
 
     def __init__(self, hint):
         self.hint, self.previous_controlnet, self.transformer_options = hint, None, {}
 
     def get_control(self, x, t, cond, batched_number):
         signal = self.hint.repeat(batched_number, 1, 1, 1) + x.mean(1, keepdim=True) * t.reshape(-1, 1, 1, 1)
-        signal = signal * (1 - 0.7 * self.transformer_options["cond_mark"].to(x).reshape(-1, 1, 1, 1)) + cond["c_crossattn"].mean((1, 2))[:, None, None, None]
+        signal = (
+            signal * (1 - 0.7 * self.transformer_options["cond_mark"].to(x).reshape(-1, 1, 1, 1))
+            + cond["c_crossattn"].mean((1, 2))[:, None, None, None]
+        )
         if self.previous_controlnet is not None:
             signal = signal + 2 * self.previous_controlnet.get_control(x, t, cond, batched_number)["middle"][0]
         return {"input": [], "middle": [signal], "output": [None, F.avg_pool2d(signal, 2, ceil_mode=True)]}
@@ -190,7 +205,13 @@ class SdModel:
             for layer in unet.modules():
                 if isinstance(layer, Linear):
                     layer.quantise(gguf=quantised == "gguf")
-        self.made_with = {"seed": seed, "channels": channels, "dict_conditions": dict_conditions, "dtype": dtype, "quantised": quantised}
+        self.made_with = {
+            "seed": seed,
+            "channels": channels,
+            "dict_conditions": dict_conditions,
+            "dtype": dtype,
+            "quantised": quantised,
+        }
         self.dtype, self.dict_conditions, self.channels = dtype, dict_conditions, channels
         unet.storage_dtype = torch.int8 if quantised else dtype
         self.sd_checkpoint_info = f"tiny {seed}"
@@ -211,4 +232,7 @@ class SdModel:
 
     def state(self):
         """Every stored weight, of the UNet and of the text encoder."""
-        return {**self.forge_objects_original.unet.model.state_dict(), **self.forge_objects_original.clip.cond_stage_model.state_dict()}
+        return {
+            **self.forge_objects_original.unet.model.state_dict(),
+            **self.forge_objects_original.clip.cond_stage_model.state_dict(),
+        }

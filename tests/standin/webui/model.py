@@ -36,7 +36,11 @@ class UNet(nn.Module):
         self.norm = GroupNorm(2, 8)
         self.proj_in = Conv2d(8, 8, 1)
         self.layer_norm = LayerNorm(8)
-        self.to_q, self.to_k, self.to_v = Linear(8, 8, bias=False), Linear(WIDTH, 8, bias=False), Linear(WIDTH, 8, bias=False)
+        self.to_q, self.to_k, self.to_v = (
+            Linear(8, 8, bias=False),
+            Linear(WIDTH, 8, bias=False),
+            Linear(WIDTH, 8, bias=False),
+        )
         self.to_out = Linear(8, 8)
         self.conv_out = Conv2d(8, 4, 3, padding=1)
 
@@ -63,13 +67,17 @@ class TextEncoder(nn.Module):
     def forward(self, texts):
         words = [text.split() or ["<empty>"] for text in texts]
         length = CHUNK * max(-(-len(text) // CHUNK) for text in words)
-        tokens = torch.stack([torch.stack([self._vector(word) for word in text + ["<end>"] * (length - len(text))]) for text in words])
+        tokens = torch.stack(
+            [torch.stack([self._vector(word) for word in text + ["<end>"] * (length - len(text))]) for text in words]
+        )
         return self.transformer_fc2(torch.tanh(self.transformer_fc1(tokens + tokens.mean(1, keepdim=True))))
 
     def _vector(self, word):
         generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
         vector = self.embeddings.get(word)
-        return (torch.randn(WIDTH, generator=generator, dtype=torch.float64) if vector is None else vector).to(self.transformer_fc1.weight)
+        return (torch.randn(WIDTH, generator=generator, dtype=torch.float64) if vector is None else vector).to(
+            self.transformer_fc1.weight
+        )
 
 
 class CheckpointInfo:

@@ -1,4 +1,5 @@
-"""Network modules by kind, with the interface of the host's: `calc_updown`, `multiplier`, `calc_scale` and the factors."""
+"""Network modules by kind, with the interface of the host's: `calc_updown`, `multiplier`, `calc_scale` and the "
+"factors."""
 
 import enum
 from types import SimpleNamespace
@@ -136,8 +137,14 @@ class Oft(NetworkModule):
 
 
 KINDS = {
-    "lora_up.weight": Lora, "hada_w1_a": Hada, "lokr_w1": Lokr, "diff": Full, "w_norm": Norm,
-    "on_input": Ia3, "a1.weight": Glora, "oft_blocks": Oft,
+    "lora_up.weight": Lora,
+    "hada_w1_a": Hada,
+    "lokr_w1": Lokr,
+    "diff": Full,
+    "w_norm": Norm,
+    "on_input": Ia3,
+    "a1.weight": Glora,
+    "oft_blocks": Oft,
 }
 
 

@@ -20,7 +20,9 @@ def load_network(name, on_disk):
     loads.append(name)
     network = Network(name, on_disk)
     layers = shared.sd_model.network_layer_mapping
-    network.modules = {key: create_module(network, key, w, layers[key]) for key, w in on_disk.layers.items() if key in layers}
+    network.modules = {
+        key: create_module(network, key, w, layers[key]) for key, w in on_disk.layers.items() if key in layers
+    }
     network.bundle_embeddings = dict(on_disk.embeddings)
     return network
 

@@ -51,7 +51,15 @@ class Processing:
 
     def get_conds_with_caching(self, function, required_prompts, steps, caches, extra_network_data, hires_steps=None):
         loras = str({kind: [params.items for params in found] for kind, found in (extra_network_data or {}).items()})
-        key = (tuple(required_prompts), required_prompts.width, required_prompts.height, steps, hires_steps, loras, shared.sd_model.sd_checkpoint_info)
+        key = (
+            tuple(required_prompts),
+            required_prompts.width,
+            required_prompts.height,
+            steps,
+            hires_steps,
+            loras,
+            shared.sd_model.sd_checkpoint_info,
+        )
         for cache in caches:
             if cache[0] == key:
                 return cache[1]
@@ -64,26 +72,45 @@ class Processing:
             return self.calculate_hr_conds()
         self.firstpass_steps = sd_samplers.find_sampler_config(self.sampler_name).total_steps(self.steps)
         self.c, self.uc = self._conditions(
-            (self.prompts, self.negative_prompts), (self.width, self.height), (self.cfg_scale, self.distilled_cfg_scale),
-            [self.cached_c], [self.cached_uc], self.extra_network_data)
+            (self.prompts, self.negative_prompts),
+            (self.width, self.height),
+            (self.cfg_scale, self.distilled_cfg_scale),
+            [self.cached_c],
+            [self.cached_uc],
+            self.extra_network_data,
+        )
         if self.enable_hr:
             self._activate(self.hr_extra_network_data)
             self.calculate_hr_conds()
             self._activate(self.extra_network_data)
 
     def calculate_hr_conds(self):
-        steps = sd_samplers.find_sampler_config(self.hr_sampler_name or self.sampler_name).total_steps(self.hr_second_pass_steps or self.steps)
+        steps = sd_samplers.find_sampler_config(self.hr_sampler_name or self.sampler_name).total_steps(
+            self.hr_second_pass_steps or self.steps
+        )
         self.hr_c, self.hr_uc = self._conditions(
-            (self.hr_prompts, self.hr_negative_prompts), (self.hr_upscale_to_x, self.hr_upscale_to_y), (self.hr_cfg, self.hr_distilled_cfg),
-            [self.cached_hr_c, self.cached_c], [self.cached_hr_uc, self.cached_uc], self.hr_extra_network_data, steps)
+            (self.hr_prompts, self.hr_negative_prompts),
+            (self.hr_upscale_to_x, self.hr_upscale_to_y),
+            (self.hr_cfg, self.hr_distilled_cfg),
+            [self.cached_hr_c, self.cached_c],
+            [self.cached_hr_uc, self.cached_uc],
+            self.hr_extra_network_data,
+            steps,
+        )
 
     def _conditions(self, prompts, size, guidance, cond_caches, uncond_caches, data, steps=None):
         (positive, negative), (width, height), (cfg, distilled) = prompts, size, guidance
         positive = prompt_parser.SdConditioning(positive, False, width, height, distilled_cfg_scale=distilled)
         negative = prompt_parser.SdConditioning(negative, True, width, height, distilled_cfg_scale=distilled)
         get = self.get_conds_with_caching
-        uncond = None if cfg == 1 else get(prompt_parser.get_learned_conditioning, negative, self.firstpass_steps, uncond_caches, data, steps)
-        return get(prompt_parser.get_multicond_learned_conditioning, positive, self.firstpass_steps, cond_caches, data, steps), uncond
+        uncond = (
+            None
+            if cfg == 1
+            else get(prompt_parser.get_learned_conditioning, negative, self.firstpass_steps, uncond_caches, data, steps)
+        )
+        return get(
+            prompt_parser.get_multicond_learned_conditioning, positive, self.firstpass_steps, cond_caches, data, steps
+        ), uncond
 
     def get_conds(self):
         return (self.hr_c, self.hr_uc) if self.is_hr_pass else (self.c, self.uc)
@@ -99,7 +126,11 @@ class Processing:
 
     def refine(self, denoiser):
         """Switches to the refiner's model when it is time."""
-        if self.refiner is None or shared.sd_model is self.refiner or denoiser.step / denoiser.total_steps < self.refiner_switch_at:
+        if (
+            self.refiner is None
+            or shared.sd_model is self.refiner
+            or denoiser.step / denoiser.total_steps < self.refiner_switch_at
+        ):
             return False
         shared.sd_model = self.refiner
         self._activate(self.extra_network_data)
@@ -110,12 +141,16 @@ class Processing:
 
     def noise(self, number):
         shape = (4, self.height // 8, self.width // 8)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(self.seed + number), dtype=torch.float64).to(shared.sd_model.dtype)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(self.seed + number), dtype=torch.float64).to(
+            shared.sd_model.dtype
+        )
 
     def image_conditioning(self, x):
         """For inpainting models mask and masked picture; for others something that is not looked at."""
         if shared.sd_model.channels == 9:
-            return torch.linspace(-1, 1, x.shape[0] * 5 * x[0, 0].numel(), dtype=x.dtype).reshape(x.shape[0], 5, *x.shape[2:])
+            return torch.linspace(-1, 1, x.shape[0] * 5 * x[0, 0].numel(), dtype=x.dtype).reshape(
+                x.shape[0], 5, *x.shape[2:]
+            )
         return x.new_zeros(x.shape[0], 5, 1, 1)
 
     def _before_sampling(self, x):
@@ -151,8 +186,14 @@ class Processing:
         self.prompts, self.extra_network_data = extra_networks.parse_prompts(prompts)
         self.negative_prompts, self.hr_extra_network_data = [self.negative_prompt] * self.batch_size, None
         if self.enable_hr:
-            self.hr_prompts, self.hr_extra_network_data = extra_networks.parse_prompts([self.hr_prompt or self.prompt] * self.batch_size)
-            self.hr_negative_prompts, self.hr_upscale_to_x, self.hr_upscale_to_y = self.negative_prompts, self.width * 2, self.height * 2
+            self.hr_prompts, self.hr_extra_network_data = extra_networks.parse_prompts(
+                [self.hr_prompt or self.prompt] * self.batch_size
+            )
+            self.hr_negative_prompts, self.hr_upscale_to_x, self.hr_upscale_to_y = (
+                self.negative_prompts,
+                self.width * 2,
+                self.height * 2,
+            )
         self._activate(self.extra_network_data)
         self.sd_model.forge_objects = self.sd_model.forge_objects_after_applying_lora.shallow_copy()
         self.setup_conds()

@@ -9,5 +9,18 @@ def get_font(size):
     return ImageFont.load_default(size)
 
 
-def save_image(image, path, basename, seed=None, prompt=None, extension="png", info=None, short_filename=False, p=None, grid=False):
-    saved.append({"image": image, "path": path, "basename": basename, "seed": seed, "prompt": prompt, "extension": extension, "info": info, "grid": grid})
+def save_image(
+    image, path, basename, seed=None, prompt=None, extension="png", info=None, short_filename=False, p=None, grid=False
+):
+    saved.append(
+        {
+            "image": image,
+            "path": path,
+            "basename": basename,
+            "seed": seed,
+            "prompt": prompt,
+            "extension": extension,
+            "info": info,
+            "grid": grid,
+        }
+    )

@@ -47,7 +47,15 @@ class Processing:
 
     def get_conds_with_caching(self, function, required_prompts, steps, caches, extra_network_data, hires_steps=None):
         loras = str({kind: [params.items for params in found] for kind, found in (extra_network_data or {}).items()})
-        key = (tuple(required_prompts), required_prompts.width, required_prompts.height, steps, hires_steps, loras, shared.sd_model.sd_checkpoint_info)
+        key = (
+            tuple(required_prompts),
+            required_prompts.width,
+            required_prompts.height,
+            steps,
+            hires_steps,
+            loras,
+            shared.sd_model.sd_checkpoint_info,
+        )
         for cache in caches:
             if cache[0] == key:
                 return cache[1]
@@ -60,20 +68,38 @@ class Processing:
             return self.calculate_hr_conds()
         self.firstpass_steps = sd_samplers.find_sampler_config(self.sampler_name).total_steps(self.steps)
         self.c, self.uc = self._conditions(
-            self.prompts, self.negative_prompts, (self.width, self.height), [self.cached_c], [self.cached_uc], self.extra_network_data)
+            self.prompts,
+            self.negative_prompts,
+            (self.width, self.height),
+            [self.cached_c],
+            [self.cached_uc],
+            self.extra_network_data,
+        )
 
     def calculate_hr_conds(self):
-        steps = sd_samplers.find_sampler_config(self.hr_sampler_name or self.sampler_name).total_steps(self.hr_second_pass_steps or self.steps)
+        steps = sd_samplers.find_sampler_config(self.hr_sampler_name or self.sampler_name).total_steps(
+            self.hr_second_pass_steps or self.steps
+        )
         self.hr_c, self.hr_uc = self._conditions(
-            self.hr_prompts, self.hr_negative_prompts, (self.hr_upscale_to_x, self.hr_upscale_to_y),
-            [self.cached_hr_c, self.cached_c], [self.cached_hr_uc, self.cached_uc], self.hr_extra_network_data, steps)
+            self.hr_prompts,
+            self.hr_negative_prompts,
+            (self.hr_upscale_to_x, self.hr_upscale_to_y),
+            [self.cached_hr_c, self.cached_c],
+            [self.cached_hr_uc, self.cached_uc],
+            self.hr_extra_network_data,
+            steps,
+        )
 
     def _conditions(self, prompts, negative, size, cond_caches, uncond_caches, data, steps=None):
         width, height = size
         positive = prompt_parser.SdConditioning(prompts, width=width, height=height)
         negative = prompt_parser.SdConditioning(negative, True, width=width, height=height)
-        uncond = self.get_conds_with_caching(prompt_parser.get_learned_conditioning, negative, self.firstpass_steps, uncond_caches, data, steps)
-        cond = self.get_conds_with_caching(prompt_parser.get_multicond_learned_conditioning, positive, self.firstpass_steps, cond_caches, data, steps)
+        uncond = self.get_conds_with_caching(
+            prompt_parser.get_learned_conditioning, negative, self.firstpass_steps, uncond_caches, data, steps
+        )
+        cond = self.get_conds_with_caching(
+            prompt_parser.get_multicond_learned_conditioning, positive, self.firstpass_steps, cond_caches, data, steps
+        )
         return cond, uncond
 
     def get_conds(self):
@@ -81,7 +107,11 @@ class Processing:
 
     def refine(self, denoiser):
         """Switches to the refiner's model when it is time."""
-        if self.refiner is None or shared.sd_model is self.refiner or denoiser.step / denoiser.total_steps < self.refiner_switch_at:
+        if (
+            self.refiner is None
+            or shared.sd_model is self.refiner
+            or denoiser.step / denoiser.total_steps < self.refiner_switch_at
+        ):
             return False
         shared.sd_model = self.refiner
         self.setup_conds()
@@ -90,12 +120,16 @@ class Processing:
 
     def noise(self, number):
         shape = (4, self.height // 8, self.width // 8)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(self.seed + number), dtype=torch.float64).to(shared.sd_model.dtype)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(self.seed + number), dtype=torch.float64).to(
+            shared.sd_model.dtype
+        )
 
     def image_conditioning(self, x):
         """For inpainting models mask and masked picture; for others something that is not looked at."""
         if shared.sd_model.model.conditioning_key == "hybrid":
-            return torch.linspace(-1, 1, x.shape[0] * 5 * x[0, 0].numel(), dtype=x.dtype).reshape(x.shape[0], 5, *x.shape[2:])
+            return torch.linspace(-1, 1, x.shape[0] * 5 * x[0, 0].numel(), dtype=x.dtype).reshape(
+                x.shape[0], 5, *x.shape[2:]
+            )
         return x.new_zeros(x.shape[0], 5, 1, 1)
 
     def sample(self):
@@ -113,7 +147,9 @@ class Processing:
         extra_networks.activate(self, self.hr_extra_network_data)
         self.calculate_hr_conds()
         self.scripts.run("process_before_every_sampling", self, x=x, noise=x, c=self.hr_c, uc=self.hr_uc)
-        x = self.sampler.sample(self, x, self.hr_c, self.hr_uc, self.image_conditioning(x), self.hr_second_pass_steps or self.steps)
+        x = self.sampler.sample(
+            self, x, self.hr_c, self.hr_uc, self.image_conditioning(x), self.hr_second_pass_steps or self.steps
+        )
         self.is_hr_pass = False
         return x
 
@@ -134,7 +170,9 @@ def process_images(p):
                 p.negative_prompts = [p.negative_prompt] * p.batch_size
                 p.hr_extra_network_data = None
                 if p.enable_hr:
-                    p.hr_prompts, p.hr_extra_network_data = extra_networks.parse_prompts([p.hr_prompt or p.prompt] * p.batch_size)
+                    p.hr_prompts, p.hr_extra_network_data = extra_networks.parse_prompts(
+                        [p.hr_prompt or p.prompt] * p.batch_size
+                    )
                     p.hr_negative_prompts = p.negative_prompts
                 extra_networks.activate(p, p.extra_network_data)
                 p.setup_conds()
@@ -144,8 +182,12 @@ def process_images(p):
         shared.sd_model = checkpoint
     latents = torch.cat(latents)
     p.all_prompts, p.all_seeds = [p.prompt] * len(pictures), [p.seed + number for number in range(len(pictures))]
-    p.processed = SimpleNamespace(images=pictures, infotexts=[f"picture {number}" for number in range(len(pictures))],
-                                  index_of_first_image=0, extra_generation_params=p.extra_generation_params)
+    p.processed = SimpleNamespace(
+        images=pictures,
+        infotexts=[f"picture {number}" for number in range(len(pictures))],
+        index_of_first_image=0,
+        extra_generation_params=p.extra_generation_params,
+    )
     p.scripts.run("postprocess", p, p.processed)
     return latents
 

@@ -18,7 +18,12 @@ class SdConditioning(list):
 
     def __init__(self, prompts, is_negative_prompt=False, width=None, height=None, distilled_cfg_scale=None):
         super().__init__(prompts)
-        self.is_negative_prompt, self.width, self.height, self.distilled_cfg_scale = is_negative_prompt, width, height, distilled_cfg_scale
+        self.is_negative_prompt, self.width, self.height, self.distilled_cfg_scale = (
+            is_negative_prompt,
+            width,
+            height,
+            distilled_cfg_scale,
+        )
 
     def alike(self, texts):
         return SdConditioning(texts, self.is_negative_prompt, self.width, self.height, self.distilled_cfg_scale)
@@ -82,5 +87,7 @@ def _stacked(conditions):
         return DictWithShape({key: _stacked([condition[key] for condition in conditions]) for key in conditions[0]})
     length = max(condition.shape[0] for condition in conditions)
     if conditions[0].dim() == 2:
-        conditions = [torch.cat([condition, condition[-1:].expand(length - len(condition), -1)]) for condition in conditions]
+        conditions = [
+            torch.cat([condition, condition[-1:].expand(length - len(condition), -1)]) for condition in conditions
+        ]
     return torch.stack(conditions)

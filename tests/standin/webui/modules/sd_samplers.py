@@ -49,11 +49,19 @@ class SamplerData:
         return steps * self.calls
 
 
-_samplers = {config.name: config for config in (
-    SamplerData("Euler", euler, sigmas, CFGDenoiserKDiffusion),
-    SamplerData("Heun", heun, sigmas, CFGDenoiserKDiffusion, calls=2),
-    SamplerData("DDIM", sd_samplers_timesteps.ddim, sd_samplers_timesteps.timesteps, sd_samplers_timesteps.CFGDenoiserTimesteps),
-)}
+_samplers = {
+    config.name: config
+    for config in (
+        SamplerData("Euler", euler, sigmas, CFGDenoiserKDiffusion),
+        SamplerData("Heun", heun, sigmas, CFGDenoiserKDiffusion, calls=2),
+        SamplerData(
+            "DDIM",
+            sd_samplers_timesteps.ddim,
+            sd_samplers_timesteps.timesteps,
+            sd_samplers_timesteps.CFGDenoiserTimesteps,
+        ),
+    )
+}
 
 
 def find_sampler_config(name):
@@ -84,8 +92,11 @@ class Sampler:
         denoiser = self.model_wrap_cfg
         denoiser.p, denoiser.step, self.last_latent = p, 0, x
         self.sampler_extra_args = {
-            "cond": conditioning, "uncond": unconditional_conditioning, "image_cond": image_conditioning,
-            "cond_scale": p.cfg_scale, "s_min_uncond": p.s_min_uncond,
+            "cond": conditioning,
+            "uncond": unconditional_conditioning,
+            "image_cond": image_conditioning,
+            "cond_scale": p.cfg_scale,
+            "s_min_uncond": p.s_min_uncond,
         }
         schedule = self.config.schedule(steps)
         return self.launch_sampling(steps, lambda: self.config.function(denoiser, x, schedule, self.sampler_extra_args))

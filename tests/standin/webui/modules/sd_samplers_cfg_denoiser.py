@@ -68,7 +68,9 @@ class CFGDenoiser(torch.nn.Module):
         x_in, sigma_in, text, negative = params.x, params.sigma, params.text_cond, params.text_uncond
 
         early = shared.opts.skip_early_cond
-        skip = bool(early and self.step / self.total_steps <= early) or bool(self.step % 2 and 0 < s_min_uncond and sigma[0] < s_min_uncond)
+        skip = bool(early and self.step / self.total_steps <= early) or bool(
+            self.step % 2 and 0 < s_min_uncond and sigma[0] < s_min_uncond
+        )
         if skip:  # the image conditions keep their rows, as the host's do
             x_in, sigma_in = x_in[:-pictures], sigma_in[:-pictures]
         if text.shape[1] != negative.shape[1]:

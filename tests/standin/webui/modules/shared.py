@@ -1,4 +1,6 @@
-"""Options, progress and the model. The model is set after the scripts are imported, so that one that reads it then fails."""
+"""Options, progress and the model. The model is set after the scripts are imported, so that one that reads it then
+fails.
+"""
 
 from types import SimpleNamespace
 
@@ -7,7 +9,13 @@ from modules import errors  # noqa: F401  (scripts may reach it from here, too)
 
 class OptionInfo:
     def __init__(self, default=None, label="", component=None, component_args=None, section=None):
-        self.default, self.label, self.component, self.component_args, self.section = default, label, component, component_args, section
+        self.default, self.label, self.component, self.component_args, self.section = (
+            default,
+            label,
+            component,
+            component_args,
+            section,
+        )
         self.comment_after = ""
 
     def info(self, text):

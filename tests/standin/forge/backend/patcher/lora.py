@@ -1,4 +1,5 @@
-"""Networks merged into a model's weights, from a backup, whenever the set of their names and strengths is another one."""
+"""Networks merged into a model's weights, from a backup, whenever the set of their names and strengths is "
+"another one."""
 
 import torch
 
@@ -10,7 +11,9 @@ def as_patch(kind, values):
 
 
 def merge_lora_to_weight(patches, weight, key="online_lora", computation_dtype=torch.float32):
-    """The weight with patches `[strength, (kind, values), strength of the weight, offset, function]`, one after the other."""
+    """The weight with patches `[strength, (kind, values), strength of the weight, offset, function]`, one after the
+    other.
+    """
     merged = weight.to(computation_dtype, copy=True)
     for strength, (kind, values), strength_model, offset, function in patches:
         part = merged if offset is None else merged.narrow(*offset)
@@ -22,7 +25,9 @@ def merge_lora_to_weight(patches, weight, key="online_lora", computation_dtype=t
 
 
 class LoraLoader:
-    """Knows what is merged by its name only, which it notes down last: after a merge that failed it is wrong about the weights."""
+    """Knows what is merged by its name only, which it notes down last: after a merge that failed it is wrong about the
+    weights.
+    """
 
     def __init__(self, model):
         self.model = model

@@ -25,7 +25,9 @@ class ConditionCrossAttn(Condition):
 
     def can_concat(self, other):
         (rows, tokens, width), (other_rows, other_tokens, other_width) = self.cond.shape, other.cond.shape
-        return (rows, width) == (other_rows, other_width) and math.lcm(tokens, other_tokens) <= 4 * min(tokens, other_tokens)
+        return (rows, width) == (other_rows, other_width) and math.lcm(tokens, other_tokens) <= 4 * min(
+            tokens, other_tokens
+        )
 
     def concat(self, others):
         texts = [self.cond, *(other.cond for other in others)]
@@ -39,7 +41,13 @@ def compile_conditions(cond):
     if isinstance(cond, torch.Tensor):
         return [{"cross_attn": cond, "model_conds": {"c_crossattn": ConditionCrossAttn(cond)}}]
     text, pooled = cond["crossattn"], cond["vector"]
-    return [{"cross_attn": text, "pooled_output": pooled, "model_conds": {"c_crossattn": ConditionCrossAttn(text), "y": Condition(pooled)}}]
+    return [
+        {
+            "cross_attn": text,
+            "pooled_output": pooled,
+            "model_conds": {"c_crossattn": ConditionCrossAttn(text), "y": Condition(pooled)},
+        }
+    ]
 
 
 def compile_weighted_conditions(cond, weights):
@@ -47,6 +55,8 @@ def compile_weighted_conditions(cond, weights):
     compiled = []
     for of_place in zip(*weights):
         rows = [row for row, _ in of_place]
-        (condition,) = compile_conditions({key: value[rows] for key, value in cond.items()} if isinstance(cond, dict) else cond[rows])
+        (condition,) = compile_conditions(
+            {key: value[rows] for key, value in cond.items()} if isinstance(cond, dict) else cond[rows]
+        )
         compiled.append({**condition, "strength": of_place[-1][1]})
     return compiled

@@ -18,7 +18,9 @@ def get_area_and_mult(conds, x_in, timestep_in):
     mult = torch.ones_like(x_in) * conds.get("strength", 1.0)
     if "mask" in conds:
         mult = mult * conds["mask"][:, None]
-    conditioning = {key: value.process_cond(batch_size=len(x_in), device=x_in.device) for key, value in conds["model_conds"].items()}
+    conditioning = {
+        key: value.process_cond(batch_size=len(x_in), device=x_in.device) for key, value in conds["model_conds"].items()
+    }
     return Area(x_in, mult, conditioning, conds.get("control"))
 
 
@@ -28,7 +30,11 @@ def cond_cat(c_list):
 
 def _can_concat(one, other):
     first, second = one.conditioning, other.conditioning
-    return one.control is other.control and first.keys() == second.keys() and all(first[key].can_concat(second[key]) for key in first)
+    return (
+        one.control is other.control
+        and first.keys() == second.keys()
+        and all(first[key].can_concat(second[key]) for key in first)
+    )
 
 
 def _next_batch(model, waiting, shape):
@@ -42,7 +48,12 @@ def _next_batch(model, waiting, shape):
 
 
 def calc_cond_uncond_batch(model, cond, uncond, x_in, timestep, model_options):
-    waiting = [(area, flag) for flag, conds in enumerate((cond, uncond or [])) for c in conds if (area := get_area_and_mult(c, x_in, timestep))]
+    waiting = [
+        (area, flag)
+        for flag, conds in enumerate((cond, uncond or []))
+        for c in conds
+        if (area := get_area_and_mult(c, x_in, timestep))
+    ]
     total, count = [torch.zeros_like(x_in) for _ in range(2)], [torch.full_like(x_in, 1e-37) for _ in range(2)]
     while waiting:
         areas, flags = zip(*[waiting.pop(number) for number in _next_batch(model, waiting, x_in.shape)])
@@ -50,8 +61,12 @@ def calc_cond_uncond_batch(model, cond, uncond, x_in, timestep, model_options):
         c = cond_cat([area.conditioning for area in areas])
         rows = [flag for flag in flags for _ in x_in]
         c["transformer_options"] = options = {
-            **model_options.get("transformer_options", {}), "cond_or_uncond": list(flags), "sigmas": timestep, "cond_mark": torch.tensor(rows).to(timestep),
-            "cond_indices": [row for row, flag in enumerate(rows) if not flag], "uncond_indices": [row for row, flag in enumerate(rows) if flag],
+            **model_options.get("transformer_options", {}),
+            "cond_or_uncond": list(flags),
+            "sigmas": timestep,
+            "cond_mark": torch.tensor(rows).to(timestep),
+            "cond_indices": [row for row, flag in enumerate(rows) if not flag],
+            "uncond_indices": [row for row, flag in enumerate(rows) if flag],
         }
         control = pointer = areas[0].control
         while pointer is not None:
@@ -76,9 +91,18 @@ def sampling_function_inner(model, x, timestep, uncond, cond, cond_scale, model_
     for function in model_options.get("sampler_pre_cfg_function", []):
         model, cond, wanted, x, timestep, model_options = function(model, cond, wanted, x, timestep, model_options)
     cond_pred, uncond_pred = calc_cond_uncond_batch(model, cond, wanted, x, timestep, model_options)
-    shared = {"model": model, "model_options": model_options, "input": x, "sigma": timestep, "cond_denoised": cond_pred, "uncond_denoised": uncond_pred}
+    shared = {
+        "model": model,
+        "model_options": model_options,
+        "input": x,
+        "sigma": timestep,
+        "cond_denoised": cond_pred,
+        "uncond_denoised": uncond_pred,
+    }
     if "sampler_cfg_function" in model_options:
-        guided = x - model_options["sampler_cfg_function"]({**shared, "cond": x - cond_pred, "uncond": x - uncond_pred, "cond_scale": cond_scale})
+        guided = x - model_options["sampler_cfg_function"](
+            {**shared, "cond": x - cond_pred, "uncond": x - uncond_pred, "cond_scale": cond_scale}
+        )
     else:
         guided = uncond_pred + (cond_pred - uncond_pred) * cond_scale * strength
     for function in model_options.get("sampler_post_cfg_function", []):
@@ -88,7 +112,10 @@ def sampling_function_inner(model, x, timestep, uncond, cond, cond_scale, model_
 
 def sampling_function(denoiser, params, cond_scale, cond_composition):
     unet = denoiser.inner_model.inner_model.forge_objects.unet
-    uncond, cond = compile_conditions(params.text_uncond), compile_weighted_conditions(params.text_cond, cond_composition)
+    uncond, cond = (
+        compile_conditions(params.text_uncond),
+        compile_weighted_conditions(params.text_cond, cond_composition),
+    )
     for condition in [*cond, *(uncond or [])]:
         if params.image_cond.shape[2:] == params.x.shape[2:]:
             condition["model_conds"]["c_concat"] = Condition(params.image_cond)

@@ -1,4 +1,6 @@
-"""A model with lists of what is to be merged into its weights; clones share the model, which notes whose patches it has by a number."""
+"""A model with lists of what is to be merged into its weights; clones share the model, which notes whose patches it has
+by a number.
+"""
 
 import copy
 import uuid
@@ -35,7 +37,9 @@ class ModelPatcher(Options):
         for key, patch in patches.items():
             name, offset, function = (*((key,) if isinstance(key, str) else key), None, None)[:3]
             if name in names:
-                self.patches.setdefault(name, []).append((strength_patch, patch, strength_model, offset, function, online_mode))
+                self.patches.setdefault(name, []).append(
+                    (strength_patch, patch, strength_model, offset, function, online_mode)
+                )
         self.patches_uuid = uuid.uuid4()
 
     def merged_networks(self):
@@ -63,7 +67,9 @@ class ModelPatcher(Options):
         weight = getattr(layer, name)
         self.backup[key] = Backup(weight, False)
         # In the weight's own precision, where that is the higher one, so that a test can be exact.
-        merged = lora.merge_lora_to_weight(patches, weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True), key)
+        merged = lora.merge_lora_to_weight(
+            patches, weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True), key
+        )
         setattr(layer, name, torch.nn.Parameter(merged.to(weight.dtype), requires_grad=False))
 
     def unpatch_model(self):

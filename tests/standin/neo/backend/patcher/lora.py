@@ -1,4 +1,6 @@
-"""Networks' patches as adapters that change a weight in place; plain differences are none. What does not fit is logged and left out."""
+"""Networks' patches as adapters that change a weight in place; plain differences are none. What does not fit is logged
+and left out.
+"""
 
 import logging
 from types import SimpleNamespace
@@ -34,7 +36,9 @@ def as_patch(kind, values):
 def merge_lora_to_weight(patches, weight, key="online_lora", computation_dtype=torch.float32):
     """Patches are `(strength, adapter or difference, strength of the weight, offset, function, online)`."""
     for strength, value, strength_model, offset, function, _ in patches:
-        kind, values = value if isinstance(value, tuple) else (value.name, value.weights[: 5 if value.name == "lora" else None])
+        kind, values = (
+            value if isinstance(value, tuple) else (value.name, value.weights[: 5 if value.name == "lora" else None])
+        )
         part = weight if offset is None else weight.narrow(*offset)
         part *= strength_model
         values = [value.to(weight) if isinstance(value, torch.Tensor) else value for value in values]
