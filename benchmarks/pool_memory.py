@@ -18,12 +18,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.profiler import ProfilerActivity, profile
 
-from lib_loratorio.adapters import AdapterBank
-from lib_loratorio.evaluation import Evaluator
-from lib_loratorio.low_rank import LowRank
-from lib_loratorio.methods import METHODS
+from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.deltas.low_rank import LowRank
+from lib_loratorio.engine.evaluation import Evaluator
+from lib_loratorio.engine.methods import METHODS
+from lib_loratorio.engine.sampler_call import SamplerCall
 from lib_loratorio.settings import Settings
-from lib_loratorio.step import SamplerCall
 
 MB = 1e6
 

@@ -1,2 +1,1 @@
-"""The tiny world, the tiny model trained on it, its LoRAs and the detector. Nothing here is imported by the "
-"extension."""
+"""The tiny world, the tiny model trained on it, its LoRAs and the detector. The extension imports none of it."""

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from lab import detector, model, report, world
 from lab.evaluate import CFG, METHODS, STEPS
 from lab.model import WEIGHTS
+from lib_loratorio.engine.weight_maps import COLOURS, dominant
 from lib_loratorio.hosts.diffusers import composed
-from lib_loratorio.weight_maps import COLOURS, dominant
 
 WAYS = ("Merge", "Switch", "Composite", "LoRAtorio")
 SKILLS = (

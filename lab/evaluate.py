@@ -23,7 +23,7 @@ import torch
 
 from lab import detector, measure, model, world
 from lab.model import WEIGHTS
-from lib_loratorio.schedule import Part
+from lib_loratorio.loras.tag import Part
 from lib_loratorio.settings import Settings
 
 COUNTS = (2, 3, 4, 5)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lab import evaluate, measure, world
-from lib_loratorio.methods import METHODS
+from lib_loratorio.engine.methods import METHODS
 from lib_loratorio.settings import Settings
 
 REFERENCE = "LoRAtorio"
@@ -268,8 +268,7 @@ def _variants(measured, ways):
 
 
 def best(measured, ways):
-    """The way with the most asked skills; among those within one point of it, the one with the smallest patch "
-    "distance."""
+    """The way with the most asked skills; among those within one point of it, the one of smallest patch distance."""
     ways = [w for w in ways if w in measured.ways]
     most = max(measured.ways[w]["present"].mean() for w in ways)
     return min(

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib_loratorio import __version__
-from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.schedule import LOCAL, Part, part
-from lib_loratorio.settings import INFOTEXT, METHODS, POOL, POOL_MODES, TEXT_ENCODER_MODES, Settings, SettingsError
+from lib_loratorio.errors import LoratorioError, SettingsError, told
+from lib_loratorio.loras.tag import LOCAL, Part, part
+from lib_loratorio.settings import INFOTEXT, METHODS, POOL, POOL_MODES, TEXT_ENCODER_MODES, Settings
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
 INSTALL = "pip install torch diffusers transformers peft accelerate safetensors pillow"
@@ -48,17 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(argv)
         return options.command(options)
-    except (LoratorioError, SettingsError) as error:
+    except LoratorioError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("LoRAtorio: interrupted.", file=sys.stderr)
+        print(told("interrupted."), file=sys.stderr)
         return 130
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise LoratorioError(f"LoRAtorio: {message}; {self.prog} --help lists the options.")
+        raise LoratorioError(f"{message}; {self.prog} --help lists the options.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -227,24 +227,22 @@ def _number(text: str) -> float:
 def _generate(options: argparse.Namespace) -> int:
     options.pool = _each_once(options.pool, options.lora)
     if options.pool and options.method == "merge":
-        print("LoRAtorio: the method merge has no pool; only the LoRAs of --lora are merged.", file=sys.stderr)
+        print(told("the method merge has no pool; only the LoRAs of --lora are merged."), file=sys.stderr)
         options.pool = []
     names = [f"{path.stem}:{strength:g}" for path, strength, *_ in options.pool]
     settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in SETTINGS})
     if not options.lora and not options.pool:
-        raise LoratorioError(
-            "LoRAtorio: there is no LoRA of a strength other than 0; give at least one with --lora or --pool."
-        )
+        raise LoratorioError("there is no LoRA of a strength other than 0; give at least one with --lora or --pool.")
     if options.maps and settings.method != "loratorio":
-        raise LoratorioError(f"LoRAtorio: --maps needs the method loratorio; {settings.method} has no weights.")
+        raise LoratorioError(f"--maps needs the method loratorio; {settings.method} has no weights.")
     if "<lora:" in options.prompt:
-        raise LoratorioError("LoRAtorio: the prompt has a <lora:...> tag; give each LoRA with --lora FILE:STRENGTH.")
+        raise LoratorioError("the prompt has a <lora:...> tag; give each LoRA with --lora FILE:STRENGTH.")
     for path in (options.model, *(path for path, *_ in (*options.lora, *options.pool))):
         if not path.exists():
-            raise LoratorioError(f"LoRAtorio: there is no file {path}.")
+            raise LoratorioError(f"there is no file {path}.")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise LoratorioError(f"LoRAtorio: the command line needs {', '.join(missing)}: {INSTALL}")
+        raise LoratorioError(f"the command line needs {', '.join(missing)}: {INSTALL}")
     return _generate_with(options, settings)
 
 
@@ -274,14 +272,12 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     _quiet()  # before the imports below, which warn of packages that play no part here
     import torch
 
+    from lib_loratorio.deltas.memory import is_out_of_memory
     from lib_loratorio.hosts.diffusers import composed
     from lib_loratorio.hosts.diffusers.models import SCHEDULERS, load_pipeline, use_scheduler
-    from lib_loratorio.memory import is_out_of_memory
 
     if options.scheduler not in (None, *SCHEDULERS):
-        raise LoratorioError(
-            f"LoRAtorio: there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}."
-        )
+        raise LoratorioError(f"there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
     device = _device(options.device)
     dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
     pipe = load_pipeline(options.model, options.config, dtype).to(device)
@@ -308,7 +304,7 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
         if not is_out_of_memory(error):
             raise
         raise LoratorioError(
-            "LoRAtorio: memory ran out even with one evaluation at a time; use a smaller size or batch."
+            "memory ran out even with one evaluation at a time; use a smaller size or batch."
         ) from error
     fields = {
         "Steps": options.steps,
@@ -347,7 +343,7 @@ def _device(name: str | None):
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LoratorioError(f"LoRAtorio: the device {name!r} cannot be used ({reason}).") from error
+        raise LoratorioError(f"the device {name!r} cannot be used ({reason}).") from error
     return device
 
 
@@ -355,8 +351,8 @@ def _save(
     options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int], fields: dict, composition
 ) -> list[Path]:
     """Writes the pictures and, if asked for, their maps; returns the files."""
-    from lib_loratorio.infotext import infotext, png_info
-    from lib_loratorio.weight_maps import weight_panel
+    from lib_loratorio.engine.weight_maps import weight_panel
+    from lib_loratorio.page.infotext import infotext, png_info
 
     tags = " ".join(f"<lora:{path.stem}:{strength:g}{part.tag}>" for path, strength, part in options.lora if strength)
     written = []
@@ -374,7 +370,7 @@ def _save(
                 written.append(file)
         except OSError as error:
             raise LoratorioError(
-                f"LoRAtorio: {file} cannot be written ({os.strerror(error.errno) if error.errno else error})."
+                f"{file} cannot be written ({os.strerror(error.errno) if error.errno else error})."
             ) from error
     return written
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 from urllib.parse import quote, unquote
 
+from lib_loratorio.errors import SettingsError
+
 METHODS = ("loratorio", "composite", "switch", "merge")
 TEXT_ENCODER_MODES = ("own", "merged")
 POOL_MODES = ("exact", "scout")
@@ -18,10 +20,6 @@ INFOTEXT = "LoRAtorio"
 
 POOL = "LoRAtorio pool"
 """The infotext field that tells which adapters of a pool were evaluated from which step on."""
-
-
-class SettingsError(ValueError):
-    """A setting has a value that cannot be used; the message names field, value and allowed range."""
 
 
 def within(fraction: float, start: float, end: float) -> bool:
@@ -69,7 +67,7 @@ class Settings:
         for name, convert in _CONVERSIONS.items():
             object.__setattr__(self, name, convert(name, getattr(self, name)))
         if not self.start < self.end:
-            raise SettingsError(f"LoRAtorio: start is {self.start:g}; it must be below end, which is {self.end:g}.")
+            raise SettingsError(f"start is {self.start:g}; it must be below end, which is {self.end:g}.")
 
     def active(self, fraction: float) -> bool:
         """Whether the step at this fraction of the sampling is composed; samplers may run past 1."""
@@ -81,9 +79,7 @@ class Settings:
         names = [field.name for field in fields(cls)]
         unknown = [str(key) for key in values if key not in names]
         if unknown:
-            raise SettingsError(
-                f"LoRAtorio: unknown setting {', '.join(unknown)}; the settings are {', '.join(names)}."
-            )
+            raise SettingsError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(names)}.")
         return cls(**values)
 
     @classmethod
@@ -124,7 +120,7 @@ class Settings:
         for pair in text.split():
             name, separator, value = pair.partition("=")
             if not separator:
-                raise SettingsError(f"LoRAtorio: cannot read {pair!r} in the infotext; expected name=value.")
+                raise SettingsError(f"cannot read {pair!r} in the infotext; expected name=value.")
             values[name] = unquote(value)
         return cls.from_api(values)
 
@@ -146,7 +142,7 @@ def _text(value: Any) -> str:
 
 
 def _refuse(name: str, value: Any, allowed: str) -> SettingsError:
-    return SettingsError(f"LoRAtorio: {name} is {value!r}; it must be {allowed}.")
+    return SettingsError(f"{name} is {value!r}; it must be {allowed}.")
 
 
 class _Boolean:

@@ -4,29 +4,31 @@ import networks
 from modules import errors, script_callbacks, scripts
 from modules.ui_components import InputAccordion
 
-from lib_loratorio import ui
-from lib_loratorio.api import add_routes
+from lib_loratorio.deltas.memory import is_out_of_memory
+from lib_loratorio.errors import LoratorioError, SettingsError
 from lib_loratorio.hosts import of_this_webui
-from lib_loratorio.hosts.base import LoratorioError
 from lib_loratorio.hosts.webui import options, pool
-from lib_loratorio.memory import is_out_of_memory
-from lib_loratorio.settings import INFOTEXT, Settings, SettingsError
-from lib_loratorio.xyz_grid import add_axes, with_axes
+from lib_loratorio.page import accordion
+from lib_loratorio.page.api import add_routes
+from lib_loratorio.page.xyz_grid import add_axes, with_axes
+from lib_loratorio.settings import INFOTEXT, Settings
 
 host = of_this_webui()
 
 
 class LoratorioScript(scripts.Script):
     def title(self):
-        return ui.TITLE
+        return accordion.TITLE
 
     def show(self, is_img2img):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        controls = ui.build(InputAccordion, self.elem_id, options.starting_settings(), lambda: pool.known().values())
-        self.infotext_fields = ui.infotext_fields(controls)
-        self.paste_field_names = ui.sent_fields()
+        controls = accordion.build(
+            InputAccordion, self.elem_id, options.starting_settings(), lambda: pool.known().values()
+        )
+        self.infotext_fields = accordion.infotext_fields(controls)
+        self.paste_field_names = accordion.sent_fields()
         return controls
 
     def before_process(self, p, *args):
@@ -45,13 +47,13 @@ class LoratorioScript(scripts.Script):
             return
         try:
             host.prepare(p, Settings.from_args(args))
-        except (SettingsError, LoratorioError) as error:
+        except LoratorioError as error:
             _refuse(p, str(error))
         except Exception as error:
             if is_out_of_memory(error):
                 return _refuse(
                     p,
-                    "LoRAtorio: memory ran out while the LoRAs were prepared. Use fewer LoRAs, or a smaller "
+                    "memory ran out while the LoRAs were prepared. Use fewer LoRAs, or a smaller "
                     "memory budget in the settings.",
                 )
             errors.report("LoRAtorio could not start", exc_info=True)

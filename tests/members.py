@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from lib_loratorio.schedule import LOCAL, Part
+from lib_loratorio.loras.tag import LOCAL, Part
 
 
 class Member(NamedTuple):

@@ -16,9 +16,9 @@ import standin
 import torch
 from equations import assert_close, differs, patch_weights
 
-from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.methods import METHODS
-from lib_loratorio.scout import Scout
+from lib_loratorio.engine.methods import METHODS
+from lib_loratorio.engine.scout import Scout
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.settings import PRESETS, Settings
 
 A, B, TEXT = ("a", 0.8, 0.8), ("b", 0.6, 0.6), ("text", 0.7, 0.9)
@@ -910,8 +910,7 @@ def test_infotext_round_trip(host):
 
 
 def test_sending_to_the_other_tab_takes_every_control_along(host):
-    """The host copies from tab to tab what has, among both tabs' fields, a second part that is in "
-    "`paste_field_names`."""
+    """The host copies those of both tabs' fields whose second part is in `paste_field_names`."""
     scripts = host.script, host.extension.LoratorioScript()
     for script in scripts:
         script.ui(False)

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from standin.weights import KINDS, RANK, random_weights
 from torch import nn
 
-from lib_loratorio.adapters import AdapterBank
-from lib_loratorio.dense import Dense
-from lib_loratorio.layers import weight_shape
-from lib_loratorio.layout import Block, Layout
-from lib_loratorio.low_rank import LowRank, fits_low_rank
-from lib_loratorio.methods import BASE
+from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.deltas.dense import Dense
+from lib_loratorio.deltas.layers import weight_shape
+from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
+from lib_loratorio.deltas.row_layout import Block, Layout
+from lib_loratorio.engine.methods import BASE
 
 BUDGET = 2**20
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib_loratorio.conditioning import ConditionCache, readings
-from lib_loratorio.methods import BASE
-from lib_loratorio.schedule import Part
+from lib_loratorio.engine.methods import BASE
+from lib_loratorio.loras.tag import Part
+from lib_loratorio.loras.text import ConditionCache, readings
 
 
 def adapter(changes_text, role="local"):

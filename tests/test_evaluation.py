@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from lib_loratorio.adapters import AdapterBank
-from lib_loratorio.evaluation import Evaluator, Request, map_tensors, take_rows
-from lib_loratorio.layout import Block
-from lib_loratorio.methods import BASE
+from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.deltas.row_layout import Block
+from lib_loratorio.engine.evaluation import Evaluation, Evaluator, map_tensors, take_rows
+from lib_loratorio.engine.methods import BASE
 
 OUT_OF_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -37,7 +37,7 @@ class Model:
 def request(adapter, rows=2, tokens=3):
     first = 100.0 * (adapter + 2)
     x = torch.arange(rows).unsqueeze(1) + first
-    return Request(
+    return Evaluation(
         () if adapter == BASE else (adapter,),
         rows,
         (x, {"text": torch.full((rows, tokens, 2), float(tokens)), "name": "same for all"}),

@@ -4,7 +4,7 @@ import standin
 import torch
 
 from lib_loratorio import settings
-from lib_loratorio.methods import BASE, METHODS, Composed, Plan
+from lib_loratorio.engine.methods import BASE, METHODS, Composed, Plan
 
 
 class Farthest:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib_loratorio.api import add_routes
-from lib_loratorio.files import describe
-from lib_loratorio.settings import METHODS, Settings, SettingsError, schema
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.kinds import describe
+from lib_loratorio.page.api import add_routes
+from lib_loratorio.settings import METHODS, Settings, schema
 
 EXPECTED = {
     "lora": "lora",

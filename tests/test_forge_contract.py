@@ -14,8 +14,8 @@ import torch
 from equations import assert_close, differs, patch_weights
 from standin import forge_host
 
-from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.methods import METHODS
+from lib_loratorio.engine.methods import METHODS
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.settings import Settings
 
 A, B, TEXT = ("a", 0.8, 0.8), ("b", 0.6, 0.6), ("text", 0.7, 0.9)
@@ -66,8 +66,7 @@ def add_networks(host):
 
 
 class Equations:
-    """One request. `prompts`: per picture a list of `(text, weight)`; `before` are the other extensions that run "
-    "first."""
+    """One request. `prompts`: per picture a list of `(text, weight)`; `before`: other extensions that run first."""
 
     def __init__(
         self,

@@ -6,15 +6,15 @@ import pytest
 import torch
 from members import Member
 
-from lib_loratorio.course import Course
-from lib_loratorio.guidance import Economical
-from lib_loratorio.methods import BASE, METHODS, Plan, Predictions
-from lib_loratorio.schedule import Part
+from lib_loratorio.engine.cached_guidance import CachedGuidance
+from lib_loratorio.engine.methods import BASE, METHODS, Plan, Predictions
+from lib_loratorio.engine.planner import Planner
+from lib_loratorio.loras.tag import Part
 from lib_loratorio.settings import Settings
 
 
 def test_plans_over_the_steps():
-    course = Course(Settings(guidance_every=3), [Member(), Member()])
+    course = Planner(Settings(guidance_every=3), [Member(), Member()])
     full, saved = Plan((BASE, 0, 1), (BASE, 0, 1)), Plan((BASE, 0, 1), (BASE,))
     plans = []
     for step in range(7):
@@ -37,12 +37,12 @@ def predictions(plan, seed, noise_offset=None, **kwargs):
 def test_the_difference_from_the_base_is_reused_as_noise(settings, units):
     """For denoised latents a difference of `d` in the noise is one of `-sigma * d`."""
     method = METHODS[settings.method](settings)
-    first = Economical(method, None)
+    first = CachedGuidance(method, None)
     then = predictions(first.plan((0, 1), 0), 1, noise_unit=units[0])
     learned = first.combine(then)
     unconditional = method.combine(then).unconditional
     assert torch.equal(learned.unconditional, unconditional)
-    second = Economical(method, learned.difference)
+    second = CachedGuidance(method, learned.difference)
     plan = second.plan((0, 1), 1)
     assert plan == Plan(method.plan((0, 1), 1).conditional, (BASE,))
     now = predictions(plan, 2, noise_unit=units[1])
@@ -54,11 +54,11 @@ def test_the_difference_from_the_base_is_reused_as_noise(settings, units):
 
 
 def test_the_base_is_evaluated_too_where_the_method_would_not():
-    assert Economical(METHODS["composite"](Settings()), None).plan((0, 1), 0) == Plan((0, 1), (BASE, 0, 1))
+    assert CachedGuidance(METHODS["composite"](Settings()), None).plan((0, 1), 0) == Plan((0, 1), (BASE, 0, 1))
 
 
 def test_a_step_without_guidance_teaches_nothing():
-    course = Course(Settings(guidance_every=2), [Member()])
+    course = Planner(Settings(guidance_every=2), [Member()])
     method, plan, _ = course.step(0, 0)
     course.learn((0,), method.combine(predictions(Plan(plan.conditional, ()), 1)))
     assert course.step(0.1, 1).plan == Plan((BASE, 0), (BASE, 0)), "there is nothing to reuse yet"
@@ -67,7 +67,7 @@ def test_a_step_without_guidance_teaches_nothing():
 @pytest.mark.parametrize("role", ["local", "global"])
 def test_who_has_left_does_not_push_any_more(role):
     """A second adapter takes part in the first half: the difference with it is not that without it."""
-    course = Course(Settings(guidance_every=8), [Member(), Member(Part(end=0.5, role=role))])
+    course = Planner(Settings(guidance_every=8), [Member(), Member(Part(end=0.5, role=role))])
     evaluated = []
     for step in range(4):
         method, plan, _ = course.step(step / 4, step)
@@ -81,4 +81,4 @@ def test_who_has_left_does_not_push_any_more(role):
     "settings", [Settings(guidance_every=3, lam=1.0), Settings(guidance_every=3, method="switch"), Settings()]
 )
 def test_where_nothing_can_be_saved_nothing_changes(settings):
-    assert not Economical.saves(settings)
+    assert not CachedGuidance.saves(settings)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from lib_loratorio.adapters import AdapterBank
-from lib_loratorio.dense import Dense
-from lib_loratorio.layout import Block, Layout
-from lib_loratorio.low_rank import LowRank
+from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.deltas.dense import Dense
+from lib_loratorio.deltas.low_rank import LowRank
+from lib_loratorio.deltas.row_layout import Block, Layout
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -18,7 +18,7 @@ def test_every_text_is_translated(file):
         texts = {control.kwargs.get(key) for control in controls for key in ("label", "info")} - {None, "LoRAtorio"}
         texts |= {button.value for button in host.gradio.Button.made} | {host.picker.PICK, host.picker.STRENGTH}
         texts |= {info.label for info in host.shared.opts.data_labels.values()} - {"LoRAtorio"}
-        texts |= {host.extension.ui.HELP, host.extension.options.AS_GRIDS}
+        texts |= {host.extension.accordion.HELP, host.extension.options.AS_GRIDS}
     texts |= set(
         re.findall(r'const [A-Z]+ = "(.*)";', (ROOT / "javascript" / "loratorio.js").read_text(encoding="utf-8"))
     )

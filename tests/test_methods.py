@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lib_loratorio.methods import BASE, METHODS, SWITCH_EVERY, Plan, Predictions
+from lib_loratorio.engine.methods import BASE, METHODS, SWITCH_EVERY, Plan, Predictions
 from lib_loratorio.settings import Settings
 
 

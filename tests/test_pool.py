@@ -2,8 +2,9 @@
 
 import pytest
 
-from lib_loratorio.pool import Entry, entries, resolved
-from lib_loratorio.settings import Settings, SettingsError
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.pool import Entry, entries, resolved
+from lib_loratorio.settings import Settings
 
 PATHS = {
     "cat": "animals/cat",

@@ -4,10 +4,11 @@ import pytest
 import torch
 from members import Member
 
-from lib_loratorio.course import Course
-from lib_loratorio.methods import BASE, Plan, Predictions
-from lib_loratorio.schedule import LOCAL, Part, merged_below, part, taking_part
-from lib_loratorio.settings import Settings, SettingsError
+from lib_loratorio.engine.methods import BASE, Plan, Predictions
+from lib_loratorio.engine.planner import Planner
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.tag import LOCAL, Part, merged_below, part, taking_part
+from lib_loratorio.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -73,13 +74,13 @@ def test_tags(part, tag):
 )
 def test_adapters_outside_their_window_are_in_no_plan(name, expected):
     late, early = Part(0.5, 1.0), Part(0.0, 0.5)
-    course = Course(Settings(method=name), [Member(part) for part in (late, early, late, late, LOCAL)])
+    course = Planner(Settings(method=name), [Member(part) for part in (late, early, late, late, LOCAL)])
     assert course.step(0.25, 5).plan == expected
 
 
 @pytest.mark.parametrize("name", ["loratorio", "composite", "switch"])
 def test_without_adapters_a_step_is_the_base_s(name):
-    method, plan, _ = Course(Settings(method=name), [Member(Part(0.5))]).step(0.25, 3)
+    method, plan, _ = Planner(Settings(method=name), [Member(Part(0.5))]).step(0.25, 3)
     assert plan == Plan((BASE,), (BASE,))
     cond, uncond = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     composed = method.combine(Predictions({BASE: cond}, {BASE: uncond}, None, torch.arange(2)))
@@ -92,14 +93,14 @@ def test_without_adapters_a_step_is_the_base_s(name):
 )
 def test_global_adapters_are_everywhere_and_compete_nowhere(name, expected):
     members = [Member(Part(role="global")), Member(), Member(Part(0.5, role="global")), Member()]
-    course = Course(Settings(method=name), members)
+    course = Planner(Settings(method=name), members)
     assert course.step(0.25, 5)[1:] == (expected, (0,))
     assert course.step(0.5, 10)[1:] == (expected, (0, 2))
     assert course.competing == [1, 3]
 
 
 def test_global_adapters_alone_are_the_base():
-    assert Course(Settings(), [Member(Part(role="global"))]).step(0, 0)[1:] == (Plan((BASE,), (BASE,)), (0,))
+    assert Planner(Settings(), [Member(Part(role="global"))]).step(0, 0)[1:] == (Plan((BASE,), (BASE,)), (0,))
 
 
 def test_what_lies_below_an_adapter_is_the_global_ones_before_it_or_all():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from members import Member
 
-from lib_loratorio.course import Course
-from lib_loratorio.methods import BASE, Composed, Plan
-from lib_loratorio.scout import REGIONS, Scout
+from lib_loratorio.engine.methods import BASE, Composed, Plan
+from lib_loratorio.engine.planner import Planner
+from lib_loratorio.engine.scout import REGIONS, Scout
 from lib_loratorio.settings import Settings
 
 STEPS = 10
@@ -116,7 +116,7 @@ def test_all_in_every_step(changes):
 
 
 def test_a_course_plans_what_the_scout_has_chosen():
-    course = Course(
+    course = Planner(
         Settings(pool_mode="scout", scout=0.5, scout_share=0.5), [Member(), Member(pooled=True), Member(pooled=True)]
     )
     assert course.step(0, 0).plan == Plan((BASE, 0, 1, 2), (BASE, 0, 1, 2))

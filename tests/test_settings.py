@@ -2,8 +2,9 @@
 
 import pytest
 
-from lib_loratorio.methods import METHODS as IMPLEMENTED
-from lib_loratorio.settings import METHODS, Settings, SettingsError
+from lib_loratorio.engine.methods import METHODS as IMPLEMENTED
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.settings import METHODS, Settings
 
 
 def test_every_method_is_implemented():

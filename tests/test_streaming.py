@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lib_loratorio import adapters as adapters_module
-from lib_loratorio.adapters import RESIDENT, AdapterBank
-from lib_loratorio.evaluation import AT_A_TIME, Evaluator, Request
-from lib_loratorio.low_rank import LowRank, LowRankLayer
+from lib_loratorio.deltas import bank as bank_module
+from lib_loratorio.deltas.bank import RESIDENT, AdapterBank
+from lib_loratorio.deltas.low_rank import LowRank, LowRankLayer
+from lib_loratorio.engine.evaluation import AT_A_TIME, Evaluation, Evaluator
 
 COUNT = 3 * AT_A_TIME + 2
 
@@ -57,7 +57,7 @@ def model_of(factors, numbers):
 
 
 def requests(x, numbers):
-    return [Request((), 1, x), *(Request((number,), 1, x) for number in numbers)]
+    return [Evaluation((), 1, x), *(Evaluation((number,), 1, x) for number in numbers)]
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def test_the_next_calls_factors_are_brought_beside_the_computation(factors, monk
         made.append((beside.working, adapters))
         return make(self, adapters, *placed)
 
-    monkeypatch.setattr(adapters_module, "side_stream", lambda device: beside)
+    monkeypatch.setattr(bank_module, "side_stream", lambda device: beside)
     monkeypatch.setattr(LowRankLayer, "_stacked", stacked)
     x = torch.randn(1, 4)
     model = model_of(factors, range(COUNT))
@@ -160,7 +160,7 @@ def test_calls_go_on_where_memory_is_too_short_to_fetch_ahead(factors, monkeypat
             raise torch.cuda.OutOfMemoryError("out of memory")
         return make(self, *args)
 
-    monkeypatch.setattr(adapters_module, "side_stream", lambda device: beside)
+    monkeypatch.setattr(bank_module, "side_stream", lambda device: beside)
     monkeypatch.setattr(LowRankLayer, "_stacked", stacked)
     x, model = torch.randn(1, 4), model_of(factors, range(COUNT))
     with torch.no_grad(), model.bank.attached():

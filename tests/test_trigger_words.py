@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib_loratorio.trigger_words import appended, trigger_words
+from lib_loratorio.loras.trigger_words import appended, trigger_words
 
 TAGS = {"1_a": {"zorbo": 20, "outdoors": 9}, "2_b": {"zorbo ": 4, "outdoors": 5}}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_loratorio.infotext import infotext
-from lib_loratorio.weight_maps import COLOURS, TILE, WeightMaps, weight_panel
+from lib_loratorio.engine.weight_maps import COLOURS, TILE, WeightMaps, weight_panel
+from lib_loratorio.page.infotext import infotext
 
 
 def test_mean_over_calls():

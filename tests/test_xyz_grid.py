@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib_loratorio.settings import Settings, SettingsError
-from lib_loratorio.xyz_grid import add_axes, with_axes
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.page.xyz_grid import add_axes, with_axes
+from lib_loratorio.settings import Settings
 
 
 class AxisOption:

@@ -1,14 +1,10 @@
-"""What every host offers the script, and the error that reaches its user."""
+"""What every host offers the script."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 from lib_loratorio.settings import Settings
-
-
-class LoratorioError(RuntimeError):
-    """A composition that cannot begin or go on; the message is for the user and says what to do."""
 
 
 class Host(Protocol):

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from lib_loratorio import cli
 from lib_loratorio.hosts.diffusers.models import load_pipeline
-from lib_loratorio.schedule import LOCAL, Part
+from lib_loratorio.loras.tag import LOCAL, Part
 from lib_loratorio.settings import Settings
 
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')

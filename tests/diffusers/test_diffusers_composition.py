@@ -12,11 +12,11 @@ import tiny_pipelines as tiny
 import torch
 import torch.nn.functional as F
 
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.engine.methods import SWITCH_EVERY, Switch
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.hosts.diffusers.noise import noise_terms, signal_and_noise
-from lib_loratorio.methods import SWITCH_EVERY, Switch
-from lib_loratorio.schedule import Part
+from lib_loratorio.loras.tag import Part
 from lib_loratorio.settings import Settings
 
 PROMPTS = ["a red cat", "two blue dogs"]

@@ -11,8 +11,8 @@ import tiny_pipelines as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib_loratorio.dense import DenseDelta
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.deltas.dense import DenseDelta
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.settings import Settings
 

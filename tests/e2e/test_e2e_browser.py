@@ -10,7 +10,7 @@ from PIL import Image
 from webui_page import WebUIPage
 from webui_server import SCRIPT, VISIBLE, lora
 
-from lib_loratorio.infotext import png_info
+from lib_loratorio.page.infotext import png_info
 from lib_loratorio.settings import Settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]

@@ -115,8 +115,7 @@ class WebUI:
         return True
 
     def applies(self, kind: str) -> bool:
-        """Whether the WebUI itself applies adapters of this kind: one that it cannot read leaves its picture as "
-        "it is."""
+        """Whether the WebUI itself applies adapters of this kind; one that it cannot read changes no picture."""
         if kind not in self._applied:
             prompt = f"a cat {lora(kind)}"
             self._applied[kind] = (

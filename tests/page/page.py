@@ -16,7 +16,7 @@ from pathlib import Path
 import gradio as gr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from lib_loratorio import ui
+from lib_loratorio.page import accordion as controls_of
 from lib_loratorio.settings import INFOTEXT, Settings
 
 
@@ -29,7 +29,7 @@ def accordion(value, label, elem_id):
 
 def tab(name):
     gr.Textbox(label="Prompt", lines=3, elem_id=f"{name}_prompt")
-    controls = ui.build(accordion, lambda item: f"script_{name}_loratorio_{item}")
+    controls = controls_of.build(accordion, lambda item: f"script_{name}_loratorio_{item}")
     values = gr.Textbox(label="values", elem_id=f"{name}_values")
     reads = itertools.count(1)
 
@@ -38,7 +38,7 @@ def tab(name):
 
     gr.Button("read", elem_id=f"{name}_read").click(read, inputs=controls, outputs=[values])
     infotext = gr.Textbox(label="infotext", elem_id=f"{name}_infotext")
-    pairs = ui.infotext_fields(controls)
+    pairs = controls_of.infotext_fields(controls)
 
     def paste(text):
         found = [value({INFOTEXT: text} if text else {}) for _, value in pairs]

@@ -29,8 +29,8 @@ _IMPORTING_THEM = (
     "lib_loratorio.hosts.a1111",
     "lib_loratorio.hosts.forge",
     "lib_loratorio.hosts.webui",
-    "lib_loratorio.ui",
-    "lib_loratorio.pool_picker",
+    "lib_loratorio.page.accordion",
+    "lib_loratorio.page.pool_picker",
 )
 
 
@@ -99,7 +99,7 @@ class Host:
         self.messages, self.pool, self.text = (
             importlib.import_module(f"lib_loratorio.hosts.webui.{name}") for name in ("messages", "pool", "text")
         )
-        self.picker = importlib.import_module("lib_loratorio.pool_picker")
+        self.picker = importlib.import_module("lib_loratorio.page.pool_picker")
         self.script_callbacks.ui_settings_callback()
         self.script = self.extension.LoratorioScript()
         self.use()

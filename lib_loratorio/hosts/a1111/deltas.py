@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from modules import devices, shared
 
-from lib_loratorio.adapters import AdapterBank
-from lib_loratorio.dense import Dense
+from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.deltas.dense import Dense
+from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.hosts.a1111.loader import UNET, Adapter, restore_base
 from lib_loratorio.hosts.webui.options import dense_budget
 from lib_loratorio.hosts.webui.request import report_failures
-from lib_loratorio.low_rank import LowRank, fits_low_rank
-from lib_loratorio.schedule import merged_below
+from lib_loratorio.loras.tag import merged_below
 
 
 def _deltas(adapter: Adapter, below: Sequence[Adapter]) -> dict[str, LowRank | Dense]:

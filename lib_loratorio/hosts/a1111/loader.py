@@ -13,8 +13,8 @@ from modules import shared
 
 from lib_loratorio.hosts.webui.pool import is_available, pooled
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, parts_by_name, require
-from lib_loratorio.notes import notes
-from lib_loratorio.schedule import LOCAL, Part
+from lib_loratorio.loras.metadata import notes
+from lib_loratorio.loras.tag import LOCAL, Part
 from lib_loratorio.settings import Settings
 
 UNET = "diffusion_model"

@@ -9,14 +9,14 @@ import networks
 import torch
 from modules import prompt_parser, sd_samplers_timesteps, sd_unet, shared
 
-from lib_loratorio.evaluation import Evaluator, Request, take_rows
+from lib_loratorio.engine.evaluation import Evaluation, Evaluator, take_rows
+from lib_loratorio.engine.methods import BASE
+from lib_loratorio.engine.sampler_call import SamplerCall
 from lib_loratorio.hosts.a1111.deltas import bank_of
 from lib_loratorio.hosts.a1111.loader import Adapter, adapters_of
 from lib_loratorio.hosts.a1111.text import text_conditions
 from lib_loratorio.hosts.webui import session
-from lib_loratorio.methods import BASE
 from lib_loratorio.settings import Settings
-from lib_loratorio.step import SamplerCall
 
 _current: Session | None = None
 
@@ -178,7 +178,7 @@ class Session(session.Session):
 
     # Verification
 
-    def _verify(self, requests: Sequence[Request], predictions: Sequence[torch.Tensor]) -> None:
+    def _verify(self, requests: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
         """Compares predictions with the host's own merge of each adapter alone, and with the bare model."""
         try:
             for request, prediction in zip(requests, predictions):

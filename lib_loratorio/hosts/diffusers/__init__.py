@@ -1,6 +1,6 @@
 """diffusers: composes the LoRAs of StableDiffusionPipeline and StableDiffusionXLPipeline."""
 
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers.loader import Lora
 from lib_loratorio.hosts.diffusers.sampling import Composition, composed
 

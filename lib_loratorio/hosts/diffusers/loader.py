@@ -22,11 +22,11 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 
-from lib_loratorio.adapters import AdapterBank
-from lib_loratorio.dense import Dense
-from lib_loratorio.hosts.base import LoratorioError
-from lib_loratorio.low_rank import LowRank, fits_low_rank
-from lib_loratorio.schedule import LOCAL, Part, merged_below
+from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.deltas.dense import Dense
+from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
+from lib_loratorio.errors import LoratorioError, told
+from lib_loratorio.loras.tag import LOCAL, Part, merged_below
 
 PREFIX = "loratorio_"
 """The adapters' names in diffusers: file names can hold dots, which peft forbids, and can repeat."""
@@ -106,7 +106,7 @@ def loaded(pipe, loras: Sequence[Lora]) -> Iterator[list[Adapter]]:
     wanted = [_checked(lora) for lora in loras]
     wanted = [lora for lora in wanted if lora.strength]
     if not wanted:
-        raise LoratorioError("LoRAtorio: there is no LoRA of a strength other than 0.")
+        raise LoratorioError("there is no LoRA of a strength other than 0.")
     before = [_LoraState(model) for model in models]
     try:
         adapters = _loaded(pipe, wanted)
@@ -125,11 +125,9 @@ def _tuner_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
 def _check_loras_in(models: Sequence[torch.nn.Module]) -> None:
     for layer in (layer for model in models for layer in _tuner_layers(model)):
         if any(name.startswith(PREFIX) for name in getattr(layer, "lora_A", ())):
-            raise LoratorioError("LoRAtorio: this pipeline is being composed already.")
+            raise LoratorioError("this pipeline is being composed already.")
         if layer.merged:
-            raise LoratorioError(
-                "LoRAtorio: the pipeline's LoRAs are fused into its weights; call pipe.unfuse_lora() first."
-            )
+            raise LoratorioError("the pipeline's LoRAs are fused into its weights; call pipe.unfuse_lora() first.")
 
 
 class _LoraState:
@@ -174,9 +172,9 @@ class _LoraState:
 def _checked(lora: Lora) -> Lora:
     path, strength, part, pooled = Lora(*lora)
     if not isinstance(strength, (int, float)) or not math.isfinite(strength):
-        raise LoratorioError(f"LoRAtorio: the strength of {path} is {strength!r}; it must be a number.")
+        raise LoratorioError(f"the strength of {path} is {strength!r}; it must be a number.")
     if not Path(path).is_file():
-        raise LoratorioError(f"LoRAtorio: there is no LoRA file {path}.")
+        raise LoratorioError(f"there is no LoRA file {path}.")
     return Lora(Path(path), float(strength), part, pooled)
 
 
@@ -195,18 +193,17 @@ def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
                 delete_adapter_layers(model, name)
     if refused:
         message = (
-            f"LoRAtorio: {len(refused)} LoRAs of the pool cannot be read, or match nothing in this model: "
-            f"{', '.join(refused)}"
+            f"{len(refused)} LoRAs of the pool cannot be read, or match nothing in this model: {', '.join(refused)}"
         )
         if not adapters:
             raise LoratorioError(f"{message}; there is no other LoRA.")
-        logging.warning(f"{message}; left out.")
+        logging.warning(told(f"{message}; left out."))
     return adapters
 
 
 def _load(pipe, name: str, lora: Lora) -> Adapter:
     in_file = _layers_in(lora.path)
-    mismatch = f"LoRAtorio: the LoRA {lora.path} matches no layer of this model: it is for another kind of model"
+    mismatch = f"the LoRA {lora.path} matches no layer of this model: it is for another kind of model"
     try:
         pipe.load_lora_weights(
             str(lora.path.resolve().parent), weight_name=lora.path.name, adapter_name=name, local_files_only=True
@@ -222,25 +219,26 @@ def _load(pipe, name: str, lora: Lora) -> Adapter:
         raise LoratorioError(f"{mismatch}.")
     if found < in_file:
         logging.warning(
-            f"LoRAtorio: {in_file - found} of {in_file} layers of the LoRA {lora.path} match nothing in this "
-            "model and are left out."
+            told(
+                f"{in_file - found} of {in_file} layers of the LoRA {lora.path} match nothing in this "
+                "model and are left out."
+            )
         )
     return Adapter(name, lora.path, lora.strength, bool(unet), any(texts), lora.part, lora.pooled)
 
 
 def _layers_in(path: Path) -> int:
-    """How many layers a safetensors file has factors for; raises LoratorioError for kinds that diffusers cannot "
-    "read."""
+    """How many layers a file has factors for. Raises LoratorioError for kinds that diffusers cannot read."""
     if path.suffix.lower() != ".safetensors":
         return 0
     try:
         with safe_open(path, "pt") as file:
             keys = list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise LoratorioError(f"LoRAtorio: {path} cannot be read as a safetensors file ({error}).") from error
+        raise LoratorioError(f"{path} cannot be read as a safetensors file ({error}).") from error
     for part, kind in FOREIGN.items():
         if any(part in key for key in keys):
-            raise LoratorioError(f"LoRAtorio: {path} is a {kind} file, which diffusers cannot read; use a plain LoRA.")
+            raise LoratorioError(f"{path} is a {kind} file, which diffusers cannot read; use a plain LoRA.")
     return sum(key.endswith(LAYER_ENDS) for key in keys)
 
 
@@ -261,8 +259,7 @@ def bank_of(unet: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> 
         if failures:
             layer, reason = next(iter(failures.items()))
             raise LoratorioError(
-                f"LoRAtorio: {len(failures)} layers of the LoRA {adapter.label} cannot be applied, such as "
-                f"{layer}: {reason}"
+                f"{len(failures)} layers of the LoRA {adapter.label} cannot be applied, such as {layer}: {reason}"
             )
     return bank
 

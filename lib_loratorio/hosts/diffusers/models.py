@@ -12,12 +12,11 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.errors import LoratorioError
 
 
 class Scheduler(NamedTuple):
-    """A scheduler as diffusers makes it and as WebUIs call it; `kind` is the WebUIs' schedule type, if they name "
-    "one."""
+    """A scheduler as diffusers makes it and as WebUIs call it; `kind` is the WebUIs' schedule type, if any."""
 
     type: str
     label: str
@@ -68,11 +67,9 @@ def load_pipeline(model: Path, config: Path | None, dtype: torch.dtype):
     Raises LoratorioError.
     """
     if not model.exists():
-        raise LoratorioError(f"LoRAtorio: there is no model {model}.")
+        raise LoratorioError(f"there is no model {model}.")
     if config is not None and not (config / "model_index.json").is_file():
-        raise LoratorioError(
-            f"LoRAtorio: the configuration {config} is no diffusers folder: it has no model_index.json."
-        )
+        raise LoratorioError(f"the configuration {config} is no diffusers folder: it has no model_index.json.")
     try:
         return _from_folder(model, dtype) if model.is_dir() else _from_file(model, config, dtype)
     except LoratorioError:
@@ -80,18 +77,16 @@ def load_pipeline(model: Path, config: Path | None, dtype: torch.dtype):
     except Exception as error:  # whatever diffusers, transformers or the network come across in files that are not ours
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "" if config or model.is_dir() else "; offline, give its configuration and tokenizer with --config"
-        raise LoratorioError(f"LoRAtorio: the model {model} cannot be loaded ({reason[:300]}){hint}.") from error
+        raise LoratorioError(f"the model {model} cannot be loaded ({reason[:300]}){hint}.") from error
 
 
 def _from_folder(folder: Path, dtype: torch.dtype):
     index = folder / "model_index.json"
     if not index.is_file():
-        raise LoratorioError(f"LoRAtorio: {folder} is no diffusers folder: it has no model_index.json.")
+        raise LoratorioError(f"{folder} is no diffusers folder: it has no model_index.json.")
     name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     if name not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        raise LoratorioError(
-            f"LoRAtorio: {folder} is a {name}, which is not supported; supported are SD 1.x, SD 2.x and SDXL."
-        )
+        raise LoratorioError(f"{folder} is a {name}, which is not supported; supported are SD 1.x, SD 2.x and SDXL.")
     kwargs = {} if name == "StableDiffusionXLPipeline" else {"safety_checker": None, "requires_safety_checker": False}
     if not any((folder / "unet").glob("diffusion_pytorch_model.[!f]*")) and any(
         (folder / "unet").glob("*.fp16.safetensors")
@@ -102,18 +97,18 @@ def _from_folder(folder: Path, dtype: torch.dtype):
 
 def _from_file(file: Path, config: Path | None, dtype: torch.dtype):
     if file.suffix.lower() != ".safetensors":
-        raise LoratorioError(f"LoRAtorio: {file} is neither a diffusers folder nor a .safetensors file.")
+        raise LoratorioError(f"{file} is neither a diffusers folder nor a .safetensors file.")
     try:
         with safe_open(file, "pt") as opened:
             keys = set(opened.keys())
     except SafetensorError as error:
-        raise LoratorioError(f"LoRAtorio: {file} cannot be read as a safetensors file ({error}).") from error
+        raise LoratorioError(f"{file} cannot be read as a safetensors file ({error}).") from error
     if any(key.startswith("conditioner.embedders.1.") for key in keys):
         kind = StableDiffusionXLPipeline
     elif any(key.startswith("cond_stage_model.") for key in keys):
         kind = StableDiffusionPipeline
     else:
-        raise LoratorioError(f"LoRAtorio: {file} is no checkpoint of SD 1.x, SD 2.x or SDXL.")
+        raise LoratorioError(f"{file} is no checkpoint of SD 1.x, SD 2.x or SDXL.")
     kwargs: dict = {"config": str(config), "local_files_only": True} if config else {}
     yaml = file.with_suffix(".yaml")
     if yaml.is_file():

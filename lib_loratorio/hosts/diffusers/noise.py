@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.errors import LoratorioError
 
 SMALLEST = 1e-12
 """Of `alphas_cumprod`, which a schedule with zero terminal signal-to-noise ratio ends in: keeps its logarithm finite.
@@ -16,14 +16,12 @@ def check_scheduler(scheduler) -> None:
     name = type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
         raise LoratorioError(
-            f"LoRAtorio: the scheduler {name} has no alphas_cumprod; use one of the DDPM family, such as DDIM, "
-            "Euler or DPM++ 2M."
+            f"the scheduler {name} has no alphas_cumprod; use one of the DDPM family, such as DDIM, Euler or DPM++ 2M."
         )
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction", "sample"):
         raise LoratorioError(
-            f"LoRAtorio: the scheduler {name} has the prediction type {kind!r}; supported are epsilon, "
-            "v_prediction and sample."
+            f"the scheduler {name} has the prediction type {kind!r}; supported are epsilon, v_prediction and sample."
         )
 
 

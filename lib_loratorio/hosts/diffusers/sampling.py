@@ -12,17 +12,17 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 
-from lib_loratorio.conditioning import readings
-from lib_loratorio.course import Course
-from lib_loratorio.evaluation import Evaluator, Request, map_tensors, take_rows
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.engine.evaluation import Evaluation, Evaluator, map_tensors, take_rows
+from lib_loratorio.engine.methods import BASE
+from lib_loratorio.engine.planner import Planner
+from lib_loratorio.engine.sampler_call import SamplerCall, larger_error
+from lib_loratorio.engine.weight_maps import WeightMaps, of_pictures
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers.loader import Adapter, Lora, activate, bank_of, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_terms
-from lib_loratorio.methods import BASE
+from lib_loratorio.loras.text import readings
+from lib_loratorio.loras.trigger_words import appended, trigger_words
 from lib_loratorio.settings import Settings
-from lib_loratorio.step import SamplerCall, larger_error
-from lib_loratorio.trigger_words import appended, trigger_words
-from lib_loratorio.weight_maps import WeightMaps, of_pictures
 
 MERGED = -2
 """The model with diffusers' own merge, next to `BASE` and the adapters' numbers."""
@@ -79,13 +79,12 @@ def check_pipeline(pipe) -> None:
     """Raises LoratorioError for pipelines that are not supported."""
     if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
         raise LoratorioError(
-            f"LoRAtorio: {type(pipe).__name__} is not supported; use a StableDiffusionPipeline or a "
+            f"{type(pipe).__name__} is not supported; use a StableDiffusionPipeline or a "
             "StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)."
         )
     if not isinstance(pipe.unet, UNet2DConditionModel):
         raise LoratorioError(
-            "LoRAtorio: a compiled UNet is not supported; load LoRAs first and compile without LoRAtorio, or "
-            "leave it uncompiled."
+            "a compiled UNet is not supported; load LoRAs first and compile without LoRAtorio, or leave it uncompiled."
         )
 
 
@@ -97,7 +96,7 @@ class Composition:
         # A pool is a choice to compose from: where nothing is composed it plays no part.
         self.merged = [adapter for adapter in adapters if not adapter.pooled]
         self.run = Run()
-        self.course = Course(settings, adapters)
+        self.course = Planner(settings, adapters)
         self.texts: dict[int, tuple] = {}
         self.bank = None if settings.method == "merge" else bank_of(pipe.unet, adapters, dense_budget)
         self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass)
@@ -147,7 +146,7 @@ class Composition:
     def _encode_prompt(self, *args, **kwargs) -> tuple:
         """The pipeline asks for its text conditions: once in each of its calls, before the sampling."""
         self.run = Run()
-        self.course = Course(self.settings, self.adapters)
+        self.course = Planner(self.settings, self.adapters)
         self.texts = {}
         if self.settings.method != "merge":
             check_scheduler(self.pipe.scheduler)
@@ -162,7 +161,7 @@ class Composition:
             return self._encoded_with(self.merged, asked)
         if asked.get("prompt") is None:
             raise LoratorioError(
-                "LoRAtorio: prompt_embeds were read by one text encoder, but some of these LoRAs read the prompt "
+                "prompt_embeds were read by one text encoder, but some of these LoRAs read the prompt "
                 "with their own, or with trigger words; "
                 "give a prompt instead, or text_encoder='merged' in the settings."
             )
@@ -264,7 +263,7 @@ class Composition:
         self.run.rows += inputs["sample"].shape[0]
         return self.forward(**inputs, return_dict=False)[0]
 
-    def _verify(self, requests: Sequence[Request], predictions: Sequence[torch.Tensor]) -> None:
+    def _verify(self, requests: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
         """Compares predictions with diffusers' own, each adapter alone, and with the bare model's."""
         try:
             for request, prediction in zip(requests, predictions):
@@ -286,6 +285,4 @@ def _with_words(prompt: str | list[str], words: str) -> str | list[str]:
 
 def _refuse_attention_kwargs(kwargs: dict | None) -> None:
     if kwargs and (set(kwargs) != {"scale"} or kwargs["scale"] != 1):
-        raise LoratorioError(
-            "LoRAtorio: cross_attention_kwargs are not supported; give each LoRA its strength instead."
-        )
+        raise LoratorioError("cross_attention_kwargs are not supported; give each LoRA its strength instead.")

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from lib_loratorio.adapters import AdapterBank
-from lib_loratorio.dense import Dense
+from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.deltas.dense import Dense
+from lib_loratorio.deltas.layers import weight_shape
+from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.hosts.forge.backend import PLAIN, Factors, Patches
 from lib_loratorio.hosts.forge.loader import Adapter, backend
 from lib_loratorio.hosts.webui.options import dense_budget
 from lib_loratorio.hosts.webui.request import report_failures
-from lib_loratorio.layers import weight_shape
-from lib_loratorio.low_rank import LowRank, fits_low_rank
-from lib_loratorio.schedule import merged_below
+from lib_loratorio.loras.tag import merged_below
 
 
 def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBank:
@@ -101,8 +101,7 @@ def _placed(part: torch.Tensor, dim: int, start: int, length: int, size: int) ->
 def _difference(
     layer: torch.nn.Module, name: str, of_layer: dict[str, list], parameter: str, below: Sequence[Patches]
 ) -> torch.Tensor | None:
-    """What the host's merge would change, its rounding to the model's precision included; None for a bias that "
-    "stays."""
+    """What the host's merge would change, its rounding to the model's precision included; None for no bias."""
     if parameter not in of_layer:
         return torch.zeros(weight_shape(layer)) if parameter == "weight" else None
     weight = backend.base_weight(layer, parameter)

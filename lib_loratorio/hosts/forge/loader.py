@@ -10,11 +10,12 @@ from typing import Any
 
 import networks
 
+from lib_loratorio.deltas.memory import is_out_of_memory
+from lib_loratorio.errors import told
 from lib_loratorio.hosts.forge.backend import Patches, this_backend
 from lib_loratorio.hosts.webui.pool import is_available, pooled
 from lib_loratorio.hosts.webui.request import extra_network_data, matches_nothing, names, require
-from lib_loratorio.memory import is_out_of_memory
-from lib_loratorio.schedule import LOCAL, Part, part
+from lib_loratorio.loras.tag import LOCAL, Part, part
 from lib_loratorio.settings import Settings
 
 backend = this_backend()
@@ -116,7 +117,7 @@ def _is_loaded(name: str, te: float, unet: float, dyn: int | None) -> bool:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        logging.warning(f"LoRAtorio: LoRA {name}: {type(error).__name__}: {error}")
+        logging.warning(told(f"LoRA {name}: {type(error).__name__}: {error}"))
         return False
     return bool(networks.loaded_networks)
 

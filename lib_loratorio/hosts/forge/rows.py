@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lib_loratorio.evaluation import map_tensors
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.engine.evaluation import map_tensors
+from lib_loratorio.errors import LoratorioError
 
 NOT_BY_ROWS = ("transformer_options", "control_model")
 
@@ -92,7 +92,7 @@ def _by_rows(tree: Any, key: str, rows: int) -> Any:
         if tensor.dim() and tensor.shape[0] == 1:
             return tensor.expand(rows, *tensor.shape[1:])
         raise LoratorioError(
-            f"LoRAtorio: the model's input '{key}' has the shape {tuple(tensor.shape)} in a batch of {rows}; "
+            f"the model's input '{key}' has the shape {tuple(tensor.shape)} in a batch of {rows}; "
             "LoRAtorio cannot divide it among the LoRAs. Switch off the extension that makes it."
         )
 

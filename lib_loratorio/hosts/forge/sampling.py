@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from modules import prompt_parser
 
-from lib_loratorio.evaluation import Evaluator, Request, take_rows
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.engine.evaluation import Evaluation, Evaluator, take_rows
+from lib_loratorio.engine.methods import BASE
+from lib_loratorio.engine.sampler_call import SamplerCall
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.forge.deltas import bank_of
 from lib_loratorio.hosts.forge.loader import Adapter, adapters_of, backend
 from lib_loratorio.hosts.forge.rows import HostBatch, looks_across_rows
 from lib_loratorio.hosts.forge.text import text_conditions
 from lib_loratorio.hosts.webui import messages, session
-from lib_loratorio.methods import BASE
 from lib_loratorio.settings import Settings
-from lib_loratorio.step import SamplerCall
 
 TAG = "loratorio"
 """An entry of a condition's `model_conds` that tells in the wrapper's batch which condition a row belongs to."""
@@ -155,7 +155,7 @@ class Session(session.Session):
             _, unconditional = original(model, tagged, unconditional, x, timestep, model_options)
             if not self.call.evaluated:
                 raise LoratorioError(
-                    "LoRAtorio: another extension evaluates the model in its own way (its model_function_wrapper "
+                    "another extension evaluates the model in its own way (its model_function_wrapper "
                     "calls no other). "
                     "Switch it off, or LoRAtorio."
                 )
@@ -231,7 +231,7 @@ class Session(session.Session):
         conditions = sorted(number for number in numbers if number != UNCONDITIONAL)
         if not conditions and not self.is_composed:
             raise LoratorioError(
-                "LoRAtorio: another extension evaluates the negative prompt alone, before the step's own "
+                "another extension evaluates the negative prompt alone, before the step's own "
                 "evaluation. Switch it off, or LoRAtorio."
             )
         picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(
@@ -284,8 +284,7 @@ class Session(session.Session):
         return predictions.clone() if self.wrapper else predictions  # some wrappers return the same memory in each call
 
     def _with_own_text(self, model: int, base: dict, numbers: Sequence[int]) -> dict:
-        """A batch's tree with the text conditions of a model in place of the base's, and what ControlNet makes "
-        "of them."""
+        """A batch's tree with a model's own text conditions, and what ControlNet makes of them."""
         conditions, unconditional = self.own_shown[model]
         x = base["x"][: self.batch.pictures]
         wanted = [unconditional[0] if number == UNCONDITIONAL else conditions[number] for number in numbers]
@@ -318,7 +317,7 @@ class Session(session.Session):
 
     # Verification
 
-    def _verify(self, requests: Sequence[Request], predictions: Sequence[torch.Tensor]) -> None:
+    def _verify(self, requests: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
         """Compares predictions with the host's own merge of each adapter alone, and with the bare model."""
         original = self.sd_model.forge_objects_original.unet
         try:
@@ -360,13 +359,13 @@ def _check(cond: list[dict], uncond: list[dict] | None, own: Mapping[int, tuple]
         or len(uncond or [1]) != 1
     ):
         raise LoratorioError(
-            "LoRAtorio: this prompt is divided by areas, or has several negative prompts, in a way that LoRAtorio "
+            "this prompt is divided by areas, or has several negative prompts, in a way that LoRAtorio "
             "cannot compose. "
             "Switch off the extension that does so, or LoRAtorio."
         )
     if any(len(conditions) != len(cond) for conditions, _ in own.values()):
         raise LoratorioError(
-            "LoRAtorio: another extension adds prompts that LoRAs with a text encoder of their own know nothing of. "
+            "another extension adds prompts that LoRAs with a text encoder of their own know nothing of. "
             "Switch it off, or set LoRAtorio's text encoder to 'merged'."
         )
 

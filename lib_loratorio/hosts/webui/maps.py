@@ -9,9 +9,9 @@ import torch
 from modules import images, shared
 from PIL.Image import Image
 
+from lib_loratorio.engine.methods import Composed
+from lib_loratorio.engine.weight_maps import WeightMaps, of_pictures, weight_panel
 from lib_loratorio.hosts.webui.options import map_format
-from lib_loratorio.methods import Composed
-from lib_loratorio.weight_maps import WeightMaps, of_pictures, weight_panel
 
 SHARES = "LoRAtorio shares"
 """The key, in the API's `info`, of each LoRA's mean weight in each picture, and in each model call of its batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio
 
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.errors import LoratorioError, told
 
 NOTE = "LoRAtorio note"
 """The key of messages in `extra_generation_params`, which is all of them that the API returns."""
@@ -12,6 +12,7 @@ NOTE = "LoRAtorio note"
 
 def note(p, message: str) -> None:
     """Puts a message on the page and into the API's answer, once a request; the generation goes on."""
+    message = told(message)
     p.comment(message)
     notes = p.extra_generation_params.get(NOTE)
     if message not in (notes or ""):
@@ -25,7 +26,7 @@ def stop(p, message: str) -> None:
     def fail(launch_sampling, steps, func):
         raise LoratorioError(message)
 
-    popup(message)
+    popup(told(message))
     instead_of_sampling(p.sampler, fail)
 
 

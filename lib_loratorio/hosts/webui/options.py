@@ -9,8 +9,9 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
-from lib_loratorio.settings import Settings, SettingsError
-from lib_loratorio.ui import CONTROLS, ENABLED, TITLE
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.page.accordion import CONTROLS, ENABLED, TITLE
+from lib_loratorio.settings import Settings
 
 STOP_ON_ERROR, DENSE_BUDGET, MAP_FORMAT = "loratorio_stop_on_error", "loratorio_dense_budget_mb", "loratorio_map_format"
 DEFAULT = "loratorio_default_"

@@ -9,10 +9,10 @@ from typing import TypeVar
 import networks
 from modules import shared
 
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.webui.messages import note
 from lib_loratorio.hosts.webui.request import extra_network_data, names
-from lib_loratorio.pool import entries, resolved
+from lib_loratorio.loras.pool import entries, resolved
 from lib_loratorio.settings import Settings
 
 Adapter = TypeVar("Adapter")
@@ -85,6 +85,6 @@ def tell_refused(p) -> None:
     if left_out:
         note(
             p,
-            f"LoRAtorio: {len(left_out)} LoRAs of the pool cannot be read, or do not suit this model, and are "
+            f"{len(left_out)} LoRAs of the pool cannot be read, or do not suit this model, and are "
             f"left out: {', '.join(left_out)}.",
         )

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from PIL.Image import Image
 
-from lib_loratorio.adapters import AdapterBank
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.engine.sampler_call import larger_error
+from lib_loratorio.engine.scout import Scout
+from lib_loratorio.errors import LoratorioError, told
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
-from lib_loratorio.schedule import Part, part
-from lib_loratorio.scout import Scout
+from lib_loratorio.loras.tag import Part, part
 from lib_loratorio.settings import INFOTEXT, POOL, Settings
-from lib_loratorio.step import larger_error
 
 VERIFY = "LoRAtorio verify"
 
@@ -43,7 +43,7 @@ class Verified:
 
 
 @dataclass
-class Kept:
+class RequestState:
     """What one request keeps on its `p` from one pass and batch to the next."""
 
     composed: bool = False
@@ -58,7 +58,7 @@ class Kept:
 
 def start(p) -> None:
     """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
-    p.loratorio = Kept()
+    p.loratorio = RequestState()
     for key in (NOTE, VERIFY, SHARES, POOL):
         p.extra_generation_params.pop(key, None)
 
@@ -71,8 +71,7 @@ def begin_maps(p, settings: Settings, adapters: Sequence) -> None:
     if settings.maps and settings.method != "loratorio":
         note(
             p,
-            f"LoRAtorio: there are no weight maps with the method {settings.method}, which does not weigh LoRAs "
-            "by place.",
+            f"there are no weight maps with the method {settings.method}, which does not weigh LoRAs by place.",
         )
     elif settings.maps:
         kept.panels = kept.panels or Panels()
@@ -90,7 +89,7 @@ def picture_done(p, picture: Image) -> None:
         except Exception as error:
             note(
                 p,
-                f"LoRAtorio: the weight maps could not be drawn: {type(error).__name__}: {error}. Please report "
+                f"the weight maps could not be drawn: {type(error).__name__}: {error}. Please report "
                 "this with the console's output.",
             )
             raise
@@ -121,8 +120,7 @@ def names(data: dict) -> list[str]:
 
 
 def parts_by_name(data: dict) -> dict[str, Iterator[Part]]:
-    """Of each name among the prompt's tags, how its tags say that it takes part, in their order. Raises "
-    "SettingsError."""
+    """For each LoRA of the prompt, by name, what its tags say, in their order. Raises SettingsError."""
     found: dict[str, list[Part]] = {}
     for params in (params for kind in ("lora", "lyco") for params in data.get(kind, []) if params.positional):
         found.setdefault(params.positional[0], []).append(part(params.named, params.positional[0]))
@@ -134,14 +132,14 @@ def require(wanted: Sequence[str], present) -> None:
     missing = [name for name in wanted if not present(name)]
     if missing:
         raise LoratorioError(
-            f"LoRAtorio: LoRA not found or not readable: {', '.join(missing)}. "
+            f"LoRA not found or not readable: {', '.join(missing)}. "
             "Check the names in the prompt, or refresh the list of LoRAs if a file is new."
         )
 
 
 def matches_nothing(name: str) -> LoratorioError:
     return LoratorioError(
-        f"LoRAtorio: the LoRA '{name}' matches nothing in this model; "
+        f"the LoRA '{name}' matches nothing in this model; "
         "it was made for another kind of model. Take it out of the prompt or change the checkpoint."
     )
 
@@ -160,7 +158,7 @@ def report_failures(p, adapters: Sequence, bank: AdapterBank) -> None:
     """
     for adapter, failures in zip(adapters, bank.failures):
         for layer, reason in failures.items():
-            logging.info(f"LoRAtorio: LoRA {adapter.name}, layer {layer}: {reason}")
+            logging.info(told(f"LoRA {adapter.name}, layer {layer}: {reason}"))
     left = list(zip(adapters, bank.failures, bank.counts))
     misfits = [adapter.name for adapter, failures, applied in left if adapter.pooled and applied < len(failures)]
     if misfits:
@@ -184,11 +182,11 @@ def _report(p, name: str, failures: dict[str, str], applied: int, changes_text: 
         )
     if not applied and not changes_text:
         raise LoratorioError(
-            f"LoRAtorio: none of the {len(failures)} layers of the LoRA '{name}' could be applied to this model: {why}."
+            f"none of the {len(failures)} layers of the LoRA '{name}' could be applied to this model: {why}."
         )
     note(
         p,
-        f"LoRAtorio: {len(failures)} of {len(failures) + applied} layers of the LoRA '{name}' could not be "
+        f"{len(failures)} of {len(failures) + applied} layers of the LoRA '{name}' could not be "
         f"applied and are left out: {why}.",
     )
 
@@ -198,11 +196,10 @@ def tell_what_merge_leaves_out(p, adapters: Sequence) -> None:
     if any((adapter.part.start, adapter.part.end) != (0, 1) for adapter in adapters):
         note(
             p,
-            "LoRAtorio: with the method merge, ltstart and ltend have no effect; the WebUI merges LoRAs for the "
-            "whole sampling.",
+            "with the method merge, ltstart and ltend have no effect; the WebUI merges LoRAs for the whole sampling.",
         )
     if any(adapter.pooled for adapter in adapters):
-        note(p, "LoRAtorio: the method merge has no pool; only the prompt's LoRAs are merged.")
+        note(p, "the method merge has no pool; only the prompt's LoRAs are merged.")
 
 
 def report_pool(p, names: Sequence[str], scout: Scout) -> None:
@@ -215,7 +212,6 @@ def report_pool(p, names: Sequence[str], scout: Scout) -> None:
 
 
 def step_now(denoiser) -> tuple[float, int]:
-    """The fraction of the sampling that the model call about to be made stands at, and the sampling step it "
-    "belongs to."""
+    """The fraction of the sampling at the model call about to be made, and the sampling step it belongs to."""
     calls = max(denoiser.total_steps, 1)
     return denoiser.step / calls, denoiser.step * denoiser.steps // calls

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from lib_loratorio.course import Course, Step
-from lib_loratorio.hosts.base import LoratorioError
+from lib_loratorio.engine.methods import Composed
+from lib_loratorio.engine.planner import Planner, Step
+from lib_loratorio.engine.sampler_call import SamplerCall
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.webui import pool, request
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.hosts.webui.text import forget_conditions
-from lib_loratorio.methods import Composed
 from lib_loratorio.settings import INFOTEXT, POOL, Settings
-from lib_loratorio.step import SamplerCall
 
 
 def start(p) -> None:
@@ -75,13 +75,12 @@ def _suiting(
 
 
 class Session:
-    """One pass of sampling, composed. A host's own adds `running`, the bracket, and what happens within a "
-    "sampler call."""
+    """One pass of sampling, composed. A host adds `running`, the bracket, and what happens in a sampler call."""
 
     def __init__(self, p, settings: Settings, adapters: Sequence):
         self.p, self.settings, self.adapters = p, settings, adapters
         self.verified = p.loratorio.verified
-        self.course = Course(settings, adapters)
+        self.course = Planner(settings, adapters)
         self.denoiser = p.sampler.model_wrap_cfg
         self.error: Exception | None = None
 
@@ -104,7 +103,7 @@ class Session:
 
     def raise_error(self) -> None:
         if self.error:
-            raise LoratorioError(f"LoRAtorio: {type(self.error).__name__}: {self.error}") from self.error
+            raise LoratorioError(f"{type(self.error).__name__}: {self.error}") from self.error
 
     def report(self) -> None:
         """At the end of the sampling: an error of its last step, and what verification has found."""

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 
 from modules import prompt_parser, sd_samplers, shared
 
-from lib_loratorio.conditioning import ConditionCache, readings
-from lib_loratorio.trigger_words import appended, trigger_words
+from lib_loratorio.loras.text import ConditionCache, readings
+from lib_loratorio.loras.trigger_words import appended, trigger_words
 
 _conditions = ConditionCache()
 

@@ -1,5 +1,4 @@
-"""Network modules by kind, with the interface of the host's: `calc_updown`, `multiplier`, `calc_scale` and the "
-"factors."""
+"""Network modules by kind, with the host's interface: `calc_updown`, `multiplier`, `calc_scale` and the factors."""
 
 import enum
 from types import SimpleNamespace

@@ -1,5 +1,4 @@
-"""Networks merged into a model's weights, from a backup, whenever the set of their names and strengths is "
-"another one."""
+"""Networks merged into a model's weights, from a backup, whenever the set of names and strengths changes."""
 
 import torch
 

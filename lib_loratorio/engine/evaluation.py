@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lib_loratorio.adapters import RESIDENT, AdapterBank
-from lib_loratorio.layout import Block, Layout
-from lib_loratorio.memory import is_out_of_memory
+from lib_loratorio.deltas.bank import RESIDENT, AdapterBank
+from lib_loratorio.deltas.memory import is_out_of_memory
+from lib_loratorio.deltas.row_layout import Block, Layout
 
 AT_A_TIME = RESIDENT // 2
 """Requests a call while adapters wait in host memory: with the next call's on their way, as many are on the device as
@@ -17,7 +17,7 @@ may stay there.
 """
 
 
-class Request(NamedTuple):
+class Evaluation(NamedTuple):
     """One model's rows of a call: the base with these adapters, and the call's inputs for these rows.
 
     `inputs` is a tree of tuples, lists and dicts; every tensor in it has the rows in dim 0.
@@ -54,7 +54,7 @@ def _shapes(tree: Any) -> tuple:
     return tuple(shapes)
 
 
-def _adapters_of(requests: Sequence[Request]) -> frozenset[int]:
+def _adapters_of(requests: Sequence[Evaluation]) -> frozenset[int]:
     return frozenset(adapter for request in requests for adapter in request.adapters)
 
 
@@ -83,7 +83,7 @@ class Evaluator:
         self.model, self.bank, self.limit, self.fits = model, bank, limit, fits
         self._adapters: frozenset[int] = frozenset()  # of the requests at hand
 
-    def __call__(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+    def __call__(self, requests: Sequence[Evaluation]) -> list[torch.Tensor]:
         """The predictions of each request, in their order."""
         self._adapters = _adapters_of(requests)
         results: list[torch.Tensor | None] = [None] * len(requests)
@@ -100,7 +100,7 @@ class Evaluator:
         """Whether there are more adapters than may stay on the device for all calls."""
         return len(self._adapters) > RESIDENT
 
-    def _batched(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+    def _batched(self, requests: Sequence[Evaluation]) -> list[torch.Tensor]:
         done: list[torch.Tensor] = []  # the last requests' predictions
         while len(done) < len(requests):
             waiting = requests[: len(requests) - len(done)]
@@ -120,7 +120,7 @@ class Evaluator:
                 torch.cuda.empty_cache()
         return done
 
-    def _next(self, waiting: Sequence[Request]) -> Sequence[Request]:
+    def _next(self, waiting: Sequence[Evaluation]) -> Sequence[Evaluation]:
         """Those that share the next call."""
         limit = self.limit or (AT_A_TIME if self._streams else 0)
         group = waiting[-limit:] if limit else waiting
@@ -128,7 +128,7 @@ class Evaluator:
             group = group[len(group) // 2 :]
         return group
 
-    def _call(self, group: Sequence[Request]) -> Sequence[torch.Tensor]:
+    def _call(self, group: Sequence[Evaluation]) -> Sequence[torch.Tensor]:
         layout = Layout(tuple(Block(request.adapters, request.rows) for request in group))
         with self.bank.rows(layout, () if self._streams else self._adapters):
             predictions = self.model(_concatenate([request.inputs for request in group]))

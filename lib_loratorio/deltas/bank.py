@@ -17,10 +17,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
-from lib_loratorio.dense import Dense, DenseDelta
-from lib_loratorio.layout import Layout
-from lib_loratorio.low_rank import LowRank, LowRankLayer
-from lib_loratorio.memory import MemoryBudget, is_out_of_memory
+from lib_loratorio.deltas.dense import Dense, DenseDelta
+from lib_loratorio.deltas.low_rank import LowRank, LowRankLayer
+from lib_loratorio.deltas.memory import MemoryBudget, is_out_of_memory
+from lib_loratorio.deltas.row_layout import Layout
 
 RESIDENT = 8
 """Adapters whose factors may all stay on the model's device; of more, only those of two calls are there at a time."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from lib_loratorio.settings import SettingsError, within
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.settings import within
 
 NAMES = ("ltstart", "ltend", "lt")
 ROLES = ("local", "global")
@@ -46,17 +47,17 @@ def part(named: Mapping[str, Any], lora: str) -> Part:
     for name in named:
         if name not in NAMES and (name.startswith("lt") or get_close_matches(name, NAMES[:2], 1, 0.9)):
             raise SettingsError(
-                f"LoRAtorio: the LoRA '{lora}' has '{name}', which is not known; the names are "
+                f"the LoRA '{lora}' has '{name}', which is not known; the names are "
                 f"{', '.join(NAMES[:-1])} and {NAMES[-1]}."
             )
     start, end = (_fraction(named, name, default, lora) for name, default in zip(NAMES, (0.0, 1.0)))
     if not start < end:
         raise SettingsError(
-            f"LoRAtorio: the LoRA '{lora}' has ltstart {start:g} and ltend {end:g}; the start must be below the end."
+            f"the LoRA '{lora}' has ltstart {start:g} and ltend {end:g}; the start must be below the end."
         )
     role = str(named.get("lt", "local")).strip().lower()
     if role not in ROLES:
-        raise SettingsError(f"LoRAtorio: the LoRA '{lora}' has lt={named['lt']}; it must be {' or '.join(ROLES)}.")
+        raise SettingsError(f"the LoRA '{lora}' has lt={named['lt']}; it must be {' or '.join(ROLES)}.")
     return Part(start, end, role)
 
 
@@ -66,7 +67,7 @@ def _fraction(named: Mapping[str, Any], name: str, default: float, lora: str) ->
     except (TypeError, ValueError):
         value = -1.0
     if not 0 <= value <= 1:
-        raise SettingsError(f"LoRAtorio: the LoRA '{lora}' has {name}={named[name]}; it must be a number from 0 to 1.")
+        raise SettingsError(f"the LoRA '{lora}' has {name}={named[name]}; it must be a number from 0 to 1.")
     return value
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lib_loratorio.notes import notes
+from lib_loratorio.loras.metadata import notes
 
 
 def trigger_words(path: str) -> str:

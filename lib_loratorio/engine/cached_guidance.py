@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from lib_loratorio.methods import BASE, Composed, Method, Plan, Predictions
+from lib_loratorio.engine.methods import BASE, Composed, Method, Plan, Predictions
 from lib_loratorio.settings import Settings
 
 
-class Economical:
+class CachedGuidance:
     """A method whose unconditional prediction `e~()` is, in some steps, that of the base and the last known difference
     from it: `e~() = e_0() + (e~() - e_0())`, the bracket from an earlier step, as noise.
 

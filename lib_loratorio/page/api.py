@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lib_loratorio.files import describe
+from lib_loratorio.loras.kinds import describe
 from lib_loratorio.settings import schema
 
 PREFIX = "/loratorio/v1"

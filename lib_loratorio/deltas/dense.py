@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib_loratorio.layers import add_to, convolve, is_linear, weight_shape
-from lib_loratorio.memory import MemoryBudget
+from lib_loratorio.deltas.layers import add_to, convolve, is_linear, weight_shape
+from lib_loratorio.deltas.memory import MemoryBudget
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from lib_loratorio.guidance import Economical
-from lib_loratorio.methods import METHODS, Bare, Composed, Method, Plan
-from lib_loratorio.schedule import Part, taking_part
-from lib_loratorio.scout import Scout
+from lib_loratorio.engine.cached_guidance import CachedGuidance
+from lib_loratorio.engine.methods import METHODS, Bare, Composed, Method, Plan
+from lib_loratorio.engine.scout import Scout
+from lib_loratorio.loras.tag import Part, taking_part
 from lib_loratorio.settings import Settings
 
 
@@ -32,7 +32,7 @@ class Step(NamedTuple):
     everywhere: tuple[int, ...] = ()
 
 
-class Course:
+class Planner:
     """Plans the steps of one sampling; `learn` is told of each composed one."""
 
     def __init__(self, settings: Settings, members: Sequence[Member]):
@@ -55,8 +55,8 @@ class Course:
         local = self.scout.chosen([number for number in present if number not in everywhere], fraction, step)
         method: Method = self.method if local else Bare()
         self._taking_part = everywhere, local
-        if local and Economical.saves(self.settings):
-            method = Economical(method, self._difference() if step % self.settings.guidance_every else None)
+        if local and CachedGuidance.saves(self.settings):
+            method = CachedGuidance(method, self._difference() if step % self.settings.guidance_every else None)
         return Step(method, method.plan(local, step), everywhere)
 
     def _difference(self) -> torch.Tensor | None:

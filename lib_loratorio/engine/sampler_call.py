@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from lib_loratorio.evaluation import Evaluator, Request
-from lib_loratorio.methods import BASE, Composed, Method, Plan, Predictions
+from lib_loratorio.engine.evaluation import Evaluation, Evaluator
+from lib_loratorio.engine.methods import BASE, Composed, Method, Plan, Predictions
 
 Inputs = Callable[[int, slice], Any]
 """`inputs(model, rows)`: what the model is called with for these rows of a chunk."""
 
-Verify = Callable[[Sequence[Request], Sequence[torch.Tensor]], None]
+Verify = Callable[[Sequence[Evaluation], Sequence[torch.Tensor]], None]
 
 
 class SamplerCall:
@@ -87,7 +87,7 @@ class SamplerCall:
         """Whether the host has asked for any conditional row yet."""
         return bool(self._places)
 
-    def _requests(self, conditional: int, unconditional: int, inputs: Inputs) -> list[tuple[int, Request, int]]:
+    def _requests(self, conditional: int, unconditional: int, inputs: Inputs) -> list[tuple[int, Evaluation, int]]:
         """The chunk's requests, each with its model and how many of its rows are conditional; the base's first."""
         requests = []
         for model in sorted({*self.plan.conditional, *self.plan.unconditional}):
@@ -100,7 +100,7 @@ class SamplerCall:
                 if end > start:
                     adapters = (*self.everywhere, *(() if model == BASE else (model,)))
                     requests.append(
-                        (model, Request(adapters, end - start, inputs(model, slice(start, end))), of_condition)
+                        (model, Evaluation(adapters, end - start, inputs(model, slice(start, end))), of_condition)
                     )
         return requests
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib_loratorio.layers import add_to, convolve, is_linear, weight_shape
-from lib_loratorio.layout import Layout
+from lib_loratorio.deltas.layers import add_to, convolve, is_linear, weight_shape
+from lib_loratorio.deltas.row_layout import Layout
 
 
 @dataclass(frozen=True)

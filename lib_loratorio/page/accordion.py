@@ -9,8 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from lib_loratorio import pool_picker
-from lib_loratorio.settings import INFOTEXT, METHODS, POOL_MODES, PRESETS, TEXT_ENCODER_MODES, Settings, SettingsError
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.page import pool_picker
+from lib_loratorio.settings import INFOTEXT, METHODS, POOL_MODES, PRESETS, TEXT_ENCODER_MODES, Settings
 
 TITLE = "LoRAtorio"
 RESET = "reset"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from lib_loratorio.settings import SettingsError
+from lib_loratorio.errors import SettingsError
 
 
 class Entry(NamedTuple):
@@ -33,7 +33,7 @@ def _entry(text: str) -> Entry:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise SettingsError(f"LoRAtorio: the pool has '{text}'; the strength behind the colon must be a number.")
+        raise SettingsError(f"the pool has '{text}'; the strength behind the colon must be a number.")
     return Entry(pattern.strip(), value)
 
 
@@ -53,7 +53,7 @@ def resolved(
         names = _meant(pattern, paths, aliases or {})
         if not names:
             raise SettingsError(
-                f"LoRAtorio: the pool has '{pattern}', which is none of the WebUI's LoRAs. "
+                f"the pool has '{pattern}', which is none of the WebUI's LoRAs. "
                 "Check the name, or refresh the list of LoRAs if a file is new."
             )
         for name in names:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from lib_loratorio.methods import BASE
+from lib_loratorio.engine.methods import BASE
 
 Value = TypeVar("Value")
 

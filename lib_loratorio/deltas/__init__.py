@@ -1,0 +1,1 @@
+"""What adapters change in a model's layers, row by row of a batch."""

@@ -1,0 +1,1 @@
+"""One sampling, composed; knows no host."""

@@ -1,0 +1,1 @@
+"""LoRA files and the tags that ask for them."""

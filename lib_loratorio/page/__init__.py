@@ -1,0 +1,1 @@
+"""What a user sees: the accordion, the pool's picker, axes of grids, the API's routes, drawn weight maps."""
