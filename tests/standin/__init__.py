@@ -2,7 +2,9 @@
 AUTOMATIC1111's.
 
 `installed()` makes `modules`, `networks` and `gradio` importable for the time of a block, loads
-`scripts/loratorio.py` as the host does, and leaves nothing behind in `sys.modules`. `forge_host` does so for Forge.
+`scripts/loratorio.py` as the host does, and leaves nothing behind in `sys.modules`. `forge_host` does so for the Forge
+family. A folder holds what its host has of its own; what all hosts have alike is in `common`: `modules` as it is, and
+`bases` for the hosts' own modules to build on.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from standin.weights import random_weights
 
 torch.set_num_threads(1)  # tensors this small only wait for each other's threads
 
-WEBUI = Path(__file__).parent / "webui"
+FOLDER = Path(__file__).parent
+COMMON, WEBUI = FOLDER / "common", FOLDER / "webui"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "loratorio.py"
 
-_HOST_MODULES = ("modules", "networks", "network", "model", "gradio", "backend", "modules_forge")
+_HOST_MODULES = ("modules", "networks", "network", "model", "gradio", "bases", "backend", "modules_forge")
 _IMPORTING_THEM = (
     "lib_loratorio.hosts.a1111",
     "lib_loratorio.hosts.forge",
@@ -42,9 +45,9 @@ def installed() -> Iterator[Host]:
 
 @contextmanager
 def imported_from(*folders: Path) -> Iterator[None]:
-    """The host's modules come from these folders for the time of the block."""
+    """The host's modules come from these folders, and from the one for all hosts, for the time of the block."""
     former, path = _taken_out(), list(sys.path)
-    sys.path[:0] = map(str, folders)
+    sys.path[:0] = map(str, (*folders, COMMON))
     try:
         yield
     finally:

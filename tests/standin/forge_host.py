@@ -1,6 +1,4 @@
-"""Small stand-ins of Forge and Neo, written from its interface. What they share with AUTOMATIC1111's they take from
-that one.
-"""
+"""Small stand-ins of Forge and Neo, written from their interfaces."""
 
 from __future__ import annotations
 
@@ -8,22 +6,21 @@ import copy
 import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from standin import WEBUI, imported_from, load_script
+from standin import FOLDER, imported_from, load_script
 
-FORGE = Path(__file__).parent / "forge"
-FOLDERS = {"forge": (FORGE,), "neo": (Path(__file__).parent / "neo", FORGE)}
+FORGE = FOLDER / "forge"
+FOLDERS = {"forge": (FORGE,), "neo": (FOLDER / "neo", FORGE)}
 RANK = 2
 
 
 @contextmanager
 def installed(member: str = "forge") -> Iterator[Host]:
-    with imported_from(*FOLDERS[member], WEBUI):
+    with imported_from(*FOLDERS[member]):
         yield Host(member)
 
 
