@@ -789,10 +789,10 @@ def test_a_later_wrapper_that_calls_no_other_is_refused(host):
 
 @pytest.mark.parametrize("tags", ["<lora:a:0.8>", TAGS], ids=["one", "several"])
 def test_patches_of_another_extension_are_part_of_the_base(host, tags):
-    patches = host.add("frozen", {"to_k": "lora", "to_v": "diff"}, seed=9).patches
+    frozen = host.add("frozen", {"to_k": "lora", "to_v": "diff"}, seed=9)
 
     def patched(p):
-        changed(p).add_patches(filename="frozen", patches=patches)
+        host.patch(changed(p), frozen)
 
     adapters = [A] if tags == "<lora:a:0.8>" else [A, B]
     p, latents = host.generate(f"a cat {tags}", {**ON, "verify": True, "end": 0.5}, before=[patched])

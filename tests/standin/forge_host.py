@@ -68,6 +68,10 @@ class Host:
         self.networks.available_networks[name] = self.networks.available_network_aliases[name] = on_disk
         return on_disk
 
+    def patch(self, unet: Any, on_disk: Any) -> None:
+        """Has a patcher take a file's patches, as other extensions do."""
+        unet.add_patches(filename=on_disk.name, patches=self.networks._read(on_disk))
+
     def _shape(self, name: str, offset=None) -> list[int]:
         layer, _, parameter = name.rpartition(".")
         objects = self.shared.sd_model.forge_objects_original
