@@ -11,10 +11,21 @@ from typing import Any
 
 import torch
 
-from standin import FOLDER, imported_from, load_script
+from standin import FOLDER, RunningHost, imported_from
 
 FORGE = FOLDER / "forge"
 FOLDERS = {"forge": (FORGE,), "neo": (FOLDER / "neo", FORGE)}
+PARTS = {
+    member: {
+        "args": "backend.args",
+        "memory_management": "backend.memory_management",
+        "sampling_function": "backend.sampling.sampling_function",
+        "condition": "backend.sampling.condition",
+    }
+    for member in FOLDERS
+}
+"""Modules of the same role, by member."""
+
 RANK = 2
 
 
@@ -24,31 +35,11 @@ def installed(member: str = "forge") -> Iterator[Host]:
         yield Host(member)
 
 
-class Host:
-    """The running host: its modules, its model, and the extension's script."""
-
+class Host(RunningHost):
     def __init__(self, member: str):
+        super().__init__(forge="lib_loratorio.hosts.forge", **PARTS[member])
         self.member = member
-        for name in ("shared", "errors", "processing", "prompt_parser", "sd_samplers", "scripts", "script_callbacks"):
-            setattr(self, name, importlib.import_module(f"modules.{name}"))
-        for name in ("gradio", "networks", "model"):
-            setattr(self, name, importlib.import_module(name))
-        for name in ("args", "memory_management", "sampling.sampling_function", "sampling.condition"):
-            setattr(self, name.rpartition(".")[2], importlib.import_module(f"backend.{name}"))
-        self.extension = load_script()
-        self.forge, self.text = (
-            importlib.import_module("lib_loratorio.hosts.forge"),
-            importlib.import_module("lib_loratorio.hosts.webui.text"),
-        )
         self.calc_cond_uncond_batch = self.sampling_function.calc_cond_uncond_batch
-        self.script_callbacks.ui_settings_callback()
-        self.script = self.extension.LoratorioScript()
-        self.use()
-
-    def use(self, **model) -> Any:
-        """Has a new model as the checkpoint."""
-        self.shared.sd_model = self.model.SdModel(**model)
-        return self.shared.sd_model
 
     def add(self, name: str, patches: Mapping[Any, str], seed: int, size=0.4) -> Any:
         """Puts a file with random patches of these kinds, by key, into the folder of networks.
@@ -86,29 +77,20 @@ class Host:
         return shape
 
     def request(self, prompt, settings=None, before=(), after=(), **fields) -> Any:
-        """A request, with the script's arguments, one dict of settings or nothing; other extensions run before and
-        after it.
-
-        `p.former` is what the script finds in the host.
-        """
+        """A request; other extensions run before the script and after it. `p.former` is what it finds in the host."""
 
         def look(p):
             p.former = SimpleNamespace(unet=p.sd_model.forge_objects.unet, **seen(p.sd_model))
 
-        args = [self._extension(function) for function in (*before, look)]
-        if settings is not None:
-            args.append((self.script, (settings,) if isinstance(settings, dict) else tuple(settings)))
-        args += [self._extension(function) for function in after]
-        return self.processing.Processing(prompt, scripts=self.scripts.ScriptRunner(args), **fields)
+        p = super().request(prompt, settings, **fields)
+        p.scripts.scripts_and_args[:0] = [self._extension(function) for function in (*before, look)]
+        p.scripts.scripts_and_args += [self._extension(function) for function in after]
+        return p
 
     def _extension(self, function):
         script = self.scripts.Script()
         script.process_before_every_sampling = lambda p, **kwargs: function(p)
         return script, ()
-
-    def generate(self, prompt, settings=None, **fields) -> tuple[Any, torch.Tensor]:
-        p = self.request(prompt, settings, **fields)
-        return p, self.processing.process_images(p)
 
 
 def seen(sd_model) -> dict:
