@@ -648,7 +648,7 @@ def test_an_error_of_ours_in_a_callback_ends_the_generation(host, monkeypatch, s
 
 
 def test_an_error_at_the_start_ends_the_generation(host, monkeypatch):
-    monkeypatch.setattr(host.a1111.deltas, "_deltas", lambda adapter, below: 1 / 0)
+    monkeypatch.setattr(host.a1111.deltas, "_deltas", lambda adapter, below, layers: 1 / 0)
     p = host.request(f"a cat {TEXT_TAGS}", ON)
     with pytest.raises(LoratorioError, match="could not start: ZeroDivisionError"):
         host.processing.process_images(p)

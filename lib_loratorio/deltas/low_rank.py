@@ -34,7 +34,7 @@ def fits_low_rank(layer: nn.Module, delta: LowRank) -> bool:
 class _Stack(NamedTuple):
     """Factors side by side, padded to the largest rank: `down [n, r, C * kernel]`, `up [n, O, r]`."""
 
-    members: tuple[int, ...]
+    adapters: tuple[int, ...]
     down: torch.Tensor
     up: torch.Tensor
 
@@ -77,7 +77,7 @@ class LowRankLayer:
         if not any(adapter in self.deltas for adapter in layout.adapters):
             return
         stack = self.stack(adapters, output.device, output.dtype)
-        for run in layout.runs(stack.members):
+        for run in layout.runs(stack.adapters):
             rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
             of_run = slice(run.first, run.first + run.count)
             inputs, down, up = x[rows].to(output.dtype), stack.down[of_run], stack.up[of_run]

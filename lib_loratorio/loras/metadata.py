@@ -1,4 +1,4 @@
-"""What the user has noted on a LoRA in the WebUI, which keeps it in a file beside the LoRA's."""
+"""What the user has written about a LoRA in the WebUI, which keeps it in a file beside the LoRA's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 
-def notes(path: str) -> Mapping[str, Any]:
-    """The notes on the LoRA file at `path`, by the WebUI's names for them; none where it has none, or they cannot be
-    read.
-    """
+def user_metadata(path: str) -> Mapping[str, Any]:
+    """The user's metadata of the LoRA file at `path`, by the WebUI's names for them; empty where there are none."""
     try:
         found = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lib_loratorio.loras.metadata import notes
+from lib_loratorio.loras.metadata import user_metadata
 
 
 def trigger_words(path: str) -> str:
@@ -20,7 +20,7 @@ def trigger_words(path: str) -> str:
     """
     metadata = _metadata(path)
     words = (
-        str(notes(path).get("activation text") or "").strip()
+        str(user_metadata(path).get("activation text") or "").strip()
         or str(metadata.get("modelspec.trigger_phrase", "")).strip()
         or _most_frequent_tag(metadata)
     )

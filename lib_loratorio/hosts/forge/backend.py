@@ -93,7 +93,7 @@ class Backend(Protocol):
         """The host's own merge of patches into a weight, in float32."""
 
     def base_weight(self, layer: torch.nn.Module, parameter: str) -> torch.Tensor:
-        """A layer's weight or bias as it computes with it. Raises RuntimeError for storage that cannot be read."""
+        """A layer's weight or bias as it computes with it. Raises DeltaError for storage that cannot be read."""
 
     def fits(self, model: torch.nn.Module, shape: Sequence[int], device: torch.device) -> bool:
         """Whether a forward of this shape fits into memory, by the host's own estimate."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -11,41 +11,29 @@ from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.layers import weight_shape
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.hosts.forge.backend import PLAIN, Factors, Patches
-from lib_loratorio.hosts.forge.loader import Adapter, backend
-from lib_loratorio.hosts.webui.options import dense_budget
-from lib_loratorio.hosts.webui.request import report_failures
-from lib_loratorio.loras.tag import merged_below
+from lib_loratorio.hosts.forge.loader import backend
+from lib_loratorio.hosts.webui import banks
+from lib_loratorio.loras.adapter import Adapter
 
 
 def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBank:
-    """The adapters' deltas, kept on `p` for its further batches. The model's weights are the base's when this is
-    called.
+    """The adapters' deltas, kept on `p` for its further batches. The model's weights must be the base's.
+
+    Raises as `banks.bank_of`.
     """
-    budget = dense_budget()
-    key = (id(model), tuple((*adapter.key, adapter.part.role) for adapter in adapters), budget)
-    kept = p.loratorio
-    if kept.bank and kept.bank_key == key:
-        return kept.bank
-    layers = dict(model.named_modules())
-    deltas = [
-        _deltas(adapter.patches, [other.patches for other in below], layers)
-        for adapter, below in zip(adapters, merged_below(adapters))
-    ]
-    bank = AdapterBank(layers, deltas, budget)
-    report_failures(p, adapters, bank)
-    kept.bank_key, kept.bank = key, bank
-    return bank
+    return banks.bank_of(p, id(model), lambda: dict(model.named_modules()), adapters, _deltas)
 
 
 def _deltas(
-    patches: Patches, below: Sequence[Patches], layers: dict[str, torch.nn.Module]
+    adapter: Adapter, below: Sequence[Adapter], layers: Mapping[str, torch.nn.Module]
 ) -> dict[str, LowRank | Dense]:
-    """An adapter's deltas on top of the patches `below`, with which it is always merged."""
+    """An adapter's deltas on top of those adapters `below`, with which it is always merged."""
+    under = [other.source.patches for other in below]
     by_layer: dict[str, dict[str, list]] = {}
-    for key, of_weight in patches.items():
+    for key, of_weight in adapter.source.patches.items():
         layer, _, parameter = key.rpartition(".")
         by_layer.setdefault(layer, {})[parameter] = of_weight
-    return {name: _delta(layers[name], name, of_layer, below) for name, of_layer in by_layer.items()}
+    return {name: _delta(layers[name], name, of_layer, under) for name, of_layer in by_layer.items()}
 
 
 def _delta(layer: torch.nn.Module, name: str, of_layer: dict[str, list], below: Sequence[Patches]) -> LowRank | Dense:
