@@ -86,7 +86,9 @@ class AdapterBank:
         budget: bytes that cached dense deltas may take.
 
     After construction `failures[i]` holds adapter i's layers whose delta the host's rule could not compute, with the
-    error; they are left out, as the host itself leaves them out. `counts[i]` is the number of its other layers.
+    error; they are left out, as the host itself leaves them out. `counts[i]` is the number of its other layers;
+    `damaged[i]` are the names of those with values that are no finite numbers, and `effective[i]` tells whether any of
+    them changes anything.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], adapters: Sequence[Mapping[str, LowRank | Dense]], budget: int):
@@ -94,6 +96,8 @@ class AdapterBank:
         self.layout: Layout | None = None
         self.failures: list[dict[str, RuntimeError]] = [{} for _ in adapters]
         self.counts = [0] * len(adapters)
+        self.damaged: list[list[str]] = [[] for _ in adapters]
+        self.effective = [False] * len(adapters)
         self.factors_wait = len(adapters) > RESIDENT
         self._everyone = self._stacked = tuple(range(len(adapters)))
         self._beside: SideStream | None = None
@@ -112,8 +116,11 @@ class AdapterBank:
                     computed = self._computed(layers[name], name, number, delta, shared_budget)
                     if computed:
                         dense[number] = computed
-            for number in (*low_rank, *dense):
+            for number, delta in {**low_rank, **dense}.items():
                 self.counts[number] += 1
+                self.effective[number] |= delta.has_effect
+                if not delta.is_finite:
+                    self.damaged[number].append(name)
             if low_rank or dense:
                 self._layers.append((layers[name], _LayerRows(layers[name], low_rank, dense)))
         self._low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank]

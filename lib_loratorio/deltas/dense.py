@@ -28,11 +28,15 @@ class Dense:
 
 
 class DenseDelta:
-    """One adapter's dense delta of one layer, cached where the budget allows it."""
+    """One adapter's dense delta of one layer, cached where the budget allows it.
+
+    is_finite, has_effect: whether its values are numbers, and not all zero; known once it was computed.
+    """
 
     def __init__(self, layer: nn.Module, delta: Dense, budget: MemoryBudget):
         self.layer, self.delta, self.budget = layer, delta, budget
         self.cached: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self.is_finite = self.has_effect = True
 
     def compute(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The delta in the layer's shape. Raises RuntimeError where the host's rule does not fit the layer."""
@@ -49,6 +53,9 @@ class DenseDelta:
     def compute_once(self) -> None:
         """Computes the delta, and caches it within the budget: a rule that fails does so before the sampling."""
         weight, bias = self.compute()
+        parts = [weight] if bias is None else [weight, bias]
+        self.is_finite = all(torch.isfinite(part).all() for part in parts)
+        self.has_effect = any(part.any() for part in parts)
         if self.budget.take(weight.numel() * weight.element_size()):
             self.cached = weight, bias
 

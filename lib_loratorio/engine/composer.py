@@ -20,7 +20,8 @@ from lib_loratorio.engine.noise_space import NoiseSpace
 from lib_loratorio.engine.planner import Planner, Step
 from lib_loratorio.engine.sampler_call import SamplerCall
 from lib_loratorio.engine.weight_maps import WeightMaps, weights_of_images
-from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.errors import LoratorioError
+from lib_loratorio.loras.adapter import Adapter, numbered_names
 from lib_loratorio.settings import Settings
 
 
@@ -88,16 +89,19 @@ class Composer:
         self.settings, self.adapters, self.bank, self.host, self.maps = settings, adapters, bank, host, maps
         self.tally = tally or Tally()
         self.planner = Planner(settings, adapters)
+        self._names = numbered_names(adapters)
+        self._step = 0
         self._evaluator = Evaluator(host.run, bank, settings.adapters_per_pass, host.fits)
 
     @property
     def chosen(self) -> str:
         """Which adapters were evaluated from which step on, for people; empty without a pool."""
         scout = self.planner.scout
-        return scout.told([adapter.name for adapter in self.adapters]) if scout.pool else ""
+        return scout.told(self._names) if scout.pool else ""
 
     def plan(self, fraction: float, step: int) -> Step | None:
         """The sampler call at this fraction of the sampling, of this step; None where the host's own merge applies."""
+        self._step = step
         return self.planner.step(fraction, step)
 
     def call(self, step: Step, image_of: torch.Tensor, aside: bool = False) -> SamplerCall:
@@ -129,9 +133,29 @@ class Composer:
     def _predictions(self, evaluations: Sequence[Evaluation]) -> list[torch.Tensor]:
         predictions = self._evaluator(evaluations)
         self.tally.rows += sum(evaluation.rows for evaluation in evaluations)
+        self._require_numbers(evaluations, predictions)
         if self.settings.verify:
             self._verify(evaluations, predictions)
         return predictions
+
+    def _require_numbers(self, evaluations: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
+        """Raises LoratorioError for predictions that are not finite: what the host makes of them is a black image."""
+        finite = torch.stack([prediction.isfinite().all() for prediction in predictions]).tolist()
+        wrong = [evaluation.adapters for evaluation, is_finite in zip(evaluations, finite) if not is_finite]
+        if not wrong:
+            return
+        since = f"since step {self._step + 1}, "
+        values = "holds values that are no numbers (NaN or infinity)"
+        if () in wrong:
+            raise LoratorioError(
+                f"{since}the model's prediction without any LoRA {values}. Try another sampler, or let the model "
+                "compute in float32."
+            )
+        names = dict.fromkeys(self._names[number] for adapters in wrong for number in adapters)
+        raise LoratorioError(
+            f"{since}the prediction with {' and with '.join(f'the LoRA {name!r}' for name in names)} {values}. Lower "
+            "its strength, or take it out."
+        )
 
     def _verify(self, evaluations: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
         """Compares predictions with the host's own merge of each model's adapters, and with the bare model."""

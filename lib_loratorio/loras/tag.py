@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,6 +13,9 @@ from lib_loratorio.settings import within
 
 NAMES = ("ltstart", "ltend", "lt")
 ROLES = ("local", "global")
+
+OTHERS = frozenset({"te", "unet", "dyn", "start", "stop", "step", "lbw", "lbwe"})
+"""Names of the hosts and of other extensions, which are no mistyped ones of ours."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,12 @@ class LoraTag:
     def read(cls, named: Mapping[str, Any], lora: str) -> LoraTag:
         """What the named arguments of the tag of the LoRA called `lora` say.
 
-        Other names are the host's or another extension's. Raises SettingsError for values out of range and mistyped
-        names.
+        Case and spaces around a name do not matter. Other names are the host's or another extension's. Raises
+        SettingsError for values out of range and mistyped names.
         """
+        named = {str(name).strip().lower(): value for name, value in named.items()}
         for name in named:
-            if name not in NAMES and (name.startswith("lt") or get_close_matches(name, NAMES[:2], 1, 0.9)):
+            if name not in NAMES and name not in OTHERS and _looks_like_ours(name):
                 raise SettingsError(
                     f"the LoRA '{lora}' has '{name}', which is not known; the names are "
                     f"{', '.join(NAMES[:-1])} and {NAMES[-1]}."
@@ -66,6 +71,23 @@ LOCAL = LoraTag()
 def acts(*strengths: float) -> bool:
     """Whether a LoRA at these strengths is one at all: at strength 0 it is none, and not evaluated."""
     return any(strengths)
+
+
+def read_strength(value: Any, lora: str) -> float:
+    """The strength of the LoRA called `lora`, from a tag's text. Raises SettingsError for what is no finite number."""
+    try:
+        strength = float(value)
+    except (TypeError, ValueError):
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise SettingsError(
+            f"the LoRA '{lora}' has the strength '{value}'; it must be a number, such as 0.8, with a point."
+        )
+    return strength
+
+
+def _looks_like_ours(name: str) -> bool:
+    return name.startswith("lt") or bool(get_close_matches(name, NAMES[:2], 1, 0.8))
 
 
 def _fraction(named: Mapping[str, Any], name: str, default: float, lora: str) -> float:

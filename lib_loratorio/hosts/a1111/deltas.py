@@ -11,7 +11,8 @@ from modules import devices, shared
 from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
-from lib_loratorio.hosts.a1111.loader import UNET, restore_base
+from lib_loratorio.deltas.precision import in_full
+from lib_loratorio.hosts.a1111.loader import LAYOUTS, UNET, restore_base
 from lib_loratorio.hosts.webui import banks
 from lib_loratorio.loras.adapter import Adapter
 
@@ -24,7 +25,7 @@ def bank_of(p, adapters: Sequence[Adapter]) -> AdapterBank:
         return shared.sd_model.network_layer_mapping
 
     model = shared.sd_model.sd_checkpoint_info, id(shared.sd_model.network_layer_mapping)
-    return banks.bank_of(p, model, layers, adapters, _deltas)
+    return banks.bank_of(p, model, layers, adapters, _deltas, LAYOUTS)
 
 
 def _deltas(
@@ -53,8 +54,7 @@ def _delta(module, layer: torch.nn.Module, below: Sequence = ()) -> LowRank | De
 def _low_rank(module, layer: torch.nn.Module) -> LowRank:
     down, up = module.down_model.weight.detach(), module.up_model.weight.detach().flatten(1)
     if module.mid_model is not None:
-        dtype = torch.promote_types(down.dtype, torch.float32)
-        down = torch.einsum("nm...,mj->nj...", module.mid_model.weight.detach().to(dtype), down.flatten(1).to(dtype))
+        down = torch.einsum("nm...,mj->nj...", in_full(module.mid_model.weight.detach()), in_full(down).flatten(1))
     elif module.network.dyn_dim is not None:
         down, up = down[: module.network.dyn_dim], up[:, : module.network.dyn_dim]
     return LowRank(_for_inpainting(down, layer), up, module.calc_scale() * module.multiplier())

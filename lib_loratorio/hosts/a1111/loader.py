@@ -10,9 +10,11 @@ from typing import Any
 import networks
 from modules import shared
 
+from lib_loratorio.hosts.webui.failures import matches_nothing
 from lib_loratorio.hosts.webui.pool import pooled
-from lib_loratorio.hosts.webui.tags import hires_names, is_available, matches_nothing, names, require, tags_by_name
+from lib_loratorio.hosts.webui.tags import is_available, names, requested, requested_in_hires, require, tags_by_name
 from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.kinds import KOHYA
 from lib_loratorio.loras.metadata import user_metadata
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.settings import Settings
@@ -22,6 +24,9 @@ UNET = "diffusion_model"
 
 MODELS = {"SD1": "is_sd1", "SD2": "is_sd2", "SDXL": "is_sdxl"}
 """The host's names for the kinds of models that networks are made for, and how a model tells that it is one."""
+
+LAYOUTS = (KOHYA,)
+"""The layouts of files that the host reads; others it leaves out without a word."""
 
 TRAINED_ON = {"ss_base_model_version", "ss_v2"}
 """What trainers write into a file of the model that they started from."""
@@ -56,18 +61,18 @@ def adapters_of(p, settings: Settings) -> list[Adapter]:
 
 def requested_adapters(p) -> list[Adapter]:
     """The prompt's adapters, without those of strength 0. Raises LoratorioError for a missing one."""
+    requests, later = requested(p), requested_in_hires(p)
     loaded = {network.name for network in networks.loaded_networks}
-    require(names(p), lambda name: name in loaded)
-    require(hires_names(p), is_available)
-    tags = tags_by_name(p)
-    without_tag = iter(())  # has what the host loads by its setting "Add network to prompt"
+    require(names(requests), lambda name: name in loaded)
+    require(names(later), is_available)
+    tags, without_tag = tags_by_name(requests), iter(())
     adapters = [
         adapter_of(network, next(tags.get(network.name, without_tag), LOCAL)) for network in networks.loaded_networks
     ]
     adapters = [adapter for adapter in adapters if acts(adapter.text_strength, adapter.denoiser_strength)]
     for adapter in adapters:
         if not adapter.source.modules and not adapter.source.bundle_embeddings:
-            raise matches_nothing(adapter.name)
+            raise matches_nothing(adapter.name, adapter.path, LAYOUTS)
     return [adapter for adapter in adapters if adapter.changes_denoiser or adapter.changes_text]
 
 
@@ -75,13 +80,14 @@ def _of_pool(p, name: str, strength: float) -> Adapter:
     """One of the pool's adapters, loaded once a request and model; the caller puts back what is loaded."""
     known, key = p.loratorio.adapters, (shared.sd_model.sd_checkpoint_info, name, strength)
     if key not in known:
-        if _is_for_another_model(networks.available_networks[name]):
-            raise matches_nothing(name)
+        on_disk = networks.available_networks[name]
+        if _is_for_another_model(on_disk):
+            raise matches_nothing(name, on_disk.filename, LAYOUTS)
         networks.load_networks([name], [strength], [strength], [None])
         require([name], lambda name: networks.loaded_networks)
         adapter = adapter_of(_copy(networks.loaded_networks[0]), pooled=True)
         if not (adapter.changes_denoiser or adapter.changes_text):
-            raise matches_nothing(name)
+            raise matches_nothing(name, on_disk.filename, LAYOUTS)
         known[key] = adapter
     return known[key]
 

@@ -29,9 +29,6 @@ class Factors(NamedTuple):
     offset: tuple[int, int, int] | None
 
 
-PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Storage that computes as it is. Others, as fp8, are low bits, to which nothing of a LoRA is rounded here."""
-
 QUANTISED = "quantised models can be composed with plain LoRAs only, as other kinds need the full weight"
 """Why a weight cannot be read as such."""
 

@@ -10,8 +10,9 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.layers import weight_shape
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
-from lib_loratorio.hosts.forge.backend import PLAIN, Factors, Patches
-from lib_loratorio.hosts.forge.loader import backend
+from lib_loratorio.deltas.precision import FLOATS, in_full
+from lib_loratorio.hosts.forge.backend import Factors, Patches
+from lib_loratorio.hosts.forge.loader import LAYOUTS, backend
 from lib_loratorio.hosts.webui import banks
 from lib_loratorio.loras.adapter import Adapter
 
@@ -21,7 +22,7 @@ def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBa
 
     Raises as `banks.bank_of`.
     """
-    return banks.bank_of(p, id(model), lambda: dict(model.named_modules()), adapters, _deltas)
+    return banks.bank_of(p, id(model), lambda: dict(model.named_modules()), adapters, _deltas, LAYOUTS)
 
 
 def _deltas(
@@ -56,10 +57,9 @@ def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | N
         return None
     downs, ups = [], []
     for factors in patches:
-        dtype = torch.promote_types(factors.down.dtype, torch.float32)
         down, up = factors.down, factors.up.flatten(1)
         if factors.mid is not None:
-            down = torch.einsum("nm...,mj->nj...", factors.mid.to(dtype), down.flatten(1).to(dtype))
+            down = torch.einsum("nm...,mj->nj...", in_full(factors.mid), in_full(down).flatten(1))
         down = down.reshape(*down.shape[:2], *kernel) if down[0, 0].numel() == torch.Size(kernel).numel() else down
         scale = factors.strength * (1.0 if factors.alpha is None else factors.alpha / factors.down.shape[0])
         if factors.offset is not None:
@@ -70,8 +70,8 @@ def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | N
                 down = _placed(down, 1, start, length, inputs)
         if len(patches) == 1:
             return LowRank(down, up, scale)
-        downs.append(down.to(dtype))
-        ups.append(up.to(dtype) * scale)
+        downs.append(in_full(down))
+        ups.append(in_full(up) * scale)
     if any(down.shape[1:] != downs[0].shape[1:] for down in downs) or any(up.shape[0] != outputs for up in ups):
         return None
     return LowRank(torch.cat(downs), torch.cat(ups, 1))
@@ -98,6 +98,6 @@ def _difference(
 
     def merged(patches: list) -> torch.Tensor:
         changed = backend.merged(patches, weight, key)
-        return (changed.to(weight.dtype) if weight.dtype in PLAIN else changed).float()
+        return (changed.to(weight.dtype) if weight.dtype in FLOATS else changed).float()
 
     return merged([*under, *of_layer[parameter]]) - (merged(under) if under else weight.float())

@@ -11,21 +11,18 @@ import networks
 
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.hosts.forge.backend import Patches, this_backend
+from lib_loratorio.hosts.webui.failures import matches_nothing
 from lib_loratorio.hosts.webui.pool import pooled
-from lib_loratorio.hosts.webui.tags import (
-    hires_names,
-    is_available,
-    lora_params,
-    matches_nothing,
-    names,
-    read_tag,
-    require,
-)
+from lib_loratorio.hosts.webui.tags import Wanted, is_available, names, requested, requested_in_hires, require
 from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.kinds import DIFFUSERS, KOHYA, PEFT
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.settings import Settings
 
 backend = this_backend()
+
+LAYOUTS = (KOHYA, DIFFUSERS, PEFT)
+"""The layouts of files that the host reads."""
 
 
 class Network(NamedTuple):
@@ -34,15 +31,6 @@ class Network(NamedTuple):
     unet: Any
     clip: Any
     patches: Patches
-
-
-class Wanted(NamedTuple):
-    """What the host is asked to load: a name and two strengths. Its loader reads a rank, and does nothing with it."""
-
-    name: str
-    te: float
-    unet: float
-    rank: int | None = None
 
 
 def adapters_of(p, settings: Settings) -> list[Adapter]:
@@ -60,21 +48,12 @@ def adapters_of(p, settings: Settings) -> list[Adapter]:
 
 def requested_adapters(p) -> list[Adapter]:
     """The prompt's adapters, without those of strength 0. Raises LoratorioError for a missing one."""
-    require(names(p), is_available)
-    require(hires_names(p), is_available)
-    wanted = [(_wanted(params), read_tag(params)) for params in lora_params(p)]
+    requests = requested(p)
+    require(names(requests), is_available)
+    require(names(requested_in_hires(p)), is_available)
     with _loader(p.sd_model):
-        adapters = [_adapter(p, one, tag) for one, tag in wanted if acts(one.te, one.unet)]
+        adapters = [_adapter(p, wanted, tag) for wanted, tag in requests if acts(wanted.te, wanted.unet)]
     return [adapter for adapter in adapters if adapter.changes_denoiser or adapter.changes_text]
-
-
-def _wanted(params) -> Wanted:
-    """A tag as the host reads it."""
-    positional, named = params.positional, params.named
-    te = float(named.get("te", positional[1] if len(positional) > 1 else 1.0))
-    unet = float(named.get("unet", positional[2] if len(positional) > 2 else te))
-    rank = named.get("dyn", positional[3] if len(positional) > 3 else None)
-    return Wanted(positional[0], te, unet, None if rank is None else int(rank))
 
 
 def _adapter(p, wanted: Wanted, tag: LoraTag) -> Adapter:
@@ -92,11 +71,12 @@ def _loaded_alone(sd_model, wanted: Wanted) -> Adapter:
     alone = sd_model.forge_objects
     patches = backend.patches(alone.unet, original.unet)
     text = backend.patches(alone.clip.patcher, original.clip.patcher)
+    path = network.network_on_disk.filename
     if not patches and not text:
-        raise matches_nothing(wanted.name)
+        raise matches_nothing(wanted.name, path, LAYOUTS)
     return Adapter(
         name=wanted.name,
-        path=network.network_on_disk.filename,
+        path=path,
         text_strength=wanted.te,
         denoiser_strength=wanted.unet,
         changes_text=bool(text) and wanted.te != 0,

@@ -14,7 +14,8 @@ from backend.sampling.condition import Condition, compile_conditions, compile_we
 from backend.sampling.sampling_function import cond_cat, get_area_and_mult
 
 from lib_loratorio.deltas.dense import DeltaError
-from lib_loratorio.hosts.forge.backend import PLAIN, QUANTISED, Factors, Patches, declined, low_rank_factors
+from lib_loratorio.deltas.precision import FLOATS
+from lib_loratorio.hosts.forge.backend import QUANTISED, Factors, Patches, declined, low_rank_factors
 
 __all__ = ["Condition", "compile_conditions", "compile_weighted_conditions", "cond_cat", "declined"]
 
@@ -41,7 +42,7 @@ def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
     forward.
     """
     clone = patcher.clone()
-    low_bits = getattr(patcher.model, "storage_dtype", torch.float32) not in PLAIN  # text encoders have none
+    low_bits = getattr(patcher.model, "storage_dtype", torch.float32) not in FLOATS  # text encoders have none
     for identity, of_network in networks.lora_patches.items():
         if identity not in original.lora_patches:
             *name, online = identity

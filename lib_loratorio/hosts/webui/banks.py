@@ -22,6 +22,7 @@ def bank_of(
     layers: Callable[[], Mapping[str, nn.Module]],
     adapters: Sequence[Adapter],
     deltas_of: Callable[[Adapter, Sequence[Adapter], Mapping[str, nn.Module]], Deltas],
+    layouts: Sequence[str],
 ) -> AdapterBank:
     """The adapters' deltas for the model at hand.
 
@@ -30,8 +31,9 @@ def bank_of(
         layers: gives the model's layers by name; called only where the bank is made anew, with the weights the base's.
         deltas_of: `deltas_of(adapter, below, layers)` gives an adapter's deltas on top of the adapters `below`, with
             which it is always merged.
+        layouts: of files that the host reads.
 
-    Raises MisfitsError, and LoratorioError for a LoRA of which no layer can be applied.
+    Raises LeftOutError, and LoratorioError for a LoRA that cannot be applied.
     """
     budget, state = dense_budget(), p.loratorio
     key = (model, tuple((*adapter.key, adapter.tag.role) for adapter in adapters), budget)
@@ -39,6 +41,6 @@ def bank_of(
         named = layers()
         deltas = [deltas_of(adapter, below, named) for adapter, below in zip(adapters, merged_below(adapters))]
         bank = AdapterBank(named, deltas, budget)
-        report_failures(p, adapters, bank)
+        report_failures(p, adapters, bank, layouts)
         state.bank_key, state.bank = key, bank
     return state.bank

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modules import images, shared
@@ -21,18 +21,18 @@ SHARES = "LoRAtorio shares"
 class Panels:
     """A request's panels, and the maps of the batch at hand; a hires pass takes the place of the first pass.
 
-    names: of the adapters that compete, by number. patch_size: in latent pixels. maps: of the pass at hand.
+    names: of the adapters that compete. patch_size: in latent pixels. maps: of the pass at hand.
     done: images of the batch that are there. panels: drawn so far. shares: of each image with a panel.
     """
 
-    names: Mapping[int, str] = field(default_factory=dict)
+    names: Sequence[str] = ()
     patch_size: int = 1
     maps: WeightMaps = field(default_factory=WeightMaps)
     done: int = 0
     panels: list[Image] = field(default_factory=list)
     shares: list[dict] = field(default_factory=list)
 
-    def begin(self, names: Mapping[int, str], patch_size: int) -> WeightMaps:
+    def begin(self, names: Sequence[str], patch_size: int) -> WeightMaps:
         """The maps of a pass that begins, with the adapters that compete in it."""
         self.names, self.patch_size, self.maps, self.done = names, patch_size, WeightMaps(), 0
         return self.maps
@@ -42,7 +42,7 @@ class Panels:
         number, self.done = self.done, self.done + 1
         if self.maps.mean is None or number >= self.maps.mean.shape[1]:
             return
-        weights, names = self.maps.mean[:, number].cpu(), list(self.names.values())
+        weights, names = self.maps.mean[:, number].cpu(), self.names
         patch = self.patch_size * max(1, image.width // self.maps.latent_width)
         self.panels.append(weight_panel(image, weights, names, patch, images.get_font))
         self.shares.append(

@@ -11,7 +11,7 @@ from lib_loratorio.engine.composer import Composer
 from lib_loratorio.engine.planner import Step
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.webui import pool, request
-from lib_loratorio.hosts.webui.failures import MisfitsError
+from lib_loratorio.hosts.webui.failures import LeftOutError, tell_left_out
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.settings import INFOTEXT, POOL, Settings
@@ -45,6 +45,7 @@ def prepare(
     maps = request.begin_maps(p, settings, adapters)
     if composed:
         composed.composer.maps = maps
+        request.suggest_roles(p, adapters)
         instead_of_sampling(p.sampler, composed.sample)
     else:
         request.tell_what_merge_leaves_out(p, adapters)
@@ -59,12 +60,15 @@ def _suiting(
     make_pass: Callable[[Any, Settings, Sequence[Adapter]], Pass],
 ) -> tuple[Sequence[Adapter], Pass | None]:
     """The adapters that suit the model, and the pass that composes them; none of it where the host merges them."""
+    without_effect = p.loratorio.without_effect
     while True:
-        adapters = adapters_of(p, settings)
+        adapters = [adapter for adapter in adapters_of(p, settings) if adapter.key not in without_effect]
         try:
             return adapters, make_pass(p, settings, adapters) if adapters and settings.traits.apart else None
-        except MisfitsError as misfits:  # no more of the pool are asked for in the next round
-            pool.refused(p).extend(misfits.names)
+        except LeftOutError as left_out:  # they are not asked for in the next round
+            pool.refused(p).extend(adapter.name for adapter in left_out.adapters if adapter.pooled)
+            without_effect.update(adapter.key for adapter in left_out.adapters if not adapter.pooled)
+            tell_left_out(p, left_out.adapters)
 
 
 class Pass:

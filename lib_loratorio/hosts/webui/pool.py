@@ -10,7 +10,7 @@ from modules import shared
 
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.webui.messages import note
-from lib_loratorio.hosts.webui.tags import names
+from lib_loratorio.hosts.webui.tags import names, requested
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.pool import entries, resolved
 from lib_loratorio.settings import Settings
@@ -53,7 +53,7 @@ def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str,
     folder may hold LoRAs for several models. Raises SettingsError for names that the host does not know.
     """
     aliases = _aliases()
-    tagged = {aliases.get(name, name) for name in names(p)}
+    tagged = {aliases.get(name, name) for name in names(requested(p))}
     files = {adapter.path for adapter in asked}
     taken = [
         name for name, network in networks.available_networks.items() if name in tagged or network.filename in files

@@ -13,7 +13,8 @@ from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
 from lib_loratorio.hosts.webui.text import forget_conditions
-from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.adapter import Adapter, numbered_names
+from lib_loratorio.loras.helpers import acts_everywhere
 from lib_loratorio.settings import INFOTEXT, POOL, Settings
 
 VERIFY = "LoRAtorio verify"
@@ -24,7 +25,8 @@ class RequestState:
     """What one request keeps on its `p` from one pass and batch to the next.
 
     composed: whether any pass was. tally: over all passes and batches. adapters: those loaded so far, by what the host
-    was asked for. refused: by checkpoint, the pool's LoRAs that do not suit it.
+    was asked for. refused: by checkpoint, the pool's LoRAs that do not suit it. without_effect: of the prompt's LoRAs,
+    the keys of those that change nothing.
     """
 
     composed: bool = False
@@ -34,6 +36,7 @@ class RequestState:
     panels: Panels | None = None
     adapters: dict[Hashable, Adapter] = field(default_factory=dict)
     refused: dict[Hashable, list[str]] = field(default_factory=dict)
+    without_effect: set[Hashable] = field(default_factory=set)
 
 
 def start(p) -> None:
@@ -64,8 +67,8 @@ def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps
         )
         return None
     state.panels = state.panels or Panels()
-    names = {number: adapter.name for number, adapter in enumerate(adapters) if not adapter.is_global}
-    return state.panels.begin(names, settings.patch_size)
+    competing = [adapter for adapter in adapters if not adapter.is_global]
+    return state.panels.begin(numbered_names(competing), settings.patch_size)
 
 
 def image_done(p, image: Image) -> None:
@@ -99,6 +102,18 @@ def tell_what_merge_leaves_out(p, adapters: Sequence[Adapter]) -> None:
         )
     if any(adapter.pooled for adapter in adapters):
         note(p, "the method merge has no pool; only the prompt's LoRAs are merged.")
+
+
+def suggest_roles(p, adapters: Sequence[Adapter]) -> None:
+    """Tells of LoRAs that compete for patches though they are meant for the whole image."""
+    competing = [adapter for adapter in adapters if not adapter.is_global]
+    names = [adapter.name for adapter in competing if acts_everywhere(adapter.path)]
+    if names and len(competing) > 1:
+        note(
+            p,
+            f"{', '.join(names)}: acceleration LoRAs and sliders are meant for the whole picture, but compete for "
+            "places here like any other; write :lt=global into the tag.",
+        )
 
 
 def report_verification(p) -> None:

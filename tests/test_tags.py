@@ -9,7 +9,7 @@ from lib_loratorio.engine.noise_space import NoiseSpace
 from lib_loratorio.engine.planner import Planner
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.adapter import merged_below
-from lib_loratorio.loras.tag import LOCAL, LoraTag
+from lib_loratorio.loras.tag import LOCAL, LoraTag, acts, read_strength
 from lib_loratorio.settings import Settings
 
 
@@ -22,6 +22,10 @@ from lib_loratorio.settings import Settings
         ({"lbw": "OUTALL", "start": "0.5", "stop": "3"}, LOCAL),
         ({"lt": "Global", "ltend": "0.5"}, LoraTag(0.0, 0.5, "global")),
         ({"lt": "local"}, LOCAL),
+        ({"LT": " GLOBAL "}, LoraTag(role="global")),
+        ({" lt": "global"}, LoraTag(role="global")),
+        ({"LTSTART": "0.5"}, LoraTag(0.5)),
+        ({"Ltend ": " 0.5 "}, LoraTag(0.0, 0.5)),
     ],
 )
 def test_windows_of_tags(named, expected):
@@ -34,6 +38,9 @@ def test_windows_of_tags(named, expected):
         ({"ltsart": "0.2"}, "ltsart"),
         ({"lstart": "0.2"}, "lstart"),
         ({"ltstop": "0.2"}, "ltstop"),
+        ({"itstart": "0.2"}, "itstart"),
+        ({"LSTART": "0.2"}, "lstart"),
+        ({"ltEnde": "0.2"}, "ltende"),
         ({"ltstart": "half"}, "ltstart=half"),
         ({"ltend": "1.5"}, "ltend=1.5"),
         ({"ltend": "nan"}, "ltend=nan"),
@@ -45,6 +52,18 @@ def test_what_cannot_be_a_window_is_named(named, word):
     with pytest.raises(SettingsError, match=word) as error:
         LoraTag.read(named, "some lora")
     assert "some lora" in str(error.value)
+
+
+@pytest.mark.parametrize("text, expected", [("0.8", 0.8), (" -1 ", -1.0), ("1e-1", 0.1), (".5", 0.5), (2, 2.0)])
+def test_strengths(text, expected):
+    assert read_strength(text, "a") == expected
+
+
+@pytest.mark.parametrize("text", ["0,8", "0. 6", "1.1.", "OUTALL", "0@0,1@0.5", "", "nan", "inf", "-inf", None])
+def test_a_strength_that_is_no_number_names_the_lora_and_the_text(text):
+    with pytest.raises(SettingsError) as error:
+        read_strength(text, "some lora")
+    assert f"the LoRA 'some lora' has the strength '{text}'" in str(error.value) and "such as 0.8" in str(error.value)
 
 
 def test_a_window_ends_before_its_end_but_holds_the_last_step():
@@ -102,6 +121,11 @@ def test_global_adapters_are_everywhere_and_compete_nowhere(name, expected):
     assert planner.step(0.25, 5)[1:] == (expected, (0,))
     assert planner.step(0.5, 10)[1:] == (expected, (0, 2))
     assert planner.competing == [1, 3]
+
+
+@pytest.mark.parametrize("strengths, expected", [((0.0, 0.0), False), ((0,), False), ((0, -0.1), True), ((1.0,), True)])
+def test_a_lora_of_strength_zero_is_none(strengths, expected):
+    assert acts(*strengths) is expected
 
 
 def test_global_adapters_alone_are_the_base():
