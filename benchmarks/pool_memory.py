@@ -22,6 +22,8 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.low_rank import LowRank
 from lib_loratorio.engine.evaluation import Evaluator
 from lib_loratorio.engine.methods import METHODS
+from lib_loratorio.engine.noise_space import NoiseSpace
+from lib_loratorio.engine.planner import Step
 from lib_loratorio.engine.sampler_call import SamplerCall
 from lib_loratorio.settings import Settings
 
@@ -55,11 +57,10 @@ def step(model: UNet2DConditionModel, bank: AdapterBank, count: int, size: int) 
     own = {"device": model.device, "dtype": model.dtype}
     latent, text = torch.randn(2, 4, size // 8, size // 8, **own), torch.randn(2, 77, 768, **own)
     evaluator = Evaluator(lambda rows: model(rows[0], 500, rows[1]).sample, bank)
-    call = SamplerCall(
-        method, method.plan(range(count), 0), evaluator, torch.zeros(1, dtype=torch.long, device=model.device)
-    )
+    image_of = torch.zeros(1, dtype=torch.long, device=model.device)
+    call = SamplerCall(Step(method, method.plan(range(count), 0)), image_of, evaluator)
     call.evaluate(1, 1, lambda number, rows: (latent[rows], text[rows]))
-    call.combine(None)
+    method.combine(call.predictions(NoiseSpace.noise()))
 
 
 def peak(run, cuda: bool) -> int:

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from lab import detector, model, report, world
 from lab.evaluate import CFG, METHODS, STEPS
 from lab.model import WEIGHTS
-from lib_loratorio.engine.weight_maps import COLOURS, dominant
 from lib_loratorio.hosts.diffusers import composed
+from lib_loratorio.page.weight_panel import COLOURS, dominant
 
 WAYS = ("Merge", "Switch", "Composite", "LoRAtorio")
 SKILLS = (
@@ -113,8 +113,8 @@ def main():
             total["complete"] += int(present.all())
             total["seconds"] += seconds / len(SKILLS)
             tiles.append((Image.fromarray(image[0]), [f"{way}: {present.sum()} of {len(skills)} skills"]))
-        weights = composition.run.maps.mean[:, 0]
-        shares = composition.run.maps.shares()[:, 0].tolist()
+        weights = composition.maps.mean[:, 0]
+        shares = composition.maps.shares()[:, 0].tolist()
         legend = [
             (f"{name} {share:.0%}", COLOURS[n % len(COLOURS)]) for n, (name, share) in enumerate(zip(skills, shares))
         ]

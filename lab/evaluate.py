@@ -23,7 +23,7 @@ import torch
 
 from lab import detector, measure, model, world
 from lab.model import WEIGHTS
-from lib_loratorio.loras.tag import Part
+from lib_loratorio.loras.tag import LoraTag
 from lib_loratorio.settings import Settings
 
 COUNTS = (2, 3, 4, 5)
@@ -51,7 +51,7 @@ class Way:
     def loras(self, skills):
         """The names and parts of the LoRAs that are loaded for a caption with these skills."""
         names = world.NAMES if self.everything else skills
-        return [(name, Part(role="global" if self.roles and _is_style(name) else "local")) for name in names]
+        return [(name, LoraTag(role="global" if self.roles and _is_style(name) else "local")) for name in names]
 
 
 def _is_style(skill):
@@ -146,7 +146,7 @@ class Studio:
 
         loras = [Lora(self.loras / f"{name}.safetensors", 1.0, part, way.pool) for name, part in way.loras(skills)]
         with composed(self.pipe, loras, way.settings) as composition:
-            return model.sample(self.pipe, captions, seed, STEPS, CFG), composition.run.rows / len(contents)
+            return model.sample(self.pipe, captions, seed, STEPS, CFG), composition.tally.rows / len(contents)
 
     def measure(self, way, skill_set):
         """What one line of the results holds."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lib_loratorio import __version__
 from lib_loratorio.errors import LoratorioError, SettingsError, told
-from lib_loratorio.loras.tag import LOCAL, Part, part
+from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.settings import INFOTEXT, METHODS, POOL, POOL_MODES, TEXT_ENCODER_MODES, Settings
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_lora(text: str) -> tuple[Path, float, Part]:
+def parse_lora(text: str) -> tuple[Path, float, LoraTag]:
     """`file`, `file:strength`, either with `:ltstart=NUMBER`, `:ltend=NUMBER` and `:lt=ROLE` behind it.
 
     The colon of a Windows drive is part of the file.
@@ -156,13 +156,13 @@ def parse_lora(text: str) -> tuple[Path, float, Part]:
     text, *named = re.split(r":(?=[a-z]+=[^:/\\]*(?::|$))", text)
     path, strength = _file_and_strength(text)
     try:
-        return path, strength, part(dict(name.split("=", 1) for name in named), path.stem)
+        return path, strength, LoraTag.read(dict(name.split("=", 1) for name in named), path.stem)
     except SettingsError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def parse_pool(text: str) -> list[tuple[Path, float, Part, bool]]:
-    """The LoRAs that `file`, `folder`, or either with `:strength` means: paths, strengths, parts, and that they are of
+def parse_pool(text: str) -> list[tuple[Path, float, LoraTag, bool]]:
+    """The LoRAs that `file`, `folder`, or either with `:strength` means: paths, strengths, tags, and that they are of
     the pool.
     """
     path, strength = _file_and_strength(text)
@@ -226,14 +226,14 @@ def _number(text: str) -> float:
 
 def _generate(options: argparse.Namespace) -> int:
     options.pool = _each_once(options.pool, options.lora)
-    if options.pool and options.method == "merge":
+    if options.pool and not METHODS[options.method].apart:
         print(told("the method merge has no pool; only the LoRAs of --lora are merged."), file=sys.stderr)
         options.pool = []
     names = [f"{path.stem}:{strength:g}" for path, strength, *_ in options.pool]
     settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in SETTINGS})
     if not options.lora and not options.pool:
         raise LoratorioError("there is no LoRA of a strength other than 0; give at least one with --lora or --pool.")
-    if options.maps and settings.method != "loratorio":
+    if options.maps and not settings.traits.weighs:
         raise LoratorioError(f"--maps needs the method loratorio; {settings.method} has no weights.")
     if "<lora:" in options.prompt:
         raise LoratorioError("the prompt has a <lora:...> tag; give each LoRA with --lora FILE:STRENGTH.")
@@ -252,7 +252,7 @@ def _each_once(pool: Sequence[tuple], asked: Sequence[tuple]) -> list[tuple]:
     for lora in pool:
         found.setdefault(lora[0].resolve(), lora)
     taken = {path.resolve() for path, *_ in asked}
-    return [lora for file, lora in found.items() if lora[1] and file not in taken]
+    return [lora for file, lora in found.items() if acts(lora[1]) and file not in taken]
 
 
 def _quiet() -> None:
@@ -320,18 +320,14 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     }
     for file in _save(options, pictures, seeds, fields, composition):
         print(file)
-    run = composition.run
+    tally = composition.tally
     if composition.chosen:
         print(f"pool: {composition.chosen}")
-    print(f"{seconds:.1f} s, {run.rows / (options.steps * options.batch):.3g} UNet evaluations a step and picture")
-    if options.maps and run.maps.mean is None:
+    print(f"{seconds:.1f} s, {tally.rows / (options.steps * options.batch):.3g} UNet evaluations a step and picture")
+    if options.maps and composition.maps.mean is None:
         print("maps: no LoRA was weighed, so there are none")
     if settings.verify:
-        print(
-            f"verify: max relative error {run.worst:.1e} over {run.composed} calls"
-            if run.composed
-            else "verify: nothing was composed"
-        )
+        print(f"verify: {tally.verified}")
     return 0
 
 
@@ -351,10 +347,12 @@ def _save(
     options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int], fields: dict, composition
 ) -> list[Path]:
     """Writes the pictures and, if asked for, their maps; returns the files."""
-    from lib_loratorio.engine.weight_maps import weight_panel
     from lib_loratorio.page.infotext import infotext, png_info
+    from lib_loratorio.page.weight_panel import weight_panel
 
-    tags = " ".join(f"<lora:{path.stem}:{strength:g}{part.tag}>" for path, strength, part in options.lora if strength)
+    tags = " ".join(
+        f"<lora:{path.stem}:{strength:g}{tag.text}>" for path, strength, tag in options.lora if acts(strength)
+    )
     written = []
     for number, (picture, seed) in enumerate(zip(pictures, seeds)):
         file = _file(options.out, seed, number, len(pictures))
@@ -363,7 +361,7 @@ def _save(
             file.parent.mkdir(parents=True, exist_ok=True)
             picture.save(file, pnginfo=png_info(text))
             written.append(file)
-            if options.maps and (maps := composition.run.maps.mean) is not None:
+            if options.maps and (maps := composition.maps.mean) is not None:
                 patch = composition.settings.patch_size * composition.pipe.vae_scale_factor
                 file = file.with_name(f"{file.stem}-maps.png")
                 weight_panel(picture, maps[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))

@@ -5,12 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from lib_loratorio.errors import SettingsError
 
-METHODS = ("loratorio", "composite", "switch", "merge")
+
+class Traits(NamedTuple):
+    """What a method does.
+
+    weighs: weighs adapters by patch. apart: evaluates them apart, rather than the host's merge. several: evaluates
+    several of them in a step.
+    """
+
+    weighs: bool
+    apart: bool
+    several: bool
+
+
+METHODS = {
+    "loratorio": Traits(weighs=True, apart=True, several=True),
+    "composite": Traits(weighs=False, apart=True, several=True),
+    "switch": Traits(weighs=False, apart=True, several=False),
+    "merge": Traits(weighs=False, apart=False, several=False),
+}
 TEXT_ENCODER_MODES = ("own", "merged")
 POOL_MODES = ("exact", "scout")
 
@@ -68,6 +86,11 @@ class Settings:
             object.__setattr__(self, name, convert(name, getattr(self, name)))
         if not self.start < self.end:
             raise SettingsError(f"start is {self.start:g}; it must be below end, which is {self.end:g}.")
+
+    @property
+    def traits(self) -> Traits:
+        """What the method does."""
+        return METHODS[self.method]
 
     def active(self, fraction: float) -> bool:
         """Whether the step at this fraction of the sampling is composed; samplers may run past 1."""

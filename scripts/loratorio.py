@@ -64,7 +64,7 @@ class LoratorioScript(scripts.Script):
             )
 
     def postprocess_image(self, p, pp, *args):
-        host.picture_done(p, pp.image)
+        host.image_done(p, pp.image)
 
     def postprocess(self, p, processed, *args):
         host.finish(p, processed)

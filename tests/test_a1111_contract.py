@@ -648,7 +648,7 @@ def test_an_error_of_ours_in_a_callback_ends_the_generation(host, monkeypatch, s
 
 
 def test_an_error_at_the_start_ends_the_generation(host, monkeypatch):
-    monkeypatch.setattr(host.a1111.deltas, "_deltas", lambda adapter, below: 1 / 0)
+    monkeypatch.setattr(host.a1111.deltas, "_deltas", lambda adapter, below, layers: 1 / 0)
     p = host.request(f"a cat {TEXT_TAGS}", ON)
     with pytest.raises(LoratorioError, match="could not start: ZeroDivisionError"):
         host.processing.process_images(p)
@@ -777,15 +777,15 @@ def test_notes_name_the_pass_and_infotext_tells_whether_anything_was_composed(ho
     assert ("LoRAtorio" in p.extra_generation_params) == composed
 
 
-def test_verify_shows_predictions_that_are_no_numbers(host, monkeypatch):
+def test_a_file_whose_values_are_no_numbers_is_refused_by_name(host, monkeypatch):
     low_rank = host.a1111.deltas._low_rank
     monkeypatch.setattr(
         host.a1111.deltas,
         "_low_rank",
         lambda *args: low_rank(*args).__class__(low_rank(*args).down, low_rank(*args).up * math.nan),
     )
-    p, _ = host.generate(f"a cat {TAGS}", {**ON, "verify": True})
-    assert p.extra_generation_params["LoRAtorio verify"] == "max relative error nan over 3 calls"
+    with pytest.raises(LoratorioError, match="'a' holds values that are no numbers"):
+        host.generate(f"a cat {TAGS}", ON)
 
 
 def test_verify_says_when_there_was_nothing_to_verify(host):

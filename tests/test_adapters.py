@@ -409,7 +409,7 @@ def test_a_rule_that_fails_is_reported_and_left_out(generator):
     bank = AdapterBank(
         {"x": layer, "y": layer}, [{"x": Dense(broken)}, {"x": good}, {"y": dense(torch.zeros(3, 3))}], BUDGET
     )
-    assert bank.failures[0] == {"x": "the size of tensor a must match"}
+    assert {name: str(error) for name, error in bank.failures[0].items()} == {"x": "the size of tensor a must match"}
     assert bank.failures[1] == {}
     assert list(bank.failures[2]) == ["y"]
     assert bank.counts == [0, 1, 0]

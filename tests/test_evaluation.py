@@ -6,8 +6,9 @@ from torch import nn
 
 from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.row_layout import Block
-from lib_loratorio.engine.evaluation import Evaluation, Evaluator, map_tensors, take_rows
+from lib_loratorio.engine.evaluation import Evaluation, Evaluator
 from lib_loratorio.engine.methods import BASE
+from lib_loratorio.engine.trees import map_tensors, take_rows
 
 OUT_OF_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory")
 

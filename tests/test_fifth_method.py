@@ -26,7 +26,8 @@ class Farthest:
 
 def test_a_fifth_method(monkeypatch):
     monkeypatch.setitem(METHODS, "farthest", Farthest)
-    monkeypatch.setattr(settings._CONVERSIONS["method"], "choices", (*settings.METHODS, "farthest"))
+    monkeypatch.setitem(settings.METHODS, "farthest", settings.Traits(weighs=False, apart=True, several=True))
+    monkeypatch.setattr(settings._CONVERSIONS["method"], "choices", tuple(settings.METHODS))
     with standin.installed() as host:
         host.add("a", {"diffusion_model_to_q": "lora"}, seed=1)
         host.add("b", {"diffusion_model_conv_in": "lora"}, seed=2)
@@ -41,4 +42,4 @@ def test_a_fifth_method(monkeypatch):
 
 
 def test_every_method_is_among_the_settings():
-    assert tuple(METHODS) == settings.METHODS
+    assert list(METHODS) == list(settings.METHODS)

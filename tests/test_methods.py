@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lib_loratorio.engine.methods import BASE, METHODS, SWITCH_EVERY, Plan, Predictions
+from lib_loratorio.engine.noise_space import NoiseSpace
 from lib_loratorio.settings import Settings
 
 
@@ -14,8 +15,8 @@ def pixels(*values):
     return [torch.tensor(value, dtype=torch.float64).view(1, 2, 1, 1) for value in values]
 
 
-def predictions(conditional, unconditional, noise_offset=None, picture_of=(0,)):
-    return Predictions(conditional, unconditional, noise_offset, torch.tensor(picture_of))
+def predictions(conditional, unconditional, space=None, image_of=(0,)):
+    return Predictions(conditional, unconditional, space or NoiseSpace.noise(), torch.tensor(image_of))
 
 
 def test_plans():
@@ -51,7 +52,7 @@ def test_loratorio_by_hand(denoised):
         predictions(
             {BASE: host[0], 0: host[1], 1: host[2]},
             {BASE: unconditional[0], 0: unconditional[1], 1: unconditional[2]},
-            z if denoised else None,
+            NoiseSpace.denoised(z, torch.ones(1)) if denoised else None,
         )
     )
     first, second = weights_of([0.5, 0.0], 0.5)
@@ -92,7 +93,7 @@ def test_several_prompts_a_picture_average_their_weights_for_the_unconditional_r
         1: torch.zeros(2, 2, 1, 1).double(),
     }
     settings = Settings(temperature=0.01, lam=0, patch_size=1)
-    composed = METHODS["loratorio"](settings).combine(predictions({BASE: base, 0: a, 1: b}, u, picture_of=(0, 0, 1)))
+    composed = METHODS["loratorio"](settings).combine(predictions({BASE: base, 0: a, 1: b}, u, image_of=(0, 0, 1)))
     assert composed.unconditional[:, 0].flatten().tolist() == pytest.approx([0.5, 0.5])
     assert composed.conditional[:, 1].flatten().tolist() == pytest.approx([1.0, 1.0, 1.0])
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from members import Member
+from made_adapters import adapter
 
 from lib_loratorio.engine.methods import BASE, Composed, Plan
 from lib_loratorio.engine.planner import Planner
@@ -115,10 +115,10 @@ def test_all_in_every_step(changes):
     assert run(Scout(settings, POOL), EVERYONE, [2] * 5) == [EVERYONE] * STEPS
 
 
-def test_a_course_plans_what_the_scout_has_chosen():
-    course = Planner(
-        Settings(pool_mode="scout", scout=0.5, scout_share=0.5), [Member(), Member(pooled=True), Member(pooled=True)]
+def test_a_planner_plans_what_the_scout_has_chosen():
+    planner = Planner(
+        Settings(pool_mode="scout", scout=0.5, scout_share=0.5), [adapter(), adapter(pooled=True), adapter(pooled=True)]
     )
-    assert course.step(0, 0).plan == Plan((BASE, 0, 1, 2), (BASE, 0, 1, 2))
-    course.learn((0, 1, 2), Composed(None, None, weights([1, 2, 7])))
-    assert course.step(0.5, 5).plan == Plan((BASE, 0, 2), (BASE, 0, 2))
+    assert planner.step(0, 0).plan == Plan((BASE, 0, 1, 2), (BASE, 0, 1, 2))
+    planner.learn((0, 1, 2), Composed(None, None, weights([1, 2, 7])))
+    assert planner.step(0.5, 5).plan == Plan((BASE, 0, 2), (BASE, 0, 2))

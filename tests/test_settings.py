@@ -8,7 +8,7 @@ from lib_loratorio.settings import METHODS, Settings
 
 
 def test_every_method_is_implemented():
-    assert tuple(IMPLEMENTED) == METHODS
+    assert list(IMPLEMENTED) == list(METHODS)
 
 
 @pytest.mark.parametrize(

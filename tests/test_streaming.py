@@ -29,7 +29,7 @@ class Model(nn.Module):
         output = self.second(torch.relu(self.first(x)))
         self.calls.append(
             [
-                sorted(member for stack in rows.low_rank.stacks.values() for member in stack.members)
+                sorted(adapter for stack in rows.low_rank.stacks.values() for adapter in stack.adapters)
                 for _, rows in self.bank._layers
             ]
         )
@@ -78,7 +78,7 @@ def test_a_large_bank_has_the_factors_of_one_call_at_a_time(factors):
     model = model_of(factors, range(COUNT))
     predictions = evaluated(model, range(COUNT), x)
     assert torch.stack(predictions).allclose(torch.stack(one_by_one(factors, x)), atol=1e-6)
-    assert len(model.calls) > 1 and max(len(members) for call in model.calls for members in call) == AT_A_TIME
+    assert len(model.calls) > 1 and max(len(adapters) for call in model.calls for adapters in call) == AT_A_TIME
     assert sorted(member for call in model.calls for member in call[1]) == list(range(COUNT))
 
 
@@ -130,7 +130,7 @@ def test_the_next_calls_factors_are_brought_beside_the_computation(factors, monk
     assert len(model.calls) == 4 and len(beside.joined) == 3
     assert [len(tensors) for tensors in beside.joined] == [4, 4, 4]
     assert all(working for working, adapters in made[2:8]) and len(made[2:8]) == 6
-    assert max(len(members) for call in model.calls for members in call) == AT_A_TIME
+    assert max(len(adapters) for call in model.calls for adapters in call) == AT_A_TIME
 
 
 @pytest.mark.parametrize("limit", [0, 2])

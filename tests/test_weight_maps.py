@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_loratorio.engine.weight_maps import COLOURS, TILE, WeightMaps, weight_panel
+from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.page.infotext import infotext
+from lib_loratorio.page.weight_panel import COLOURS, TILE, weight_panel
 
 
 def test_mean_over_calls():

@@ -58,9 +58,7 @@ class SideStream:
         return torch.cuda.stream(self.stream)
 
     def join(self, tensors: Sequence[torch.Tensor]) -> None:
-        """The computation waits for the work so far, and these tensors' memory for the computation that is still to use
-        them.
-        """
+        """Has the computation wait for the work so far, and keeps these tensors' memory until it has used them."""
         computation = torch.cuda.current_stream(self.stream.device)
         for tensor in tensors:
             tensor.record_stream(computation)
@@ -73,9 +71,7 @@ def side_stream(device: torch.device) -> SideStream | None:
 
 
 def _uncompiled() -> AbstractContextManager:
-    """Within it models run as they are written: what torch.compile has made of them knows nothing of later hooks. Needs
-    torch 2.6.
-    """
+    """Within it models run as they are written, as compiled ones know nothing of later hooks. Needs torch 2.6."""
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
@@ -89,16 +85,20 @@ class AdapterBank:
         adapters: per adapter its deltas by layer name.
         budget: bytes that cached dense deltas may take.
 
-    After construction `failures[i]` holds adapter i's layers whose delta the host's rule could not
-    compute, with the reason; they are left out, as the host itself leaves them out.
+    After construction `failures[i]` holds adapter i's layers whose delta the host's rule could not compute, with the
+    error; they are left out, as the host itself leaves them out. `counts[i]` is the number of its other layers;
+    `damaged[i]` are the names of those with values that are no finite numbers, and `effective[i]` tells whether any of
+    them changes anything.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], adapters: Sequence[Mapping[str, LowRank | Dense]], budget: int):
         self.layers = layers
         self.layout: Layout | None = None
-        self.failures: list[dict[str, str]] = [{} for _ in adapters]
+        self.failures: list[dict[str, RuntimeError]] = [{} for _ in adapters]
         self.counts = [0] * len(adapters)
-        self.streams = len(adapters) > RESIDENT
+        self.damaged: list[list[str]] = [[] for _ in adapters]
+        self.effective = [False] * len(adapters)
+        self.factors_wait = len(adapters) > RESIDENT
         self._everyone = self._stacked = tuple(range(len(adapters)))
         self._beside: SideStream | None = None
         self._is_full = False
@@ -113,27 +113,30 @@ class AdapterBank:
                 if isinstance(delta, LowRank):
                     low_rank[number] = delta
                 elif delta is not None:
-                    prepared = self._prepared(layers[name], name, number, delta, shared_budget)
-                    if prepared:
-                        dense[number] = prepared
-            for number in (*low_rank, *dense):
+                    computed = self._computed(layers[name], name, number, delta, shared_budget)
+                    if computed:
+                        dense[number] = computed
+            for number, delta in {**low_rank, **dense}.items():
                 self.counts[number] += 1
+                self.effective[number] |= delta.has_effect
+                if not delta.is_finite:
+                    self.damaged[number].append(name)
             if low_rank or dense:
                 self._layers.append((layers[name], _LayerRows(layers[name], low_rank, dense)))
         self._low_rank = [rows.low_rank for _, rows in self._layers if rows.low_rank]
 
-    def _prepared(
+    def _computed(
         self, layer: nn.Module, name: str, number: int, delta: Dense, budget: MemoryBudget
     ) -> DenseDelta | None:
-        prepared = DenseDelta(layer, delta, budget)
+        dense = DenseDelta(layer, delta, budget)
         try:
-            prepared.prepare()
+            dense.compute_once()
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            self.failures[number][name] = str(error)
+            self.failures[number][name] = error
             return None
-        return prepared
+        return dense
 
     @contextmanager
     def attached(self) -> Iterator[AdapterBank]:
@@ -160,13 +163,14 @@ class AdapterBank:
     def rows(self, layout: Layout, staying: Collection[int] = ()) -> Iterator[None]:
         """For the time of the block, batches are divided among the models as `layout` says.
 
-        Of a bank that streams, the factors of the layout's adapters and of the `staying` ones are on the device.
+        Where factors wait in host memory, those of the layout's adapters and of the `staying` ones are on the device
+        meanwhile.
 
         Raises RuntimeError where the model has not run any of the layers that adapters touch.
         """
         self.layout = layout if layout.adapters else None
         if self.layout:
-            self._stacked = tuple(sorted({*layout.adapters, *staying})) if self.streams else self._everyone
+            self._stacked = tuple(sorted({*layout.adapters, *staying})) if self.factors_wait else self._everyone
             self._keep(self._stacked)
         try:
             yield
@@ -181,8 +185,7 @@ class AdapterBank:
     # Factors of many adapters, on the device for a call only
 
     def prefetch(self, adapters: Collection[int]) -> None:
-        """Brings the factors of a coming call of a bank that streams to the device while that computes the call before,
-        where it can.
+        """Brings a coming call's factors to the device while that computes the call before, where it can.
 
         Where memory runs out meanwhile, calls bring their own from then on.
         """
@@ -202,7 +205,7 @@ class AdapterBank:
 
     def _keep(self, adapters: tuple[int, ...]) -> None:
         """Gives the memory of stacks back that this call has no use for, and waits for those on their way."""
-        if not self.streams:
+        if not self.factors_wait:
             return
         for layer in self._low_rank:
             layer.stacks = {key: stack for key, stack in layer.stacks.items() if key == adapters}

@@ -13,6 +13,10 @@ from lib_loratorio.deltas.layers import add_to, convolve, is_linear, weight_shap
 from lib_loratorio.deltas.memory import MemoryBudget
 
 
+class DeltaError(RuntimeError):
+    """A layer's delta that cannot be computed, for a reason that a user can do something about, which it says."""
+
+
 @dataclass(frozen=True)
 class Dense:
     """A delta of the layer's full shape. `compute()` gives `(weight delta, bias delta or None)`.
@@ -24,20 +28,34 @@ class Dense:
 
 
 class DenseDelta:
-    """One adapter's dense delta of one layer, cached where the budget allows it."""
+    """One adapter's dense delta of one layer, cached where the budget allows it.
+
+    is_finite, has_effect: whether its values are numbers, and not all zero; known once it was computed.
+    """
 
     def __init__(self, layer: nn.Module, delta: Dense, budget: MemoryBudget):
         self.layer, self.delta, self.budget = layer, delta, budget
         self.cached: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self.is_finite = self.has_effect = True
 
     def compute(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The delta in the layer's shape. Raises RuntimeError where the host's rule does not fit the layer."""
-        weight, bias = self.delta.compute()
+        try:
+            weight, bias = self.delta.compute()
+        except RuntimeError as error:
+            if "not implemented for 'Half'" in str(error):
+                raise DeltaError(
+                    "a half-precision file of this kind cannot be computed on a CPU; use a float32 file"
+                ) from error
+            raise
         return weight.expand(weight_shape(self.layer)), bias
 
-    def prepare(self) -> None:
-        """Computes the delta once, so that a rule that fails does so before the sampling."""
+    def compute_once(self) -> None:
+        """Computes the delta, and caches it within the budget: a rule that fails does so before the sampling."""
         weight, bias = self.compute()
+        parts = [weight] if bias is None else [weight, bias]
+        self.is_finite = all(torch.isfinite(part).all() for part in parts)
+        self.has_effect = any(part.any() for part in parts)
         if self.budget.take(weight.numel() * weight.element_size()):
             self.cached = weight, bias
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib_loratorio.deltas.layers import add_to, convolve, is_linear, weight_shape
+from lib_loratorio.deltas.precision import in_floats, in_full
 from lib_loratorio.deltas.row_layout import Layout
 
 
@@ -21,6 +22,15 @@ class LowRank:
     down: torch.Tensor
     up: torch.Tensor
     scale: float | torch.Tensor = 1.0
+
+    @property
+    def is_finite(self) -> bool:
+        return all(torch.isfinite(in_floats(torch.as_tensor(part))).all() for part in (self.down, self.up, self.scale))
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether it changes a layer at all, as far as its factors tell."""
+        return all(in_floats(torch.as_tensor(part)).any() for part in (self.down, self.up, self.scale))
 
 
 def fits_low_rank(layer: nn.Module, delta: LowRank) -> bool:
@@ -34,7 +44,7 @@ def fits_low_rank(layer: nn.Module, delta: LowRank) -> bool:
 class _Stack(NamedTuple):
     """Factors side by side, padded to the largest rank: `down [n, r, C * kernel]`, `up [n, O, r]`."""
 
-    members: tuple[int, ...]
+    adapters: tuple[int, ...]
     down: torch.Tensor
     up: torch.Tensor
 
@@ -67,17 +77,16 @@ class LowRankLayer:
         rank = max(delta.down.shape[0] for delta in deltas.values())
         downs, ups = [], []
         for delta in deltas.values():
-            precise = torch.promote_types(delta.down.dtype, torch.float32)
             missing = rank - delta.down.shape[0]
-            downs.append(F.pad(delta.down.flatten(1), (0, 0, 0, missing)).to(dtype))
-            ups.append(F.pad(delta.up.to(precise) * delta.scale, (0, missing)).to(dtype))
+            downs.append(F.pad(in_floats(delta.down).flatten(1), (0, 0, 0, missing)).to(dtype))
+            ups.append(F.pad(in_full(delta.up) * delta.scale, (0, missing)).to(dtype))
         return _Stack(tuple(deltas), torch.stack(downs).to(device), torch.stack(ups).to(device))
 
     def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout, scale: int, adapters: tuple[int, ...]) -> None:
         if not any(adapter in self.deltas for adapter in layout.adapters):
             return
         stack = self.stack(adapters, output.device, output.dtype)
-        for run in layout.runs(stack.members):
+        for run in layout.runs(stack.adapters):
             rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
             of_run = slice(run.first, run.first + run.count)
             inputs, down, up = x[rows].to(output.dtype), stack.down[of_run], stack.up[of_run]

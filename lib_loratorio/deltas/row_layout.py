@@ -38,26 +38,26 @@ class Layout:
     def adapters(self) -> tuple[int, ...]:
         return tuple(sorted({adapter for block in self.blocks for adapter in block.adapters}))
 
-    def runs(self, members: tuple[int, ...]) -> list[Run]:
+    def runs(self, stacked: tuple[int, ...]) -> list[Run]:
         """The row runs of these adapters, which is where a layer with this stack has work to do."""
-        if members not in self._runs:
-            self._runs[members] = self._find_runs(members)
-        return self._runs[members]
+        if stacked not in self._runs:
+            self._runs[stacked] = self._find_runs(stacked)
+        return self._runs[stacked]
 
-    def _find_runs(self, members: tuple[int, ...]) -> list[Run]:
+    def _find_runs(self, stacked: tuple[int, ...]) -> list[Run]:
         runs: list[Run] = []
-        for place, adapter in enumerate(members):
+        for position, adapter in enumerate(stacked):
             for start, rows in self._spans(adapter):
                 last = runs[-1] if runs else None
                 if (
                     last
                     and last.rows == rows
                     and last.start + last.rows * last.count == start
-                    and last.first + last.count == place
+                    and last.first + last.count == position
                 ):
                     runs[-1] = last._replace(count=last.count + 1)
                 else:
-                    runs.append(Run(start, rows, place, 1))
+                    runs.append(Run(start, rows, position, 1))
         return runs
 
     def _spans(self, adapter: int) -> list[tuple[int, int]]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
-from lib_loratorio.engine.methods import BASE, Composed, Method, Plan, Predictions
-from lib_loratorio.settings import Settings
+from lib_loratorio.engine.methods import Composed, Method, Plan, Predictions
+from lib_loratorio.loras.adapter import BASE
 
 
 class CachedGuidance:
-    """A method whose unconditional prediction `e~()` is, in some steps, that of the base and the last known difference
-    from it: `e~() = e_0() + (e~() - e_0())`, the bracket from an earlier step, as noise.
+    """A method whose unconditional prediction is, in some steps, the base's and its last known difference from it.
+
+    `e~() = e_0() + (e~() - e_0())`, the bracket taken from an earlier step, as noise.
 
     Args:
         method: the method.
@@ -22,13 +22,6 @@ class CachedGuidance:
 
     def __init__(self, method: Method, difference: torch.Tensor | None):
         self.method, self.difference = method, difference
-
-    @staticmethod
-    def saves(settings: Settings) -> bool:
-        """Whether there are adapters' unconditional rows to be saved."""
-        return settings.guidance_every > 1 and (
-            settings.method == "composite" or (settings.method == "loratorio" and settings.lam < 1)
-        )
 
     def plan(self, adapters: Sequence[int], step: int) -> Plan:
         plan = self.method.plan(adapters, step)
@@ -40,9 +33,9 @@ class CachedGuidance:
         unconditional = predictions.unconditional
         if unconditional is None:
             return self.method.combine(predictions, weights)
-        base = unconditional[BASE]
+        base, unit = unconditional[BASE], predictions.space.unit
         if self.difference is not None:
-            composed = self.method.combine(replace(predictions, unconditional=None), weights)
-            return composed._replace(unconditional=(base + self.difference / predictions.noise_unit).to(base))
+            composed = self.method.combine(predictions._replace(unconditional=None), weights)
+            return composed._replace(unconditional=(base + self.difference / unit).to(base))
         composed = self.method.combine(predictions, weights)
-        return composed._replace(difference=(composed.unconditional.float() - base.float()) * predictions.noise_unit)
+        return composed._replace(difference=(composed.unconditional.float() - base.float()) * unit)

@@ -10,10 +10,11 @@ import torch
 from lib_loratorio.deltas.bank import RESIDENT, AdapterBank
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.deltas.row_layout import Block, Layout
+from lib_loratorio.engine.trees import concatenate, shapes
 
 AT_A_TIME = RESIDENT // 2
-"""Requests a call while adapters wait in host memory: with the next call's on their way, as many are on the device as
-may stay there.
+"""Evaluations a call while factors wait in host memory: with the next call's on their way, as many adapters are on the
+device as may stay there.
 """
 
 
@@ -28,49 +29,23 @@ class Evaluation(NamedTuple):
     inputs: Any
 
 
-def map_tensors(function: Callable[..., torch.Tensor], tree: Any, *others: Any) -> Any:
-    """Applies `function` to the tensors of trees of equal structure; other leaves are taken from the first."""
-    if isinstance(tree, torch.Tensor):
-        return function(tree, *others)
-    if isinstance(tree, dict):
-        return {key: map_tensors(function, value, *(other[key] for other in others)) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map_tensors(function, *values) for values in zip(tree, *others))
-    return tree
-
-
-def take_rows(tree: Any, rows: slice) -> Any:
-    return map_tensors(lambda tensor: tensor[rows], tree)
-
-
-def _concatenate(trees: Sequence[Any]) -> Any:
-    return trees[0] if len(trees) == 1 else map_tensors(lambda *tensors: torch.cat(tensors), *trees)
-
-
-def _shapes(tree: Any) -> tuple:
-    """What must agree for two inputs to share a batch: every tensor's shape but for the rows."""
-    shapes: list = []
-    map_tensors(lambda tensor: shapes.append(tuple(tensor.shape[1:])) or tensor, tree)
-    return tuple(shapes)
-
-
-def _adapters_of(requests: Sequence[Evaluation]) -> frozenset[int]:
-    return frozenset(adapter for request in requests for adapter in request.adapters)
+def _adapters_of(evaluations: Sequence[Evaluation]) -> frozenset[int]:
+    return frozenset(adapter for evaluation in evaluations for adapter in evaluation.adapters)
 
 
 class Evaluator:
-    """Calls the model with the requests' rows batched, split on need.
+    """Calls the model with the rows of several evaluations in one batch, split on need.
 
     Args:
-        model: takes the inputs of a request (a tree with more rows) and returns predictions `[rows, ...]`.
+        model: takes the inputs of an evaluation (a tree with more rows) and returns predictions `[rows, ...]`.
         bank: adds the adapters' deltas to their rows.
-        limit: requests that may share one call; 0 is all, or `AT_A_TIME` of requests with more adapters than may stay
+        limit: evaluations that may share one call; 0 is all, or `AT_A_TIME` where they have more adapters than may stay
             on the device.
         fits: whether a call with this many rows fits into memory, by the host's estimate.
 
-    In a call the base's rows come first; of several calls its call is the last, so that whatever else
-    watches the model finds the base's there. When memory runs out, the number of requests a call is halved down to one,
-    and stays so for later steps; if one alone does not fit, the model's own error is raised.
+    In a call the base's rows come first; of several calls its call is the last, so that whatever else watches the model
+    finds the base's there. When memory runs out, the number of evaluations a call is halved down to one, and stays so
+    for later steps; if one alone does not fit, the model's own error is raised.
     """
 
     def __init__(
@@ -81,29 +56,29 @@ class Evaluator:
         fits: Callable[[int], bool] = lambda rows: True,
     ):
         self.model, self.bank, self.limit, self.fits = model, bank, limit, fits
-        self._adapters: frozenset[int] = frozenset()  # of the requests at hand
+        self._adapters: frozenset[int] = frozenset()  # of the evaluations at hand
 
-    def __call__(self, requests: Sequence[Evaluation]) -> list[torch.Tensor]:
-        """The predictions of each request, in their order."""
-        self._adapters = _adapters_of(requests)
-        results: list[torch.Tensor | None] = [None] * len(requests)
+    def __call__(self, evaluations: Sequence[Evaluation]) -> list[torch.Tensor]:
+        """The predictions of each evaluation, in their order."""
+        self._adapters = _adapters_of(evaluations)
+        results: list[torch.Tensor | None] = [None] * len(evaluations)
         by_shape: dict[tuple, list[int]] = {}
-        for place, request in enumerate(requests):
-            by_shape.setdefault(_shapes(request.inputs), []).append(place)
-        for places in by_shape.values():
-            for place, prediction in zip(places, self._batched([requests[place] for place in places])):
-                results[place] = prediction
+        for number, evaluation in enumerate(evaluations):
+            by_shape.setdefault(shapes(evaluation.inputs), []).append(number)
+        for numbers in by_shape.values():
+            for number, prediction in zip(numbers, self._batched([evaluations[number] for number in numbers])):
+                results[number] = prediction
         return results
 
     @property
-    def _streams(self) -> bool:
+    def _factors_wait(self) -> bool:
         """Whether there are more adapters than may stay on the device for all calls."""
         return len(self._adapters) > RESIDENT
 
-    def _batched(self, requests: Sequence[Evaluation]) -> list[torch.Tensor]:
-        done: list[torch.Tensor] = []  # the last requests' predictions
-        while len(done) < len(requests):
-            waiting = requests[: len(requests) - len(done)]
+    def _batched(self, evaluations: Sequence[Evaluation]) -> list[torch.Tensor]:
+        done: list[torch.Tensor] = []  # the last evaluations' predictions
+        while len(done) < len(evaluations):
+            waiting = evaluations[: len(evaluations) - len(done)]
             group = self._next(waiting)
             try:
                 done[:0] = self._call(group)
@@ -111,7 +86,7 @@ class Evaluator:
                 if not is_out_of_memory(error) or len(group) == 1:
                     raise
             else:
-                if self._streams:
+                if self._factors_wait:
                     self.bank.prefetch(_adapters_of(self._next(waiting[: -len(group)])))
                 continue
             # Outside the except block, so that the failed call's tensors are free before the next try.
@@ -122,14 +97,14 @@ class Evaluator:
 
     def _next(self, waiting: Sequence[Evaluation]) -> Sequence[Evaluation]:
         """Those that share the next call."""
-        limit = self.limit or (AT_A_TIME if self._streams else 0)
+        limit = self.limit or (AT_A_TIME if self._factors_wait else 0)
         group = waiting[-limit:] if limit else waiting
-        while len(group) > 1 and not self.fits(sum(request.rows for request in group)):
+        while len(group) > 1 and not self.fits(sum(evaluation.rows for evaluation in group)):
             group = group[len(group) // 2 :]
         return group
 
     def _call(self, group: Sequence[Evaluation]) -> Sequence[torch.Tensor]:
-        layout = Layout(tuple(Block(request.adapters, request.rows) for request in group))
-        with self.bank.rows(layout, () if self._streams else self._adapters):
-            predictions = self.model(_concatenate([request.inputs for request in group]))
-        return predictions.split([request.rows for request in group])
+        layout = Layout(tuple(Block(evaluation.adapters, evaluation.rows) for evaluation in group))
+        with self.bank.rows(layout, () if self._factors_wait else self._adapters):
+            predictions = self.model(concatenate([evaluation.inputs for evaluation in group]))
+        return predictions.split([evaluation.rows for evaluation in group])

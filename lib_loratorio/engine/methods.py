@@ -8,16 +8,14 @@ two functions and an entry in `METHODS`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 
 from lib_loratorio.composition import compose, expand_weights, patch_similarity, recenter, softmin_weights
+from lib_loratorio.engine.noise_space import NoiseSpace
+from lib_loratorio.loras.adapter import BASE
 from lib_loratorio.settings import Settings
-
-BASE = -1
-"""The base model in a plan; adapters are numbered from 0 in prompt order."""
 
 SWITCH_EVERY = 5
 """Sampling steps that Switch stays with one adapter (Zhong et al. 2024, arXiv 2402.16843)."""
@@ -30,35 +28,26 @@ class Plan(NamedTuple):
     unconditional: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Predictions:
+class Predictions(NamedTuple):
     """One sampler call's predictions, in the space the host works in.
 
-    conditional: per evaluated model `[C,c,H,W]`, one row for every sub-prompt of every picture; None where another
+    conditional: per evaluated model `[C,c,H,W]`, one row for every sub-prompt of every image; None where another
         extension of the host asks for unconditional rows alone.
-    unconditional: per evaluated model `[B,c,H,W]`, one row a picture; None where the host skipped them.
-    noise_offset: `[C,c,H,W]`, None where the host predicts the noise. Elsewhere the noise is, up to a factor that no
-        cosine sees, `noise_offset + noise_scale * prediction`: with the noisy latents and -1 for denoised latents,
-        with `sigma * z` and `alpha` for a variance-preserving velocity.
-    picture_of: `[C]`, the picture that a conditional row belongs to.
-    noise_unit: what makes a difference of two unconditional predictions one of noise; a number, or `[B,1,1,1]`.
+    unconditional: per evaluated model `[B,c,H,W]`, one row an image; None where the host skipped them.
+    space: how predictions become noise.
+    image_of: `[C]`, the image that a conditional row belongs to.
     """
 
     conditional: Mapping[int, torch.Tensor] | None
     unconditional: Mapping[int, torch.Tensor] | None
-    noise_offset: torch.Tensor | None
-    picture_of: torch.Tensor
-    noise_scale: float = -1.0
-    noise_unit: float | torch.Tensor = 1.0
-
-    def noise(self, prediction: torch.Tensor) -> torch.Tensor:
-        return prediction if self.noise_offset is None else self.noise_offset + self.noise_scale * prediction
+    space: NoiseSpace
+    image_of: torch.Tensor
 
 
 class Composed(NamedTuple):
     """What the guidance goes on with; a part is None where there is none to hand over.
 
-    `weights` are the patch weights `[N,C,h,w]` of the conditional rows, from methods that weigh by place. `difference`
+    `weights` are the patch weights `[N,C,h,w]` of the conditional rows, from methods that weigh by patch. `difference`
     `[B,c,H,W]` is what later steps may need: `e~() - e_0()`, as noise.
     """
 
@@ -102,12 +91,14 @@ class LoRAtorio:
             )
         if predictions.unconditional is not None:
             expanded = self._expanded(patch_weights, predictions.unconditional)
-            unconditional = self._recentred(predictions.unconditional, expanded, predictions.picture_of)
+            unconditional = self._recentred(predictions.unconditional, expanded, predictions.image_of)
         return Composed(conditional, unconditional, patch_weights)
 
     def _weights(self, predictions: Predictions) -> torch.Tensor:
         base, adapted = predictions.conditional[BASE], _stacked(predictions.conditional)
-        similarity = patch_similarity(predictions.noise(base), predictions.noise(adapted), self.settings.patch_size)
+        similarity = patch_similarity(
+            predictions.space.of(base), predictions.space.of(adapted), self.settings.patch_size
+        )
         return softmin_weights(similarity, self.settings.temperature, self.settings.top_k)
 
     def _expanded(self, patch_weights: torch.Tensor, predictions: Mapping[int, torch.Tensor]) -> torch.Tensor:
@@ -115,12 +106,12 @@ class LoRAtorio:
         return expand_weights(patch_weights, self.settings.patch_size, size)
 
     def _recentred(
-        self, unconditional: Mapping[int, torch.Tensor], weights: torch.Tensor, picture_of: torch.Tensor
+        self, unconditional: Mapping[int, torch.Tensor], weights: torch.Tensor, image_of: torch.Tensor
     ) -> torch.Tensor:
         if self.settings.lam == 1:
             return unconditional[BASE]
         adapted = _stacked(unconditional)
-        composed = compose(adapted, _mean_by_picture(weights, picture_of, adapted.shape[1]))
+        composed = compose(adapted, _mean_by_image(weights, image_of, adapted.shape[1]))
         return composed if self.settings.lam == 0 else recenter(unconditional[BASE], composed, self.settings.lam)
 
 
@@ -189,9 +180,9 @@ def _stacked(predictions: Mapping[int, torch.Tensor]) -> torch.Tensor:
     return torch.stack([predictions[adapter] for adapter in sorted(predictions) if adapter != BASE])
 
 
-def _mean_by_picture(weights: torch.Tensor, picture_of: torch.Tensor, pictures: int) -> torch.Tensor:
-    """Weights `[N,B,H,W]` of each picture: the mean over its sub-prompts' rows, which again sums to 1."""
-    if weights.shape[1] == pictures:
+def _mean_by_image(weights: torch.Tensor, image_of: torch.Tensor, images: int) -> torch.Tensor:
+    """Weights `[N,B,H,W]` of each image: the mean over its sub-prompts' rows, which again sums to 1."""
+    if weights.shape[1] == images:
         return weights
-    totals = weights.new_zeros(weights.shape[0], pictures, *weights.shape[2:]).index_add_(1, picture_of, weights)
-    return totals / torch.bincount(picture_of, minlength=pictures).to(weights).view(1, -1, 1, 1)
+    totals = weights.new_zeros(weights.shape[0], images, *weights.shape[2:]).index_add_(1, image_of, weights)
+    return totals / torch.bincount(image_of, minlength=images).to(weights).view(1, -1, 1, 1)

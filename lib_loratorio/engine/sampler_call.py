@@ -1,74 +1,64 @@
-"""One sampler call: its plan evaluated in the chunks the host makes of it, then combined."""
+"""One sampler call's predictions, collected in the chunks that the host makes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from lib_loratorio.engine.evaluation import Evaluation, Evaluator
-from lib_loratorio.engine.methods import BASE, Composed, Method, Plan, Predictions
+from lib_loratorio.engine.evaluation import Evaluation
+from lib_loratorio.engine.methods import Predictions
+from lib_loratorio.engine.noise_space import NoiseSpace
+from lib_loratorio.engine.planner import Step
+from lib_loratorio.loras.adapter import BASE
 
 Inputs = Callable[[int, slice], Any]
 """`inputs(model, rows)`: what the model is called with for these rows of a chunk."""
 
-Verify = Callable[[Sequence[Evaluation], Sequence[torch.Tensor]], None]
-
 
 class SamplerCall:
-    """Collects the predictions of one sampler call.
+    """The predictions of one sampler call.
 
     Args:
-        method, plan: what is evaluated on which rows.
-        evaluator: runs the model.
-        picture_of: `[C]`, the picture of each conditional row.
-        everywhere: adapters that belong to the base and to every other model.
+        step: what is evaluated on which rows, and how it is combined.
+        image_of: `[C]`, the image of each conditional row.
+        run: gives the predictions of evaluations, in their order.
         same_length: whether a model's conditional and unconditional rows can share a batch.
-        verify: called with every evaluated request and its prediction.
+        aside: whether another extension asks for it, beside the sampling's own calls.
     """
 
     def __init__(
         self,
-        method: Method,
-        plan: Plan,
-        evaluator: Evaluator,
-        picture_of: torch.Tensor,
+        step: Step,
+        image_of: torch.Tensor,
+        run: Callable[[Sequence[Evaluation]], Sequence[torch.Tensor]],
         same_length: Callable[[int], bool] = lambda model: True,
-        verify: Verify | None = None,
-        everywhere: Sequence[int] = (),
+        aside: bool = False,
     ):
-        self.method, self.plan, self.evaluator, self.picture_of, self.everywhere = (
-            method,
-            plan,
-            evaluator,
-            picture_of,
-            tuple(everywhere),
-        )
-        self.same_length, self.verify = same_length, verify
-        self._conditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.conditional}
-        self._unconditional: dict[int, list[torch.Tensor]] = {model: [] for model in plan.unconditional}
-        self._places: list[int] = []
+        self.step, self.image_of, self.aside = step, image_of, aside
+        self._run, self._same_length = run, same_length
+        self._conditional: dict[int, list[torch.Tensor]] = {model: [] for model in step.plan.conditional}
+        self._unconditional: dict[int, list[torch.Tensor]] = {model: [] for model in step.plan.unconditional}
+        self._numbers: list[int] = []
 
     def evaluate(
-        self, conditional: int, unconditional: int, inputs: Inputs, places: Sequence[int] = ()
+        self, conditional: int, unconditional: int, inputs: Inputs, numbers: Sequence[int] = ()
     ) -> torch.Tensor:
         """Evaluates a chunk of `conditional` rows followed by `unconditional` ones.
 
-        `places` are the conditional rows' numbers in the whole call, where chunks may come in any order.
+        `numbers` are the conditional rows' numbers in the whole call, where chunks may come in any order.
 
-        Returns `[conditional + unconditional, ...]`, the base's predictions where the plan has them and
-        another model's elsewhere: what the host sees until `combine` replaces it.
+        Returns `[conditional + unconditional, ...]`, the base's predictions where the plan has them and another
+        model's elsewhere: what the host sees until the composed predictions replace it.
         """
-        self._places += places or range(len(self._places), len(self._places) + conditional)
-        requests = self._requests(conditional, unconditional, inputs)
-        predictions = self.evaluator([request for _, request, _ in requests])
-        if self.verify:
-            self.verify([request for _, request, _ in requests], predictions)
-        for (model, request, c), prediction in zip(requests, predictions):
+        self._numbers += numbers or range(len(self._numbers), len(self._numbers) + conditional)
+        evaluations = self._evaluations(conditional, unconditional, inputs)
+        predictions = self._run([evaluation for _, evaluation, _ in evaluations])
+        for (model, evaluation, c), prediction in zip(evaluations, predictions):
             if c:
                 self._conditional[model].append(prediction[:c])
-            if c < request.rows:
+            if c < evaluation.rows:
                 self._unconditional[model].append(prediction[c:])
         parts = []
         if conditional:
@@ -80,56 +70,36 @@ class SamplerCall:
     @property
     def adapters(self) -> tuple[int, ...]:
         """The adapters of the plan."""
-        return tuple(model for model in sorted(self.plan.conditional) if model != BASE)
+        return tuple(model for model in sorted(self.step.plan.conditional) if model != BASE)
 
     @property
     def evaluated(self) -> bool:
         """Whether the host has asked for any conditional row yet."""
-        return bool(self._places)
+        return bool(self._numbers)
 
-    def _requests(self, conditional: int, unconditional: int, inputs: Inputs) -> list[tuple[int, Evaluation, int]]:
-        """The chunk's requests, each with its model and how many of its rows are conditional; the base's first."""
-        requests = []
-        for model in sorted({*self.plan.conditional, *self.plan.unconditional}):
-            c = conditional if model in self.plan.conditional else 0
-            u = unconditional if model in self.plan.unconditional else 0
-            spans = [(conditional - c, conditional + u, c)]
-            if c and u and not self.same_length(model):
-                spans = [(0, c, c), (c, c + u, 0)]
-            for start, end, of_condition in spans:
-                if end > start:
-                    adapters = (*self.everywhere, *(() if model == BASE else (model,)))
-                    requests.append(
-                        (model, Evaluation(adapters, end - start, inputs(model, slice(start, end))), of_condition)
-                    )
-        return requests
-
-    def combine(
-        self,
-        noise_offset: torch.Tensor | None,
-        noise_scale: float = -1.0,
-        noise_unit: float | torch.Tensor = 1.0,
-        weights: torch.Tensor | None = None,
-    ) -> Composed:
-        """The composed predictions; a part is None where the host asked for no such rows.
-
-        `noise_offset`, `noise_scale` and `noise_unit` say how predictions become noise, see `Predictions`; `weights`
-        are those of another call of the same step, to be used instead of this one's own.
-        """
-        order = torch.tensor(self._places).argsort().to(self.picture_of.device)
+    def predictions(self, space: NoiseSpace) -> Predictions:
+        """What has been evaluated; a part is None where the host asked for no such rows."""
+        order = torch.tensor(self._numbers).argsort().to(self.image_of.device)
         conditional = {model: torch.cat(chunks)[order] for model, chunks in self._conditional.items() if chunks}
         unconditional = {model: torch.cat(chunks) for model, chunks in self._unconditional.items() if chunks}
-        predictions = Predictions(
-            conditional or None, unconditional or None, noise_offset, self.picture_of, noise_scale, noise_unit
-        )
-        return self.method.combine(predictions, weights)
+        return Predictions(conditional or None, unconditional or None, space, self.image_of)
+
+    def _evaluations(self, conditional: int, unconditional: int, inputs: Inputs) -> list[tuple[int, Evaluation, int]]:
+        """Each model's evaluation of the chunk, and how many of its rows are conditional; the base's first."""
+        plan, found = self.step.plan, []
+        for model in sorted({*plan.conditional, *plan.unconditional}):
+            c = conditional if model in plan.conditional else 0
+            u = unconditional if model in plan.unconditional else 0
+            spans = [(conditional - c, conditional + u, c)]
+            if c and u and not self._same_length(model):
+                spans = [(0, c, c), (c, c + u, 0)]
+            adapters = (*self.step.global_adapters, *(() if model == BASE else (model,)))
+            for start, end, of_condition in spans:
+                if end > start:
+                    evaluation = Evaluation(adapters, end - start, inputs(model, slice(start, end)))
+                    found.append((model, evaluation, of_condition))
+        return found
 
 
-def larger_error(worst: float, prediction: torch.Tensor, reference: torch.Tensor) -> float:
-    """The larger one of `worst` and the prediction's largest error, relative to the reference's largest value."""
-    error = ((prediction - reference).abs().max() / reference.abs().max()).item()
-    return worst if error <= worst else error  # so that a prediction that is no number shows
-
-
-def _stand_in(chunks: dict[int, list[torch.Tensor]]) -> torch.Tensor:
+def _stand_in(chunks: Mapping[int, list[torch.Tensor]]) -> torch.Tensor:
     return chunks[min(chunks)][-1]

@@ -10,21 +10,20 @@ import torch.nn.functional as F
 from lib_loratorio.settings import Settings
 
 REGIONS = 8
-"""The picture is divided into so many regions along each edge, of a small one into those of two places."""
+"""The image is divided into so many regions along each edge, a small one into regions of two patches."""
 
 
 class Scout:
-    """Evaluates all of a pool at first and in every so many steps, and between these only those that had a share of the
-    places.
+    """Evaluates all of a pool at first and in every so many steps; between these only those that won enough patches.
 
-    A share is that of the places in which the adapter weighs most, over the calls since the scouting began, in the
-    region of the picture where it has most of them: a figure matters that has a small place of its own. It is measured
-    by the strongest adapter's, so that pools of any size can be told apart; where none stands out, all stay. In a batch
-    an adapter stays for all pictures where it stays for one. The prompt's own adapters always stay.
+    An adapter wins the patches in which it weighs most. Its share is taken over the calls since the scouting began, in
+    the region of the image where it has most of them: a figure matters that has a small place of its own. It is
+    measured by the strongest adapter's, so that pools of any size can be told apart; where none stands out, all stay.
+    In a batch an adapter stays for all images where it stays for one. The prompt's own adapters always stay.
 
     Args:
-        settings: with the pool mode "exact", or another method than LoRAtorio, all of the pool are evaluated in every
-            step.
+        settings: in the pool mode "exact", or with a method that does not weigh by patch, all of the pool are
+            evaluated in every step.
         pool: the pool's adapters among all.
 
     `history` holds `(step, adapters)` for each change of the adapters that are evaluated.
@@ -33,7 +32,7 @@ class Scout:
     def __init__(self, settings: Settings, pool: Sequence[int]):
         self.settings, self.pool = settings, frozenset(pool)
         self.history: list[tuple[int, tuple[int, ...]]] = []
-        self._won: dict[int, torch.Tensor] = {}  # per picture and region, summed over the calls of a scouting
+        self._won: dict[int, torch.Tensor] = {}  # per image and region, summed over the calls of a scouting
         self._shares: dict[int, float] | None = None  # once the scouting is over
 
     def chosen(self, present: Sequence[int], fraction: float, step: int) -> tuple[int, ...]:
@@ -45,7 +44,7 @@ class Scout:
 
     def _scouts(self, fraction: float, step: int) -> bool:
         settings = self.settings
-        if not self.pool or settings.pool_mode == "exact" or settings.method != "loratorio":
+        if not self.pool or settings.pool_mode == "exact" or not settings.traits.weighs:
             return True
         if self._won and fraction >= settings.scout and (not settings.scout_every or step % settings.scout_every):
             return False

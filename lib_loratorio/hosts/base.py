@@ -22,8 +22,8 @@ class Host(Protocol):
     def leave_alone(self, p: Any, message: str) -> None:
         """Says, on the page and in the API's answer, why the sampling about to start is the host's ordinary one."""
 
-    def picture_done(self, p: Any, picture: Any) -> None:
-        """A picture of the request is there, a PIL image."""
+    def image_done(self, p: Any, image: Any) -> None:
+        """An image of the request is there, a PIL image."""
 
     def finish(self, p: Any, processed: Any) -> None:
-        """A request is over; what it shows beside its pictures is added to `processed`, the host's."""
+        """A request is over; what it shows beside its images is added to `processed`, the host's."""

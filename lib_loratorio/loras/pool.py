@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.tag import acts
 
 
 class Entry(NamedTuple):
@@ -58,7 +59,7 @@ def resolved(
             )
         for name in names:
             found.setdefault(name, strength)
-    return [(name, strength) for name, strength in found.items() if strength and name not in set(taken)]
+    return [(name, strength) for name, strength in found.items() if acts(strength) and name not in set(taken)]
 
 
 def _meant(pattern: str, paths: Mapping[str, str], aliases: Mapping[str, str]) -> list[str]:

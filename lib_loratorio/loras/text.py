@@ -1,49 +1,48 @@
-"""Text conditions per adapter: who reads the prompt with what, computed by the host and cached across steps and
-generations.
-"""
+"""Who reads the prompt with what: text conditions per adapter, and a cache of them."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from lib_loratorio.engine.methods import BASE
+from lib_loratorio.loras.adapter import BASE, Adapter
 
 Value = TypeVar("Value")
 
 
 class Reading(NamedTuple):
-    """How one model's text conditions come about: the adapters that are in the text encoder, and words appended to the
-    prompt.
-    """
+    """How one model reads the prompt: with these adapters in the text encoder, and these words appended."""
 
-    adapters: tuple[Any, ...]
+    adapters: tuple[Adapter, ...]
     words: str
 
+    @property
+    def key(self) -> Hashable:
+        """What text conditions depend on besides the prompt: equal for readings of equal outcome."""
+        return tuple(adapter.key for adapter in self.adapters), self.words
 
-def readings(adapters: Sequence[Any], words: Sequence[str]) -> dict[int, Reading]:
-    """The readings of the base and of each adapter that needs its own; none where no adapter does, so that one reading
-    serves all.
+
+def readings(adapters: Sequence[Adapter], words: Sequence[str]) -> dict[int, Reading]:
+    """The readings of the base and of each adapter that needs its own; none where one reading serves all.
 
     An adapter needs its own where it changes the text encoder or has words. The global ones that change the text
     encoder are in every reading, and have no words: what they belong to is everything.
     """
     if not any(word or adapter.changes_text for word, adapter in zip(words, adapters)):
         return {}
-    everywhere = tuple(adapter for adapter in adapters if adapter.part.role == "global" and adapter.changes_text)
-    found = {BASE: Reading(everywhere, "")}
+    in_all = tuple(adapter for adapter in adapters if adapter.is_global and adapter.changes_text)
+    found = {BASE: Reading(in_all, "")}
     for number, (adapter, word) in enumerate(zip(adapters, words)):
-        if adapter.part.role == "local" and (word or adapter.changes_text):
-            found[number] = Reading((*everywhere, adapter) if adapter.changes_text else everywhere, word)
+        if not adapter.is_global and (word or adapter.changes_text):
+            found[number] = Reading((*in_all, adapter) if adapter.changes_text else in_all, word)
     return found
 
 
 class ConditionCache:
-    """A cache of the most recently used text conditions, apart from the host's own: of 32, or of as many as there must
-    be room for.
+    """The most recently used text conditions, apart from the host's own cache: 32, or as many as are made room for.
 
-    Keys must hold everything the conditions depend on: prompt, text-encoder weights, adapter, strength.
+    Keys must hold everything the conditions depend on: prompt, size, and how it was read.
     """
 
     def __init__(self, size: int = 32):
@@ -51,7 +50,7 @@ class ConditionCache:
         self._entries: OrderedDict[Hashable, object] = OrderedDict()
 
     def make_room(self, count: int) -> None:
-        """So that one generation's conditions do not drive each other out."""
+        """Keeps one generation's conditions from driving each other out."""
         self.size = max(self._least, count)
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:

@@ -1,4 +1,4 @@
-"""The words that call for what a LoRA has learned, as its file or the WebUI's notes on it tell."""
+"""The words that call for what a LoRA has learned, as its file or its user tells."""
 
 from __future__ import annotations
 
@@ -7,25 +7,36 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from lib_loratorio.loras.metadata import notes
+from lib_loratorio.loras.metadata import metadata_of, user_metadata
 
 
 def trigger_words(path: str) -> str:
     """A LoRA file's trigger words; empty where nothing tells them.
 
     These are what the user has noted in the WebUI as its activation text; else the file's own
-    `modelspec.trigger_phrase`; else the tag that more of its training captions had than any other.
+    `modelspec.trigger_phrase`; else the tag that more of its training captions had than any other. Of a list all are
+    taken, divided by commas. Tags such as `<lora:...>` are no words, and `AND` divides no sub-prompts here.
     """
-    metadata = _metadata(path)
-    words = (
-        str(notes(path).get("activation text") or "").strip()
-        or str(metadata.get("modelspec.trigger_phrase", "")).strip()
-        or _most_frequent_tag(metadata)
+    metadata = metadata_of(path)
+    return (
+        _words(user_metadata(path).get("activation text"))
+        or _words(metadata.get("modelspec.trigger_phrase"))
+        or _words(_most_frequent_tag(metadata))
     )
-    # A sub-prompt of its own would be one that the base has not.
-    return re.sub(r"[\s,]*\bAND\b[\s,]*", ", ", words)
+
+
+def _words(value: Any) -> str:
+    """Words from a text, a list, or a list written as JSON; none from anything else."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(str(one) for one in value)
+    text = re.sub(r"<[^<>]*>", " ", value) if isinstance(value, str) else ""
+    parts = re.split(r",|\bAND\b", text)
+    return ", ".join(" ".join(part.split()) for part in parts if part.strip())
 
 
 def appended(prompt: str, words: str) -> str:
@@ -33,14 +44,6 @@ def appended(prompt: str, words: str) -> str:
     if not words or re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE):
         return prompt
     return f"{prompt}, {words}" if prompt.strip() else words
-
-
-def _metadata(path: str) -> Mapping[str, Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError):
-        return {}
 
 
 def _most_frequent_tag(metadata: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ class Control:
     label: str
     info: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = tuple(METHODS)
 
     def make(self, value: Any, **kwargs) -> Any:
         info = {"info": self.info} if self.info else {}
@@ -187,7 +187,7 @@ def _giving(values: list) -> Callable[[], list]:
 
 
 def _of_some_methods() -> list[str]:
-    return [name for name, control in CONTROLS.items() if control.methods != METHODS]
+    return [name for name, control in CONTROLS.items() if control.methods != tuple(METHODS)]
 
 
 def _greyed(method: str) -> list:

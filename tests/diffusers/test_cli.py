@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from lib_loratorio import cli
 from lib_loratorio.hosts.diffusers.models import load_pipeline
-from lib_loratorio.loras.tag import LOCAL, Part
+from lib_loratorio.loras.tag import LOCAL, LoraTag
 from lib_loratorio.settings import Settings
 
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -315,9 +315,9 @@ def test_lora_arguments(text, path, strength):
 @pytest.mark.parametrize(
     "text, path, strength, window",
     [
-        ("a.safetensors:0.8:ltstart=0.2:ltend=0.7", "a.safetensors", 0.8, Part(0.2, 0.7)),
-        ("a.safetensors:ltend=0.5", "a.safetensors", 1.0, Part(0.0, 0.5)),
-        (r"C:\loras\x=y\a.safetensors:1:ltstart=0.5", r"C:\loras\x=y\a.safetensors", 1.0, Part(0.5)),
+        ("a.safetensors:0.8:ltstart=0.2:ltend=0.7", "a.safetensors", 0.8, LoraTag(0.2, 0.7)),
+        ("a.safetensors:ltend=0.5", "a.safetensors", 1.0, LoraTag(0.0, 0.5)),
+        (r"C:\loras\x=y\a.safetensors:1:ltstart=0.5", r"C:\loras\x=y\a.safetensors", 1.0, LoraTag(0.5)),
     ],
 )
 def test_lora_arguments_with_windows(text, path, strength, window):

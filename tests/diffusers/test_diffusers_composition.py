@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from lib_loratorio.engine.methods import SWITCH_EVERY, Switch
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
-from lib_loratorio.hosts.diffusers.noise import noise_terms, signal_and_noise
-from lib_loratorio.loras.tag import Part
+from lib_loratorio.hosts.diffusers.noise import noise_space, signal_and_noise
+from lib_loratorio.loras.tag import LoraTag
 from lib_loratorio.settings import Settings
 
 PROMPTS = ["a red cat", "two blue dogs"]
@@ -171,7 +171,7 @@ def reference(pipe, predictions, x, timestep, settings, guided):
 def test_loratorio_is_the_loop_over_single_adapters(pipes, files, name, settings, cfg):
     pipe, settings = pipes[name], Settings(**settings)
     composition, calls = record(pipe, loras(files, name), settings, cfg=cfg)
-    assert len(calls) == 3 and composition.run.composed == 3
+    assert len(calls) == 3 and composition.tally.calls == 3
     singles = single_predictions(pipe, loras(files, name), calls, PROMPTS, cfg)
     for (args, _, output), predictions in zip(calls, singles):
         expected = reference(pipe, predictions, args[0], args[1], settings, cfg > 1)
@@ -182,14 +182,14 @@ def test_loratorio_is_the_loop_over_single_adapters(pipes, files, name, settings
 def test_verify_agrees_with_diffusers(pipes, files):
     for name in ("epsilon", "sdxl"):
         composition, _ = record(pipes[name], loras(files, name), Settings(verify=True))
-        assert 0 < composition.run.worst < 1e-4
+        assert 0 < composition.tally.worst < 1e-4
 
 
 def test_evaluations_are_counted(pipes, files):
     composition, _ = record(pipes["epsilon"], loras(files, "epsilon"), Settings())
-    assert (composition.run.calls, composition.run.rows) == (3, 3 * 2 * 4 * 2)
+    assert (composition.calls, composition.tally.rows) == (3, 3 * 2 * 4 * 2)
     composition, _ = record(pipes["epsilon"], loras(files, "epsilon"), Settings(lam=1))
-    assert composition.run.rows == 3 * 2 * (4 + 1)
+    assert composition.tally.rows == 3 * 2 * (4 + 1)
 
 
 def test_merged_text_is_shared(pipes, files):
@@ -223,7 +223,7 @@ def test_merge_is_diffusers_own(pipes, files, name):
     expected = diffusers_merge(pipe, chosen)
     with composed(pipe, chosen, Settings(method="merge")) as composition:
         assert np.abs(picture(pipe) - expected).max() < 1 / 255
-    assert composition.run.rows == 3 * 4
+    assert composition.tally.rows == 3 * 4
     assert np.abs(picture(pipe) - expected).max() > 0.05
 
 
@@ -231,22 +231,22 @@ def test_outside_of_start_and_end_loras_are_merged(pipes, files):
     pipe, chosen = pipes["epsilon"], loras(files, "epsilon")
     _, merged = record(pipe, chosen, Settings(method="merge"), steps=4)
     composition, late = record(pipe, chosen, Settings(start=0.5), steps=4)
-    assert composition.run.composed == 2
+    assert composition.tally.calls == 2
     for call in (0, 1):
         torch.testing.assert_close(late[call][2], merged[call][2], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(late[2][2], merged[2][2], atol=1e-2)
     composition, early = record(pipe, chosen, Settings(end=0.5), steps=4)
-    assert composition.run.composed == 2 and not torch.allclose(early[0][2], merged[0][2], atol=1e-2)
+    assert composition.tally.calls == 2 and not torch.allclose(early[0][2], merged[0][2], atol=1e-2)
 
 
 def test_adapters_outside_their_window_are_not_evaluated(pipes, files):
     pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
-    windows = Part(0, 0.5), Part(0.25, 0.75), Part(0.25, 0.5)
+    windows = LoraTag(0, 0.5), LoraTag(0.25, 0.75), LoraTag(0.25, 0.5)
     chosen = [Lora(*lora, window) for lora, window in zip((first, second, third), windows)]
     composition, calls = record(pipe, chosen, Settings(verify=True), steps=4)
-    assert composition.run.rows == 2 * 2 * (2 + 4 + 2 + 1)
-    assert 0 < composition.run.worst < 1e-4
-    shares = torch.tensor(composition.run.maps.shares_by_call)
+    assert composition.tally.rows == 2 * 2 * (2 + 4 + 2 + 1)
+    assert 0 < composition.tally.worst < 1e-4
+    shares = torch.tensor(composition.maps.shares_by_call)
     assert (shares > 0).tolist() == [[True, False, False], [True, True, True], [False, True, False]]
     singles = single_predictions(pipe, [first, second, third], calls, PROMPTS, 4.0)
     for call, present in enumerate(([0, 1], [0, 1, 2, 3], [0, 2], [0])):
@@ -260,17 +260,17 @@ def test_adapters_outside_their_window_are_not_evaluated(pipes, files):
 def test_a_global_lora_alone_is_merged(pipes, files):
     pipe, ((path, strength), *_) = pipes["epsilon"], loras(files, "epsilon")
     _, merged = record(pipe, [(path, strength)], Settings(method="merge"))
-    _, alone = record(pipe, [Lora(path, strength, Part(role="global"))], Settings())
+    _, alone = record(pipe, [Lora(path, strength, LoraTag(role="global"))], Settings())
     for (_, _, expected), (_, _, found) in zip(merged, alone, strict=True):
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_global_loras_are_in_every_evaluation(pipes, files):
     pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
-    chosen = [Lora(*first), Lora(*second, Part(0, 0.5, "global")), Lora(*third)]
+    chosen = [Lora(*first), Lora(*second, LoraTag(0, 0.5, "global")), Lora(*third)]
     composition, calls = record(pipe, chosen, Settings(verify=True), steps=4)
-    assert composition.run.rows == 4 * 2 * 2 * 3 and 0 < composition.run.worst < 1e-4
-    assert composition.labels == [first[0].stem, third[0].stem] and composition.run.maps.mean.shape[0] == 2
+    assert composition.tally.rows == 4 * 2 * 2 * 3 and 0 < composition.tally.worst < 1e-4
+    assert composition.labels == [first[0].stem, third[0].stem] and composition.maps.mean.shape[0] == 2
     _, without = record(pipe, [first, third], Settings(), steps=4)
     assert (calls[0][2] - without[0][2]).abs().max() > 1e-2
     assert torch.equal(calls[0][0][0], without[0][0][0])
@@ -280,8 +280,8 @@ def test_a_pool_is_scouted(pipes, files):
     pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
     chosen = [Lora(*first), *(Lora(path, 0.01, pooled=True) for path, _ in (second, third))]  # too weak to win a place
     composition, _ = record(pipe, chosen, Settings(pool_mode="scout", scout=0.5, verify=True), steps=4)
-    assert composition.run.rows == 2 * 2 * (4 + 4 + 2 + 2) and 0 < composition.run.worst < 1e-4
-    assert composition.course.scout.history == [(0, (0, 1, 2)), (2, (0,))]
+    assert composition.tally.rows == 2 * 2 * (4 + 4 + 2 + 2) and 0 < composition.tally.worst < 1e-4
+    assert composition.composer.planner.scout.history == [(0, (0, 1, 2)), (2, (0,))]
 
 
 def pooled(*loras):
@@ -337,10 +337,10 @@ def test_prompt_embeds_serve_loras_that_share_one_reading(pipes, files):
 def test_cheaper_guidance_reuses_the_difference_from_the_base(pipes, files, name):
     pipe, chosen = pipes[name], loras(files, name, 2)
     composition, calls = record(pipe, chosen, Settings(guidance_every=3), steps=4)
-    assert composition.run.rows == 2 * (6 + 4 + 4 + 6)
+    assert composition.tally.rows == 2 * (6 + 4 + 4 + 6)
     (first, _, output), (second, _, reused) = calls[:2]
     before, now = (single_predictions(pipe, chosen, [call], PROMPTS, 4.0)[0][0, :2] for call in calls[:2])
-    units = [noise_terms(pipe.scheduler, args[0][:2], torch.as_tensor(args[1]))[2] for args in (first, second)]
+    units = [noise_space(pipe.scheduler, args[0][:2], torch.as_tensor(args[1])).unit for args in (first, second)]
     expected = now + (output[:2] - before) * units[0] / units[1]
     assert (reused[:2] - expected).abs().max() < 1e-3 * expected.abs().max()
 
@@ -372,8 +372,8 @@ def test_schedulers(pipes, files, calls, make):
     pipe = pipes["v_prediction"]
     pipe.scheduler = make(pipe.scheduler.config)
     composition, recorded = record(pipe, loras(files, "v_prediction"), Settings(verify=True), steps=4)
-    assert (composition.run.calls, composition.run.composed) == (calls, calls)
-    assert composition.run.worst < 1e-4 and all(torch.isfinite(out).all() for _, _, out in recorded)
+    assert (composition.calls, composition.tally.calls) == (calls, calls)
+    assert composition.tally.worst < 1e-4 and all(torch.isfinite(out).all() for _, _, out in recorded)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_schedulers_without_alphas_are_refused(pipes, files, kind):
 
 def test_weight_maps_follow_the_run(pipes, files):
     composition, _ = record(pipes["epsilon"], loras(files, "epsilon"), Settings())
-    maps = composition.run.maps
+    maps = composition.maps
     assert maps.mean.shape == (3, 2, 8, 8) and len(maps.shares_by_call) == 3
     torch.testing.assert_close(maps.shares().sum(0), torch.ones(2))
     assert composition.labels == ["with.text", "conv (1)", "conv (2)"]
@@ -429,6 +429,6 @@ def test_noise_level_at_fractional_timesteps():
 def test_noise_of_a_schedule_that_ends_in_pure_noise():
     scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     x = torch.randn(1, 4, 2, 2)
-    offset, scale, unit = noise_terms(scheduler, x, torch.tensor(999))
+    offset, scale, unit = noise_space(scheduler, x, torch.tensor(999))
     assert unit == scale
     torch.testing.assert_close(offset + scale * torch.randn(1, 4, 2, 2), x, rtol=1e-3, atol=1e-3)

@@ -117,7 +117,7 @@ def test_strength_zero_is_no_adapter(pipe, files):
 def test_several_calls_in_one_block(pipe, files):
     with composed(pipe, [(files[0], 1.0)]) as composition:
         first = latents(pipe)
-        assert torch.equal(latents(pipe), first) and composition.run.calls == 2
+        assert torch.equal(latents(pipe), first) and composition.calls == 2
         with pytest.raises(LoratorioError, match="composed already"), composed(pipe, [(files[1], 1.0)]):
             pass
         assert torch.equal(latents(pipe), first)
@@ -144,7 +144,7 @@ def test_dora_in_diffusers_layout_is_dense(pipe, tmp_path):
         assert any(
             isinstance(delta, DenseDelta) for _, rows in composition.bank._layers for delta in rows.dense.values()
         )
-        assert 0 < composition.run.worst < 1e-4
+        assert 0 < composition.tally.worst < 1e-4
 
 
 def refused(pipe, path, match):

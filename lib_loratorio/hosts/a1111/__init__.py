@@ -12,16 +12,15 @@ forward restores the base's weights first. That is why the list is emptied, and 
 
 from lib_loratorio.hosts.a1111.sampling import on_cfg_denoised, on_cfg_denoiser, prepare
 from lib_loratorio.hosts.webui.messages import note, stop
-from lib_loratorio.hosts.webui.request import leave_alone, picture_done
-from lib_loratorio.hosts.webui.session import finish, start
+from lib_loratorio.hosts.webui.request import finish, image_done, leave_alone, start
 
 __all__ = [
     "finish",
+    "image_done",
     "leave_alone",
     "note",
     "on_cfg_denoised",
     "on_cfg_denoiser",
-    "picture_done",
     "prepare",
     "start",
     "stop",

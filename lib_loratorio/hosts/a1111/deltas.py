@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +11,35 @@ from modules import devices, shared
 from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
-from lib_loratorio.hosts.a1111.loader import UNET, Adapter, restore_base
-from lib_loratorio.hosts.webui.options import dense_budget
-from lib_loratorio.hosts.webui.request import report_failures
-from lib_loratorio.loras.tag import merged_below
+from lib_loratorio.deltas.precision import in_full
+from lib_loratorio.hosts.a1111.loader import LAYOUTS, UNET, restore_base
+from lib_loratorio.hosts.webui import banks
+from lib_loratorio.loras.adapter import Adapter
 
 
-def _deltas(adapter: Adapter, below: Sequence[Adapter]) -> dict[str, LowRank | Dense]:
+def bank_of(p, adapters: Sequence[Adapter]) -> AdapterBank:
+    """The adapters' deltas for the model at hand, kept on `p` for its further batches. Raises as `banks.bank_of`."""
+
+    def layers() -> Mapping[str, torch.nn.Module]:
+        restore_base()
+        return shared.sd_model.network_layer_mapping
+
+    model = shared.sd_model.sd_checkpoint_info, id(shared.sd_model.network_layer_mapping)
+    return banks.bank_of(p, model, layers, adapters, _deltas, LAYOUTS)
+
+
+def _deltas(
+    adapter: Adapter, below: Sequence[Adapter], layers: Mapping[str, torch.nn.Module]
+) -> dict[str, LowRank | Dense]:
     """An adapter's deltas on top of those adapters `below`, with which it is always merged."""
-    layers = shared.sd_model.network_layer_mapping
-    if not adapter.changes_unet:
+    if not adapter.changes_denoiser:
         return {}
-    modules = {
-        name: module for name, module in adapter.network.modules.items() if name.startswith(UNET) and name in layers
-    }
-    under = [other.network.modules for other in below if other.changes_unet]
+    modules = adapter.source.modules
+    under = [other.source.modules for other in below if other.changes_denoiser]
     return {
         name: _delta(module, layers[name], [others[name] for others in under if name in others])
         for name, module in modules.items()
+        if name.startswith(UNET) and name in layers
     }
 
 
@@ -43,8 +54,7 @@ def _delta(module, layer: torch.nn.Module, below: Sequence = ()) -> LowRank | De
 def _low_rank(module, layer: torch.nn.Module) -> LowRank:
     down, up = module.down_model.weight.detach(), module.up_model.weight.detach().flatten(1)
     if module.mid_model is not None:
-        dtype = torch.promote_types(down.dtype, torch.float32)
-        down = torch.einsum("nm...,mj->nj...", module.mid_model.weight.detach().to(dtype), down.flatten(1).to(dtype))
+        down = torch.einsum("nm...,mj->nj...", in_full(module.mid_model.weight.detach()), in_full(down).flatten(1))
     elif module.network.dyn_dim is not None:
         down, up = down[: module.network.dyn_dim], up[:, : module.network.dyn_dim]
     return LowRank(_for_inpainting(down, layer), up, module.calc_scale() * module.multiplier())
@@ -78,20 +88,3 @@ def _for_inpainting(delta: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor
     if layer.weight.dim() == 4 and layer.weight.shape[1] == 9:
         return F.pad(delta, (0, 0, 0, 0, 0, 5))
     return delta
-
-
-def bank_of(p, adapters: Sequence[Adapter]) -> AdapterBank:
-    """The adapters' deltas for the model at hand, kept on `p` for its further batches."""
-    budget = dense_budget()
-    layers = shared.sd_model.network_layer_mapping
-    key = (shared.sd_model.sd_checkpoint_info, tuple((*adapter.key, adapter.part.role) for adapter in adapters), budget)
-    kept = p.loratorio
-    if kept.bank and kept.bank_key == key and kept.bank.layers is layers:
-        return kept.bank
-    restore_base()
-    bank = AdapterBank(
-        layers, [_deltas(adapter, below) for adapter, below in zip(adapters, merged_below(adapters))], budget
-    )
-    report_failures(p, adapters, bank)
-    kept.bank_key, kept.bank = key, bank
-    return bank

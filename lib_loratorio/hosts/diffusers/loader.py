@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,8 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.errors import LoratorioError, told
-from lib_loratorio.loras.tag import LOCAL, Part, merged_below
+from lib_loratorio.loras.adapter import Adapter, merged_below
+from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 
 PREFIX = "loratorio_"
 """The adapters' names in diffusers: file names can hold dots, which peft forbids, and can repeat."""
@@ -53,32 +53,15 @@ LAYER_ENDS = (
 class Lora(NamedTuple):
     """A LoRA file in kohya's or diffusers' layout, and its strength; of strength 0 it is left out.
 
-    `part` says how it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be left out of
-    steps in which they would matter little, as the settings say, and are never merged; of them, files that do not suit
-    the model are left out and named.
+    `tag` says when and as what it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be
+    left out of steps in which they would matter little, as the settings say, and are never merged; of them, files that
+    do not suit the model are left out and named.
     """
 
     path: str | os.PathLike
     strength: float = 1.0
-    part: Part = LOCAL
+    tag: LoraTag = LOCAL
     pooled: bool = False
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA within a pipeline. `name` is what diffusers calls it."""
-
-    name: str
-    path: Path
-    strength: float
-    changes_unet: bool
-    changes_text: bool
-    part: Part = LOCAL
-    pooled: bool = False
-
-    @property
-    def label(self) -> str:
-        return self.path.stem
 
 
 def text_encoders(pipe) -> list[torch.nn.Module]:
@@ -90,7 +73,7 @@ def activate(model: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
     """What `pipe.set_adapters` does, for one model; without adapters, the model is the base."""
     if adapters:
         set_weights_and_activate_adapters(
-            model, [adapter.name for adapter in adapters], [adapter.strength for adapter in adapters]
+            model, [adapter.source for adapter in adapters], [adapter.denoiser_strength for adapter in adapters]
         )
     set_adapter_layers(model, enabled=bool(adapters))
 
@@ -104,7 +87,7 @@ def loaded(pipe, loras: Sequence[Lora]) -> Iterator[list[Adapter]]:
     models = [pipe.unet, *text_encoders(pipe)]
     _check_loras_in(models)
     wanted = [_checked(lora) for lora in loras]
-    wanted = [lora for lora in wanted if lora.strength]
+    wanted = [lora for lora in wanted if acts(lora.strength)]
     if not wanted:
         raise LoratorioError("there is no LoRA of a strength other than 0.")
     before = [_LoraState(model) for model in models]
@@ -170,12 +153,12 @@ class _LoraState:
 
 
 def _checked(lora: Lora) -> Lora:
-    path, strength, part, pooled = Lora(*lora)
+    path, strength, tag, pooled = Lora(*lora)
     if not isinstance(strength, (int, float)) or not math.isfinite(strength):
         raise LoratorioError(f"the strength of {path} is {strength!r}; it must be a number.")
     if not Path(path).is_file():
         raise LoratorioError(f"there is no LoRA file {path}.")
-    return Lora(Path(path), float(strength), part, pooled)
+    return Lora(Path(path), float(strength), tag, pooled)
 
 
 def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
@@ -224,7 +207,17 @@ def _load(pipe, name: str, lora: Lora) -> Adapter:
                 "model and are left out."
             )
         )
-    return Adapter(name, lora.path, lora.strength, bool(unet), any(texts), lora.part, lora.pooled)
+    return Adapter(
+        name=lora.path.stem,
+        path=str(lora.path),
+        text_strength=lora.strength,
+        denoiser_strength=lora.strength,
+        changes_text=any(texts),
+        changes_denoiser=bool(unet),
+        source=name,
+        tag=lora.tag,
+        pooled=lora.pooled,
+    )
 
 
 def _layers_in(path: Path) -> int:
@@ -250,16 +243,20 @@ def bank_of(unet: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> 
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
     deltas = []
     for adapter, below in zip(adapters, merged_below(adapters)):
-        names = [other.name for other in below]
+        names = [other.source for other in below]
         deltas.append(
-            {name: _delta(layer, adapter.name, names) for name, layer in layers.items() if adapter.name in layer.lora_A}
+            {
+                name: _delta(layer, adapter.source, names)
+                for name, layer in layers.items()
+                if adapter.source in layer.lora_A
+            }
         )
     bank = AdapterBank({name: layer.get_base_layer() for name, layer in layers.items()}, deltas, budget)
     for adapter, failures in zip(adapters, bank.failures):
         if failures:
             layer, reason = next(iter(failures.items()))
             raise LoratorioError(
-                f"{len(failures)} layers of the LoRA {adapter.label} cannot be applied, such as {layer}: {reason}"
+                f"{len(failures)} layers of the LoRA {adapter.name} cannot be applied, such as {layer}: {reason}"
             )
     return bank
 

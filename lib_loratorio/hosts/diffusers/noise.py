@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lib_loratorio.engine.noise_space import NoiseSpace
 from lib_loratorio.errors import LoratorioError
 
 SMALLEST = 1e-12
@@ -41,17 +42,13 @@ def signal_and_noise(alphas_cumprod: torch.Tensor, timestep: torch.Tensor) -> tu
     return alpha.item(), (ratio * alpha).item()
 
 
-def noise_terms(scheduler, x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor | None, float, float]:
-    """`offset, scale, unit`: `offset + scale * prediction` is the noise up to a factor, None where it is the noise;
-    `unit` makes a difference of predictions one of noise.
+def noise_space(scheduler, x: torch.Tensor, timestep: torch.Tensor) -> NoiseSpace:
+    """How a scheduler's predictions become noise at a timestep.
 
-    `x [B,C,H,W]` is the model's input as the scheduler scales it, `alpha * x_0 + sigma * noise`. For a velocity
-    `v = alpha * noise - sigma * x_0` the noise is `alpha * v + sigma * x`.
+    `x [B,C,H,W]` is the model's input as the scheduler scales it, `alpha * x_0 + sigma * noise`.
     """
-    if scheduler.config.prediction_type == "epsilon":
-        return None, -1.0, 1.0
-    alpha, sigma = signal_and_noise(scheduler.alphas_cumprod, timestep)
-    x = x.float()
-    return (
-        (sigma * x, alpha, alpha) if scheduler.config.prediction_type == "v_prediction" else (x, -alpha, -alpha / sigma)
-    )
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return NoiseSpace.noise()
+    of_kind = NoiseSpace.velocity if kind == "v_prediction" else NoiseSpace.sample
+    return of_kind(x.float(), *signal_and_noise(scheduler.alphas_cumprod, timestep))

@@ -1,25 +1,23 @@
-"""Pictures of a diffusers pipeline, composed: from the text encoder to the single UNet call."""
+"""Images of a diffusers pipeline, composed: from the text encoder to the single UNet call."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 
-from lib_loratorio.engine.evaluation import Evaluation, Evaluator, map_tensors, take_rows
-from lib_loratorio.engine.methods import BASE
-from lib_loratorio.engine.planner import Planner
-from lib_loratorio.engine.sampler_call import SamplerCall, larger_error
-from lib_loratorio.engine.weight_maps import WeightMaps, of_pictures
+from lib_loratorio.engine.composer import Composer, Tally
+from lib_loratorio.engine.trees import map_tensors, take_rows
+from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.hosts.diffusers.loader import Adapter, Lora, activate, bank_of, loaded, text_encoders
-from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_terms
+from lib_loratorio.hosts.diffusers.loader import Lora, activate, bank_of, loaded, text_encoders
+from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
+from lib_loratorio.loras.adapter import BASE, Adapter, numbered_names
 from lib_loratorio.loras.text import readings
 from lib_loratorio.loras.trigger_words import appended, trigger_words
 from lib_loratorio.settings import Settings
@@ -33,27 +31,11 @@ DENSE_BUDGET = 2**30
 UNET_SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
 
 
-@dataclass
-class Run:
-    """What one call of the pipeline has done so far.
-
-    calls: of the UNet, as the pipeline counts them. rows: evaluated, one row being one model on one picture,
-    conditional or not. composed: calls that were composed. worst: verification's largest relative error. maps: the
-    weights of LoRAtorio.
-    """
-
-    calls: int = 0
-    rows: int = 0
-    composed: int = 0
-    worst: float = 0.0
-    maps: WeightMaps = field(default_factory=WeightMaps)
-
-
 @contextmanager
 def composed(
     pipe, loras: Sequence[Lora], settings: Settings | None = None, dense_budget: int = DENSE_BUDGET
 ) -> Iterator[Composition]:
-    """Within the block, ordinary calls of `pipe` make pictures composed of these LoRAs.
+    """Within the block, ordinary calls of `pipe` make images composed of these LoRAs.
 
     Afterwards the pipeline is what it was, whatever ended the block.
 
@@ -67,7 +49,7 @@ def composed(
     """
     settings = settings or Settings()
     check_pipeline(pipe)
-    if settings.method != "merge":
+    if settings.traits.apart:
         check_scheduler(pipe.scheduler)
     with loaded(pipe, loras) as adapters:
         composition = Composition(pipe, adapters, settings, dense_budget)
@@ -89,32 +71,38 @@ def check_pipeline(pipe) -> None:
 
 
 class Composition:
-    """The pictures of one `composed` block. `run` is about the pipeline's latest call."""
+    """The images of one `composed` block; the engine's `ModelHost`.
+
+    About the pipeline's latest call: calls: of the denoiser, as the pipeline counts them. tally: what was evaluated.
+    maps: the weights, their mean None where nothing was weighed by patch. composer: None with the method merge.
+    """
 
     def __init__(self, pipe, adapters: Sequence[Adapter], settings: Settings, dense_budget: int = DENSE_BUDGET):
         self.pipe, self.adapters, self.settings = pipe, adapters, settings
         # A pool is a choice to compose from: where nothing is composed it plays no part.
-        self.merged = [adapter for adapter in adapters if not adapter.pooled]
-        self.run = Run()
-        self.course = Planner(settings, adapters)
+        self.merged_adapters = [adapter for adapter in adapters if not adapter.pooled]
+        self.bank = bank_of(pipe.unet, adapters, dense_budget) if settings.traits.apart else None
         self.texts: dict[int, tuple] = {}
-        self.bank = None if settings.method == "merge" else bank_of(pipe.unet, adapters, dense_budget)
-        self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass)
+        self.encode_prompt, self.forward = pipe.encode_prompt, pipe.unet.forward
+        self._begin()
+
+    def _begin(self) -> None:
+        """A call of the pipeline begins."""
+        self.tally, self.maps = Tally(), WeightMaps()
+        self.composer: Composer | None = None
+        if self.bank is not None:
+            self.composer = Composer(self.settings, self.adapters, self.bank, self, self.maps, self.tally)
+        self.calls = 0
 
     @property
     def labels(self) -> list[str]:
         """The names of the adapters that compete, as the maps have them; a repeated one is numbered."""
-        labels = [self.adapters[number].label for number in self.course.competing]
-        return [
-            label if labels.count(label) == 1 else f"{label} ({labels[: n + 1].count(label)})"
-            for n, label in enumerate(labels)
-        ]
+        return numbered_names([adapter for adapter in self.adapters if not adapter.is_global])
 
     @property
     def chosen(self) -> str:
         """Which adapters were evaluated from which step on in the latest call; empty without a pool."""
-        scout = self.course.scout
-        return scout.told([adapter.label for adapter in self.adapters]) if scout.pool else ""
+        return self.composer.chosen if self.composer else ""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -127,7 +115,7 @@ class Composition:
         try:
             pipe.encode_prompt = self._encode_prompt
             if self.bank is None:
-                activate(unet, self.merged)
+                activate(unet, self.merged_adapters)
                 unet.forward = self._counted
                 yield
             else:
@@ -145,20 +133,15 @@ class Composition:
 
     def _encode_prompt(self, *args, **kwargs) -> tuple:
         """The pipeline asks for its text conditions: once in each of its calls, before the sampling."""
-        self.run = Run()
-        self.course = Planner(self.settings, self.adapters)
+        self._begin()
         self.texts = {}
-        if self.settings.method != "merge":
+        if self.composer:
             check_scheduler(self.pipe.scheduler)
         asked = inspect.signature(self.encode_prompt).bind(*args, **kwargs).arguments
         words = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
-        own = (
-            {}
-            if self.settings.method == "merge" or self.settings.text_encoder == "merged"
-            else readings(self.adapters, words)
-        )
+        own = readings(self.adapters, words) if self.composer and self.settings.text_encoder == "own" else {}
         if not own:
-            return self._encoded_with(self.merged, asked)
+            return self._encoded_with(self.merged_adapters, asked)
         if asked.get("prompt") is None:
             raise LoratorioError(
                 "prompt_embeds were read by one text encoder, but some of these LoRAs read the prompt "
@@ -170,7 +153,7 @@ class Composition:
             for model, (adapters, word) in own.items()
         }
         if self.settings.start > 0 or self.settings.end < 1:
-            texts[MERGED] = self._encoded_with(self.merged, asked)
+            texts[MERGED] = self._encoded_with(self.merged_adapters, asked)
         of_base = texts.pop(BASE)
         self.texts = texts
         return of_base
@@ -199,8 +182,8 @@ class Composition:
     # One UNet call
 
     def _counted(self, sample: torch.Tensor, *args, **kwargs) -> Any:
-        self.run.calls += 1
-        self.run.rows += sample.shape[0]
+        self.calls += 1
+        self.tally.rows += sample.shape[0]
         return self.forward(sample, *args, **kwargs)
 
     def _forward(self, *args, **kwargs) -> Any:
@@ -216,62 +199,53 @@ class Composition:
 
     def _prediction(self, inputs: dict) -> torch.Tensor:
         sample, timestep = inputs["sample"], torch.as_tensor(inputs["timestep"], device=inputs["sample"].device)
-        call, self.run.calls = self.run.calls, self.run.calls + 1
+        call, self.calls = self.calls, self.calls + 1
         # A scheduler of second order makes two calls a step, but for the last.
-        method, plan, everywhere = self.course.step(call / self.pipe.num_timesteps, call // self.pipe.scheduler.order)
+        step = self.composer.plan(call / self.pipe.num_timesteps, call // self.pipe.scheduler.order)
         rows = sample.shape[0]
         unconditional = rows // 2 if self.pipe.do_classifier_free_guidance else 0
-        pictures = rows - unconditional
+        images = rows - unconditional
         # The engine has conditional rows first. The timestep becomes rows too, so that it follows them.
         inputs = _swapped({**inputs, "timestep": timestep.expand(rows)}, unconditional)
-        if plan is None:
-            return _swapped(self._merged(inputs, rows), pictures)
-        sampler_call = SamplerCall(
-            method,
-            plan,
-            self.evaluator,
-            torch.arange(pictures, device=sample.device),
-            verify=self._verify if self.settings.verify else None,
-            everywhere=everywhere,
-        )
+        if step is None:
+            return _swapped(self._merged_rows(inputs, rows), images)
+        sampler_call = self.composer.call(step, torch.arange(images, device=sample.device))
         sampler_call.evaluate(
-            pictures, unconditional, lambda model, span: self._with_own_text(model, take_rows(inputs, span), span)
+            images, unconditional, lambda model, span: self._with_own_text(model, take_rows(inputs, span), span)
         )
-        latents = inputs["sample"][:pictures, : self.pipe.unet.config.out_channels]
-        result = sampler_call.combine(*noise_terms(self.pipe.scheduler, latents, timestep.flatten()[0]))
-        if result.weights is not None:
-            self.run.maps.add(
-                of_pictures(result.weights, sampler_call.adapters, self.course.competing, sampler_call.picture_of)
-            )
-        self.course.learn(sampler_call.adapters, result)
-        self.run.composed += 1
-        return (
-            result.conditional
-            if result.unconditional is None
-            else torch.cat([result.unconditional, result.conditional])
-        )
+        latents = inputs["sample"][:images, : self.pipe.unet.config.out_channels]
+        space = noise_space(self.pipe.scheduler, latents, timestep.flatten()[0])
+        composed = self.composer.finish(sampler_call, space)
+        if composed.unconditional is None:
+            return composed.conditional
+        return torch.cat([composed.unconditional, composed.conditional])
 
-    def _merged(self, inputs: dict, rows: int) -> torch.Tensor:
+    def _merged_rows(self, inputs: dict, rows: int) -> torch.Tensor:
         """diffusers' ordinary merge, for the steps outside of start and end."""
-        activate(self.pipe.unet, self.merged)
-        try:
-            return self._model_rows(self._with_own_text(MERGED, inputs, slice(rows)))
-        finally:
-            activate(self.pipe.unet, ())
+        self.tally.rows += rows
+        with self.merged(self.merged_adapters):
+            return self.run(self._with_own_text(MERGED, inputs, slice(rows)))
 
-    def _model_rows(self, inputs: dict) -> torch.Tensor:
-        self.run.rows += inputs["sample"].shape[0]
+    # The engine's ModelHost
+
+    def run(self, inputs: dict) -> torch.Tensor:
         return self.forward(**inputs, return_dict=False)[0]
 
-    def _verify(self, requests: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
-        """Compares predictions with diffusers' own, each adapter alone, and with the bare model's."""
+    def fits(self, rows: int) -> bool:
+        """diffusers makes no estimate: what does not fit shows when memory runs out."""
+        return True
+
+    @contextmanager
+    def merged(self, adapters: Sequence[Adapter]) -> Iterator[None]:
+        activate(self.pipe.unet, adapters)
         try:
-            for request, prediction in zip(requests, predictions):
-                activate(self.pipe.unet, [self.adapters[number] for number in request.adapters])
-                reference = self.forward(**request.inputs, return_dict=False)[0]
-                self.run.worst = larger_error(self.run.worst, prediction, reference)
+            yield
         finally:
             activate(self.pipe.unet, ())
+
+    def same_length(self, model: int) -> bool:
+        """diffusers makes the texts of prompt and negative prompt equally long."""
+        return True
 
 
 def _swapped(tree: Any, rows: int) -> Any:

@@ -11,16 +11,15 @@ What differs among the family's members lies in `main`, `reforge` and `neo`.
 
 from lib_loratorio.hosts.forge.sampling import on_cfg_denoised, on_cfg_denoiser, prepare, stop
 from lib_loratorio.hosts.webui.messages import note
-from lib_loratorio.hosts.webui.request import leave_alone, picture_done
-from lib_loratorio.hosts.webui.session import finish, start
+from lib_loratorio.hosts.webui.request import finish, image_done, leave_alone, start
 
 __all__ = [
     "finish",
+    "image_done",
     "leave_alone",
     "note",
     "on_cfg_denoised",
     "on_cfg_denoiser",
-    "picture_done",
     "prepare",
     "start",
     "stop",

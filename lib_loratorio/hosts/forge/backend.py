@@ -29,9 +29,6 @@ class Factors(NamedTuple):
     offset: tuple[int, int, int] | None
 
 
-PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Storage that computes as it is. Others, as fp8, are low bits, to which nothing of a LoRA is rounded here."""
-
 QUANTISED = "quantised models can be composed with plain LoRAs only, as other kinds need the full weight"
 """Why a weight cannot be read as such."""
 
@@ -93,7 +90,7 @@ class Backend(Protocol):
         """The host's own merge of patches into a weight, in float32."""
 
     def base_weight(self, layer: torch.nn.Module, parameter: str) -> torch.Tensor:
-        """A layer's weight or bias as it computes with it. Raises RuntimeError for storage that cannot be read."""
+        """A layer's weight or bias as it computes with it. Raises DeltaError for storage that cannot be read."""
 
     def fits(self, model: torch.nn.Module, shape: Sequence[int], device: torch.device) -> bool:
         """Whether a forward of this shape fits into memory, by the host's own estimate."""

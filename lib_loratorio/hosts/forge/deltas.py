@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -10,42 +10,31 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.layers import weight_shape
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
-from lib_loratorio.hosts.forge.backend import PLAIN, Factors, Patches
-from lib_loratorio.hosts.forge.loader import Adapter, backend
-from lib_loratorio.hosts.webui.options import dense_budget
-from lib_loratorio.hosts.webui.request import report_failures
-from lib_loratorio.loras.tag import merged_below
+from lib_loratorio.deltas.precision import FLOATS, in_full
+from lib_loratorio.hosts.forge.backend import Factors, Patches
+from lib_loratorio.hosts.forge.loader import LAYOUTS, backend
+from lib_loratorio.hosts.webui import banks
+from lib_loratorio.loras.adapter import Adapter
 
 
 def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBank:
-    """The adapters' deltas, kept on `p` for its further batches. The model's weights are the base's when this is
-    called.
+    """The adapters' deltas, kept on `p` for its further batches. The model's weights must be the base's.
+
+    Raises as `banks.bank_of`.
     """
-    budget = dense_budget()
-    key = (id(model), tuple((*adapter.key, adapter.part.role) for adapter in adapters), budget)
-    kept = p.loratorio
-    if kept.bank and kept.bank_key == key:
-        return kept.bank
-    layers = dict(model.named_modules())
-    deltas = [
-        _deltas(adapter.patches, [other.patches for other in below], layers)
-        for adapter, below in zip(adapters, merged_below(adapters))
-    ]
-    bank = AdapterBank(layers, deltas, budget)
-    report_failures(p, adapters, bank)
-    kept.bank_key, kept.bank = key, bank
-    return bank
+    return banks.bank_of(p, id(model), lambda: dict(model.named_modules()), adapters, _deltas, LAYOUTS)
 
 
 def _deltas(
-    patches: Patches, below: Sequence[Patches], layers: dict[str, torch.nn.Module]
+    adapter: Adapter, below: Sequence[Adapter], layers: Mapping[str, torch.nn.Module]
 ) -> dict[str, LowRank | Dense]:
-    """An adapter's deltas on top of the patches `below`, with which it is always merged."""
+    """An adapter's deltas on top of those adapters `below`, with which it is always merged."""
+    under = [other.source.patches for other in below]
     by_layer: dict[str, dict[str, list]] = {}
-    for key, of_weight in patches.items():
+    for key, of_weight in adapter.source.patches.items():
         layer, _, parameter = key.rpartition(".")
         by_layer.setdefault(layer, {})[parameter] = of_weight
-    return {name: _delta(layers[name], name, of_layer, below) for name, of_layer in by_layer.items()}
+    return {name: _delta(layers[name], name, of_layer, under) for name, of_layer in by_layer.items()}
 
 
 def _delta(layer: torch.nn.Module, name: str, of_layer: dict[str, list], below: Sequence[Patches]) -> LowRank | Dense:
@@ -68,10 +57,9 @@ def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | N
         return None
     downs, ups = [], []
     for factors in patches:
-        dtype = torch.promote_types(factors.down.dtype, torch.float32)
         down, up = factors.down, factors.up.flatten(1)
         if factors.mid is not None:
-            down = torch.einsum("nm...,mj->nj...", factors.mid.to(dtype), down.flatten(1).to(dtype))
+            down = torch.einsum("nm...,mj->nj...", in_full(factors.mid), in_full(down).flatten(1))
         down = down.reshape(*down.shape[:2], *kernel) if down[0, 0].numel() == torch.Size(kernel).numel() else down
         scale = factors.strength * (1.0 if factors.alpha is None else factors.alpha / factors.down.shape[0])
         if factors.offset is not None:
@@ -82,8 +70,8 @@ def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | N
                 down = _placed(down, 1, start, length, inputs)
         if len(patches) == 1:
             return LowRank(down, up, scale)
-        downs.append(down.to(dtype))
-        ups.append(up.to(dtype) * scale)
+        downs.append(in_full(down))
+        ups.append(in_full(up) * scale)
     if any(down.shape[1:] != downs[0].shape[1:] for down in downs) or any(up.shape[0] != outputs for up in ups):
         return None
     return LowRank(torch.cat(downs), torch.cat(ups, 1))
@@ -110,6 +98,6 @@ def _difference(
 
     def merged(patches: list) -> torch.Tensor:
         changed = backend.merged(patches, weight, key)
-        return (changed.to(weight.dtype) if weight.dtype in PLAIN else changed).float()
+        return (changed.to(weight.dtype) if weight.dtype in FLOATS else changed).float()
 
     return merged([*under, *of_layer[parameter]]) - (merged(under) if under else weight.float())

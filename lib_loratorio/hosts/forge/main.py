@@ -13,7 +13,9 @@ from backend.sampling import sampling_function
 from backend.sampling.condition import Condition, compile_conditions, compile_weighted_conditions
 from backend.sampling.sampling_function import cond_cat, get_area_and_mult
 
-from lib_loratorio.hosts.forge.backend import PLAIN, QUANTISED, Factors, Patches, declined, low_rank_factors
+from lib_loratorio.deltas.dense import DeltaError
+from lib_loratorio.deltas.precision import FLOATS
+from lib_loratorio.hosts.forge.backend import QUANTISED, Factors, Patches, declined, low_rank_factors
 
 __all__ = ["Condition", "compile_conditions", "compile_weighted_conditions", "cond_cat", "declined"]
 
@@ -40,7 +42,7 @@ def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
     forward.
     """
     clone = patcher.clone()
-    low_bits = getattr(patcher.model, "storage_dtype", torch.float32) not in PLAIN  # text encoders have none
+    low_bits = getattr(patcher.model, "storage_dtype", torch.float32) not in FLOATS  # text encoders have none
     for identity, of_network in networks.lora_patches.items():
         if identity not in original.lora_patches:
             *name, online = identity
@@ -86,7 +88,7 @@ def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:
         )  # into the order in which it is read, which the host does only when it loads the model for its first sampling
         return gguf.dequantize_pytorch(weight).float()
     if hasattr(weight, "bnb_quantized") or not weight.dtype.is_floating_point:
-        raise RuntimeError(QUANTISED)
+        raise DeltaError(QUANTISED)
     scale = getattr(layer, "scale_weight", None)
     return weight if scale is None or parameter != "weight" else weight.float() * scale.float()
 

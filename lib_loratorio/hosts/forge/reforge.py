@@ -15,6 +15,7 @@ from ldm_patched.modules.samplers import cond_cat, get_area_and_mult
 from ldm_patched.modules.weight_adapter import LoRAAdapter
 from modules_forge import forge_sampler
 
+from lib_loratorio.deltas.dense import DeltaError
 from lib_loratorio.hosts.forge import flat_patches
 from lib_loratorio.hosts.forge.backend import QUANTISED, Factors, declined
 from lib_loratorio.hosts.forge.flat_patches import merging, patches, with_patches, without_networks
@@ -48,7 +49,7 @@ def merged(patches: list, weight: torch.Tensor, key: str) -> torch.Tensor:
 def base_weight(layer: torch.nn.Module, parameter: str) -> torch.Tensor:
     weight = getattr(layer, parameter)
     if not weight.dtype.is_floating_point:
-        raise RuntimeError(QUANTISED)
+        raise DeltaError(QUANTISED)
     return weight
 
 

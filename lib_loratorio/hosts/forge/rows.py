@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lib_loratorio.engine.evaluation import map_tensors
+from lib_loratorio.engine.trees import map_tensors
 from lib_loratorio.errors import LoratorioError
 
 NOT_BY_ROWS = ("transformer_options", "control_model")
@@ -16,36 +16,35 @@ NOT_BY_ROWS = ("transformer_options", "control_model")
 
 @dataclass
 class HostBatch:
-    """What the host hands to a `model_function_wrapper`: chunks of `pictures` rows each.
+    """What the host hands to a `model_function_wrapper`: chunks of `images` rows each.
 
     flags: per chunk 0 for a condition, 1 for the unconditional one.
     tree: everything that has rows; its `chunk` is each row's number in `flags`, so that a batch put together from parts
-    of it
-        can be described to the model anew.
+        of it can be described to the model anew.
     fixed: the rest of `c`.
     """
 
     flags: list[int]
-    pictures: int
+    images: int
     tree: dict
     fixed: dict
 
     @classmethod
     def of(cls, args: dict, c: dict) -> HostBatch:
         x, flags = args["input"], list(args["cond_or_uncond"])
-        rows, pictures = x.shape[0], x.shape[0] // len(flags)
+        rows, images = x.shape[0], x.shape[0] // len(flags)
         tree = {
             "x": x,
             "timestep": args["timestep"],
             "c": {key: _by_rows(value, key, rows) for key, value in c.items() if key not in NOT_BY_ROWS},
-            "chunk": torch.arange(len(flags), device=x.device).repeat_interleave(pictures),
+            "chunk": torch.arange(len(flags), device=x.device).repeat_interleave(images),
         }
-        return cls(flags, pictures, tree, {key: c[key] for key in NOT_BY_ROWS if key in c})
+        return cls(flags, images, tree, {key: c[key] for key in NOT_BY_ROWS if key in c})
 
     def rows_of(self, chunks: Sequence[int]) -> torch.Tensor:
         """The row numbers of these chunks, one after the other."""
         return torch.tensor(
-            [chunk * self.pictures + row for chunk in chunks for row in range(self.pictures)],
+            [chunk * self.images + row for chunk in chunks for row in range(self.images)],
             device=self.tree["x"].device,
         )
 
@@ -54,7 +53,7 @@ class HostBatch:
 
     def call(self, tree: dict) -> dict:
         """Arguments for a wrapper, for a batch put together of parts of this one."""
-        chunks = tree["chunk"][:: self.pictures].tolist()
+        chunks = tree["chunk"][:: self.images].tolist()
         flags = [self.flags[chunk] for chunk in chunks]
         fixed = dict(self.fixed)
         if "transformer_options" in fixed:
@@ -65,7 +64,7 @@ class HostBatch:
     def _options(self, options: dict, chunks: list[int], flags: list[int]) -> dict:
         """The batch's description for the model and its patches, for these chunks."""
         options = {**options, "cond_or_uncond": list(flags)}
-        rows = [flag for flag in flags for _ in range(self.pictures)]
+        rows = [flag for flag in flags for _ in range(self.images)]
         if "cond_mark" in options:
             options["cond_mark"] = torch.tensor(rows).to(options["cond_mark"])
             options["cond_indices"] = [row for row, flag in enumerate(rows) if flag == 0]
@@ -77,7 +76,7 @@ class HostBatch:
 
 def looks_across_rows(transformer_options: dict) -> bool:
     """Whether another extension has replaced the self-attention of several blocks, as those do that share attention
-    among a batch's pictures: they expect the batch to be one model's. What replaces a single block's looks at each row
+    among a batch's images: they expect the batch to be one model's. What replaces a single block's looks at each row
     for itself.
     """
     return len(transformer_options.get("patches_replace", {}).get("attn1", ())) > 1

@@ -1,37 +1,30 @@
-"""One pass of sampling, composed: from the request to the single sampler call."""
+"""One pass of sampling, composed, and the host's callbacks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from modules import prompt_parser
 
-from lib_loratorio.engine.evaluation import Evaluation, Evaluator, take_rows
-from lib_loratorio.engine.methods import BASE
-from lib_loratorio.engine.sampler_call import SamplerCall
-from lib_loratorio.errors import LoratorioError
+from lib_loratorio.hosts.forge.call import Asked, HostCall
+from lib_loratorio.hosts.forge.conditions import TAG, Own
 from lib_loratorio.hosts.forge.deltas import bank_of
-from lib_loratorio.hosts.forge.loader import Adapter, adapters_of, backend
+from lib_loratorio.hosts.forge.loader import adapters_of, backend, text_encoder_of
 from lib_loratorio.hosts.forge.rows import HostBatch, looks_across_rows
-from lib_loratorio.hosts.forge.text import text_conditions
-from lib_loratorio.hosts.webui import messages, session
+from lib_loratorio.hosts.webui import messages, passes
+from lib_loratorio.hosts.webui.text import text_conditions
+from lib_loratorio.loras.adapter import BASE, Adapter
 from lib_loratorio.settings import Settings
 
-TAG = "loratorio"
-"""An entry of a condition's `model_conds` that tells in the wrapper's batch which condition a row belongs to."""
-
-UNCONDITIONAL = -1
-
-_current: Session | None = None
+_current: Pass | None = None
+"""The pass that runs: the host copies a patcher's options deeply, so that what is in them are plain functions."""
 
 
 def stop(p, message: str) -> None:
-    """Lets the sampling about to start fail with a message, and not with whatever fails when the host merges the
-    networks for it.
-    """
+    """Lets the sampling about to start fail with a message, and not where the host merges the networks for it."""
     p.sd_model.forge_objects.unet = p.sd_model.forge_objects_original.unet
     messages.stop(p, message)
 
@@ -47,11 +40,11 @@ def declined(p) -> str | None:
 
 def prepare(p, settings: Settings) -> None:
     """Arranges that the sampling about to start is composed. Raises LoratorioError."""
-    session.prepare(p, settings, declined(p), adapters_of, Session)
+    passes.prepare(p, settings, declined(p), adapters_of, Pass)
 
 
-class Session(session.Session):
-    """One pass of sampling, composed.
+class Pass(passes.Pass):
+    """One pass of sampling, composed; the engine's `ModelHost`.
 
     From here on until the end of the sampling the host's UNet patcher is a clone without the networks' patches, with
     our wrapper around whatever wrapper there was.
@@ -62,332 +55,127 @@ class Session(session.Session):
         self.sd_model = p.sd_model
         self.former = p.sd_model.forge_objects.unet
         self.model = self.former.model
-        self.texts = text_conditions(p, adapters, settings.trigger_words) if settings.text_encoder == "own" else {}
-        self.base = backend.without_networks(
-            self.former, p.sd_model.forge_objects_after_applying_lora.unet, p.sd_model.forge_objects_original.unet
-        )
+        self.original = p.sd_model.forge_objects_original.unet
+        self.texts = text_conditions(p, settings, adapters, self._readers, lambda: p.get_conds()[1] is not None)
+        merged = p.sd_model.forge_objects_after_applying_lora.unet
+        self.base = backend.without_networks(self.former, merged, self.original)
         backend.apply(self.base)
-        self.weights = self.base
-        self.bank = bank_of(p, self.model, adapters)
-        self.evaluator = Evaluator(self._model_rows, self.bank, settings.adapters_per_pass, self._fits)
+        self.weights = self.base  # whose weights the model has
+        self.composer = self.composer_of(bank_of(p, self.model, adapters))
         self.wrapper = self.base.model_options.get("model_function_wrapper")
         self.base.set_model_unet_function_wrapper(_wrapper_around(self.wrapper))
         backend.install(self.base, _calc)
         p.sd_model.forge_objects.unet = self.base
-        self.plan = self.call = self.patch_weights = None
-        self.is_composed, self.base_text, self.tagged = False, ([], None), []
+        self.call: HostCall | None = None
+
+    def _readers(self, adapters: Sequence[Adapter]):
+        return text_encoder_of(self.p.sd_model, adapters)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Everything in place for the time of the sampling; everything back afterwards."""
         global _current
         try:
-            with self.bank.attached(), backend.bracket(_calc):
+            with self.composer.bank.attached(), backend.bracket(_calc):
                 _current = self
                 yield
             self.report()
         finally:
-            self._take_back()
-            _current = self.plan = self.call = None
+            self._end_call()
+            _current = None
             if self.sd_model.forge_objects.unet is self.base:
                 self.sd_model.forge_objects.unet = self.former
 
-    # One sampler call
-
     def begin(self, params) -> None:
-        """on_cfg_denoiser: what this call is to be, and the text for it."""
-        self._take_back()
-        self.plan = self.patch_weights = None
-        self.is_composed = False
+        """on_cfg_denoiser: what this sampler call is to be, and the text for it."""
+        self._end_call()
         if self.p.sd_model.forge_objects.unet.model is not self.model:
-            return self.leave_to_refiner()
-        self.step_method, plan, self.everywhere = self.step()
-        self._set_weights(self.former if plan is None else self.base)
-        if plan is None:
-            return None
-        self.own = {}
-        for number, (cond, uncond) in self.texts.items():
+            self.leave_to_refiner()
+            return
+        step = self.plan()
+        self._set_weights(self.former if step is None else self.base)
+        if step is not None:
+            self.call = HostCall(self.composer, step, self._texts_of_step(params))
+
+    def _end_call(self) -> None:
+        if self.call:
+            self.call.close()
+        self.call = None
+
+    def _texts_of_step(self, params) -> Own:
+        """Puts the base's text conditions of this step into the host's `params`; returns those of the other models."""
+        own = {}
+        for model, (cond, uncond) in self.texts.items():
             composition, cond = prompt_parser.reconstruct_multicond_batch(cond, self.denoiser.step)
-            uncond = (
-                None if params.text_uncond is None else prompt_parser.reconstruct_cond_batch(uncond, self.denoiser.step)
-            )
-            if number == BASE:
+            if params.text_uncond is None:
+                uncond = None
+            else:
+                uncond = prompt_parser.reconstruct_cond_batch(uncond, self.denoiser.step)
+            if model == BASE:
                 params.text_cond, params.text_uncond = cond, uncond
             else:
-                self.own[number] = (
-                    backend.compile_weighted_conditions(cond, composition),
-                    backend.compile_conditions(uncond),
-                )
-        self.own_shown, self.plan = self.own, plan
-        return None
+                conditions = backend.compile_weighted_conditions(cond, composition)
+                own[model] = conditions, backend.compile_conditions(uncond)
+        return own
 
     def _set_weights(self, patcher: Any) -> None:
-        """The model's weights from here on: outside the composed steps those with all networks, as the host merges
-        them.
-        """
+        """The model's weights from here on: outside composed steps those with all networks, as the host merges them."""
         if self.weights is not patcher:
             backend.apply(patcher)
             self.weights = patcher
 
-    def calc(
-        self, original: Callable, model, cond, uncond, x: torch.Tensor, timestep: torch.Tensor, model_options: dict
-    ) -> tuple:
-        """In place of the host's evaluation of conditional and unconditional rows: the host's own, then composed."""
+    def calc(self, original: Callable, model, *args) -> tuple:
+        """In place of the host's evaluation of conditional and unconditional rows."""
         self.raise_error()
-        if self.plan is None or self.is_composed or model is not self.model or not cond:
-            return original(model, cond, uncond, x, timestep, model_options)
-        _check(cond, uncond, self.own)
-        areas = [backend.area_and_mult(c, x, timestep) for c in cond]
-        places = [place for place, area in enumerate(areas) if area is not None]
-        self.shown = [(cond[place], areas[place]) for place in places]
-        self.own_shown = {
-            model: ([conditions[place] for place in places], unconditional)
-            for model, (conditions, unconditional) in self.own.items()
-        }
-        pictures = x.shape[0]
-        picture_of = torch.arange(pictures, device=x.device).repeat(len(self.shown))
-        self.base_text = [c for c, _ in self.shown], uncond
-        self.call = self._sampler_call(picture_of)
-        tagged = [_tagged(c, number, x) for number, (c, _) in enumerate(self.shown)]
-        unconditional = uncond and [_tagged(uncond[0], UNCONDITIONAL, x)]
-        self._hand_out([*tagged, *(unconditional or ())], [*self.base_text[0], *(uncond or ())])
-        try:
-            _, unconditional = original(model, tagged, unconditional, x, timestep, model_options)
-            if not self.call.evaluated:
-                raise LoratorioError(
-                    "another extension evaluates the model in its own way (its model_function_wrapper "
-                    "calls no other). "
-                    "Switch it off, or LoRAtorio."
-                )
-            composed = self.call.combine(x.repeat(len(self.shown), 1, 1, 1), noise_unit=-1 / timestep.view(-1, 1, 1, 1))
-            self.count(self.call, composed)
-        finally:
-            self.call = None
-        self.patch_weights, self.is_composed = composed.weights, True
-        conditional = _blended(composed.conditional.split(pictures), [area.mult for _, area in self.shown])
-        return conditional, unconditional if composed.unconditional is None else composed.unconditional
-
-    def _hand_out(self, tagged: Sequence[dict], conditions: Sequence[dict]) -> None:
-        """Tags the host's own conditions, too, with which other extensions ask for further evaluations."""
-        for condition, copy in zip(conditions, tagged):
-            condition["model_conds"] = copy["model_conds"]
-        self.tagged = conditions
-
-    def _take_back(self) -> None:
-        for condition in self.tagged:
-            condition["model_conds"].pop(TAG, None)
-        self.tagged = []
+        cond, *_ = args
+        if self.call is None or self.call.is_composed or model is not self.model or not cond:
+            return original(model, *args)
+        return self.call.calc(original, model, *args)
 
     def evaluate(self, apply_model: Callable, args: dict) -> torch.Tensor:
-        """In place of the model: the rows that the host asks for, of every model of the plan."""
+        """In place of the model."""
         self.raise_error()
         c = dict(args["c"])
         tags = c.pop(TAG, None)
-        self.apply_model = apply_model
-        if self.plan is None:
-            return self._through({**args, "c": c})
-        self.batch = HostBatch.of(args, c)
-        numbers = None if tags is None else tags[:: self.batch.pictures].tolist()
-        if self.call and numbers:
-            predictions, rows = self._chunks(
-                self.call, numbers, places=sorted(number for number in numbers if number != UNCONDITIONAL)
-            )
-            return predictions[rows.argsort()]
-        return self._of_another_extension(numbers or [None] * len(self.batch.flags))
+        if self.call is None:
+            return _through(self.wrapper, apply_model, {**args, "c": c})
+        return self.call.evaluate(Asked(apply_model, HostBatch.of(args, c)), tags)
 
-    def _sampler_call(self, picture_of: torch.Tensor) -> SamplerCall:
-        verify = self._verify if self.settings.verify else None
-        return SamplerCall(
-            self.step_method, self.plan, self.evaluator, picture_of, verify=verify, everywhere=self.everywhere
-        )
+    # The engine's ModelHost
 
-    def _chunks(
-        self, call: SamplerCall, numbers: list[int], places: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Evaluates the batch for `call`, conditions first, and tells which rows of the batch the predictions are for.
-
-        `numbers` are the chunks' conditions, or `UNCONDITIONAL`; `places` are the conditions' places in the whole call.
-        """
-        batch = self.batch
-        order = sorted(range(len(numbers)), key=lambda chunk: (numbers[chunk] == UNCONDITIONAL, numbers[chunk]))
-        rows, numbers = batch.rows_of(order), [numbers[chunk] for chunk in order]
-        base = batch.taken(rows)
-        own = {model: self._with_own_text(model, base, numbers) for model in self.own}
-        predictions = call.evaluate(
-            len(places) * batch.pictures,
-            (len(numbers) - len(places)) * batch.pictures,
-            lambda model, span: take_rows(own.get(model, base), span),
-            [place * batch.pictures + row for place in places for row in range(batch.pictures)],
-        )
-        return predictions, rows
-
-    def _of_another_extension(self, tags: Sequence[int | None]) -> torch.Tensor:
-        """Rows that the host's own sampling step does not ask for, such as a perturbed prediction to move away from.
-
-        They are composed with the step's weights, so that what they are compared with differs in nothing else.
-        """
-        batch = self.batch
-        numbers = [self._condition_of(chunk, tag) for chunk, tag in enumerate(tags)]
-        conditions = sorted(number for number in numbers if number != UNCONDITIONAL)
-        if not conditions and not self.is_composed:
-            raise LoratorioError(
-                "another extension evaluates the negative prompt alone, before the step's own "
-                "evaluation. Switch it off, or LoRAtorio."
-            )
-        picture_of = torch.arange(batch.pictures, device=batch.tree["x"].device).repeat(
-            len(conditions or self.base_text[0])
-        )
-        call = self._sampler_call(picture_of)
-        _, rows = self._chunks(call, numbers, places=range(len(conditions)))
-        noise_unit = -1 / batch.tree["timestep"][: batch.pictures].view(-1, 1, 1, 1)
-        composed = call.combine(
-            batch.tree["x"][rows][: len(conditions) * batch.pictures],
-            noise_unit=noise_unit,
-            weights=self._weights_of(conditions),
-        )
-        return torch.cat([part for part in composed[:2] if part is not None])[rows.argsort()]
-
-    def _weights_of(self, conditions: Sequence[int]) -> torch.Tensor | None:
-        """The step's patch weights for these conditions, or for the negative prompt where there are none; None for
-        others than the step's.
-        """
-        if self.patch_weights is None or not conditions:
-            return self.patch_weights
-        by_condition = self.patch_weights.split(self.batch.pictures, 1)
-        return (
-            torch.cat([by_condition[number] for number in conditions], 1)
-            if conditions[-1] < len(by_condition)
-            else None
-        )
-
-    def _condition_of(self, chunk: int, tag: int | None) -> int:
-        """Which of the step's conditions the text of a chunk is, of several alike the tagged one; other texts by what
-        the batch says they are.
-        """
-        text = self.batch.tree["c"].get("c_crossattn")
-        conditions, unconditional = self.base_text
-        if text is not None:
-            text = text[self.batch.rows_of([chunk])]
-            known = [*enumerate(conditions), *((UNCONDITIONAL, u) for u in unconditional or ())]
-            alike = [number for number, condition in known if _same_text(text, condition["cross_attn"])]
-            if alike:
-                return tag if tag in alike else alike[0]
-        return UNCONDITIONAL if self.batch.flags[chunk] else sum(flag == 0 for flag in self.batch.flags[:chunk])
-
-    # The model
-
-    def _through(self, args: dict) -> torch.Tensor:
-        return _through(self.wrapper, self.apply_model, args)
-
-    def _model_rows(self, tree: dict) -> torch.Tensor:
-        predictions = self._through(self.batch.call(tree))
+    def run(self, inputs: dict) -> torch.Tensor:
+        apply_model, batch = self.call.asked
+        predictions = _through(self.wrapper, apply_model, batch.call(inputs))
         return predictions.clone() if self.wrapper else predictions  # some wrappers return the same memory in each call
 
-    def _with_own_text(self, model: int, base: dict, numbers: Sequence[int]) -> dict:
-        """A batch's tree with a model's own text conditions, and what ControlNet makes of them."""
-        conditions, unconditional = self.own_shown[model]
-        x = base["x"][: self.batch.pictures]
-        wanted = [unconditional[0] if number == UNCONDITIONAL else conditions[number] for number in numbers]
-        own = backend.cond_cat(
-            [
-                backend.area_and_mult(condition, x, base["timestep"][: self.batch.pictures]).conditioning
-                for condition in wanted
-            ]
-        )
-        tree = {**base, "c": {**base["c"], **own}}
-        control = self.batch.fixed.get("control_model")
-        if control is not None:
-            args = self.batch.call(tree)
-            c = {key: value for key, value in args["c"].items() if key not in ("control", "control_model")}
-            with _described_to(control, c["transformer_options"]):
-                tree["c"]["control"] = control.get_control(
-                    args["input"], args["timestep"], c, len(args["cond_or_uncond"])
-                )
-        return tree
-
-    def _fits(self, rows: int) -> bool:
+    def fits(self, rows: int) -> bool:
         """Whether several models' rows can be evaluated in one call.
 
         An earlier wrapper may make other batches of the rows, as tiles do: it gets one model's at a time.
         """
-        if self.wrapper or looks_across_rows(self.batch.fixed.get("transformer_options", {})):
+        batch = self.call.asked.batch
+        if self.wrapper or looks_across_rows(batch.fixed.get("transformer_options", {})):
             return False
-        x = self.batch.tree["x"]
+        x = batch.tree["x"]
         return backend.fits(self.model, (rows, *x.shape[1:]), x.device)
 
-    # Verification
-
-    def _verify(self, requests: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
-        """Compares predictions with the host's own merge of each adapter alone, and with the bare model."""
-        original = self.sd_model.forge_objects_original.unet
+    @contextmanager
+    def merged(self, adapters: Sequence[Adapter]) -> Iterator[None]:
+        alone = self.base
+        for adapter in adapters:
+            alone = backend.with_patches(alone, adapter.source.unet, self.original)
         try:
-            for request, prediction in zip(requests, predictions):
-                alone = self.base
-                for number in request.adapters:
-                    alone = backend.with_patches(alone, self.adapters[number].unet, original)
-                backend.apply(alone)
-                self.verified.add(prediction, self._model_rows(request.inputs))
+            backend.apply(alone)
+            yield
         finally:
             backend.apply(self.base)
 
-
-def _tagged(condition: dict, number: int, x: torch.Tensor) -> dict:
-    tag = backend.Condition(torch.tensor([number], device=x.device))
-    return {**condition, "model_conds": {**condition["model_conds"], TAG: tag}}
-
-
-@contextmanager
-def _described_to(control: Any, options: dict) -> Iterator[None]:
-    """For the time of the block every ControlNet of a chain knows the batch by these `transformer_options`."""
-    links = []
-    while control is not None:
-        links.append((control, control.transformer_options))
-        control.transformer_options = options
-        control = control.previous_controlnet
-    try:
-        yield
-    finally:
-        for link, former in links:
-            link.transformer_options = former
+    def same_length(self, model: int) -> bool:
+        """The host makes texts of unequal length equal, or asks for them apart."""
+        return True
 
 
-def _check(cond: list[dict], uncond: list[dict] | None, own: Mapping[int, tuple]) -> None:
-    """Raises LoratorioError for conditions that cannot be composed."""
-    every = [*cond, *(uncond or ())]
-    if (
-        any("area" in condition or "default" in condition or condition.get("hooks") is not None for condition in every)
-        or len(uncond or [1]) != 1
-    ):
-        raise LoratorioError(
-            "this prompt is divided by areas, or has several negative prompts, in a way that LoRAtorio "
-            "cannot compose. "
-            "Switch off the extension that does so, or LoRAtorio."
-        )
-    if any(len(conditions) != len(cond) for conditions, _ in own.values()):
-        raise LoratorioError(
-            "another extension adds prompts that LoRAs with a text encoder of their own know nothing of. "
-            "Switch it off, or set LoRAtorio's text encoder to 'merged'."
-        )
-
-
-def _blended(predictions: Sequence[torch.Tensor], strengths: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The host's mean of several conditions' predictions, each by its strength and mask."""
-    total, count = torch.zeros_like(predictions[0]), torch.full_like(predictions[0], 1e-37)
-    for prediction, strength in zip(predictions, strengths):
-        total += prediction * strength
-        count += strength
-    return total / count
-
-
-def _same_text(text: torch.Tensor, condition: torch.Tensor) -> bool:
-    """Whether a batch's text is this condition's, which the host may have repeated for the sake of equal lengths."""
-    tokens = condition.shape[1]
-    if text.shape[-1] != condition.shape[-1] or text.shape[1] < tokens:
-        return False
-    return torch.equal(text[:, :tokens].to(condition), condition.expand(text.shape[0], -1, -1))
-
-
-# Plain functions, as the host copies a patcher's options deeply; and without a running session the host's own.
+# Without a running pass these are the host's own.
 
 
 def _wrapper_around(former: Callable | None) -> Callable:
@@ -401,17 +189,13 @@ def _through(wrapper: Callable | None, apply_model: Callable, args: dict) -> tor
     return wrapper(apply_model, args) if wrapper else apply_model(args["input"], args["timestep"], **args["c"])
 
 
-def _calc(original: Callable, model, cond, uncond, x, timestep, model_options) -> tuple:
-    return (
-        _current.calc(original, model, cond, uncond, x, timestep, model_options)
-        if _current
-        else original(model, cond, uncond, x, timestep, model_options)
-    )
+def _calc(original: Callable, *args) -> tuple:
+    return _current.calc(original, *args) if _current else original(*args)
 
 
 def on_cfg_denoiser(params) -> None:
     if _current and params.denoiser is _current.denoiser:
-        with _current.kept():
+        with _current.keeping_errors():
             _current.begin(params)
 
 

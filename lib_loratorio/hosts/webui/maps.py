@@ -1,52 +1,50 @@
-"""Weight maps: a panel beside each picture, in the gallery, in the API's answer and among the saved grids."""
+"""Weight maps: a panel beside each image, in the gallery, in the API's answer and among the saved grids."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from modules import images, shared
 from PIL.Image import Image
 
-from lib_loratorio.engine.methods import Composed
-from lib_loratorio.engine.weight_maps import WeightMaps, of_pictures, weight_panel
+from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui.options import map_format
+from lib_loratorio.page.weight_panel import weight_panel
 
 SHARES = "LoRAtorio shares"
-"""The key, in the API's `info`, of each LoRA's mean weight in each picture, and in each model call of its batch."""
+"""The key, in the API's `info`, of each LoRA's mean weight in each image, and in each model call of its batch."""
 
 
 @dataclass
 class Panels:
-    """A request's panels, and the maps of the batch at hand; a hires pass takes the place of the first pass."""
+    """A request's panels, and the maps of the batch at hand; a hires pass takes the place of the first pass.
 
-    names: dict[int, str] = field(default_factory=dict)
+    names: of the adapters that compete. patch_size: in latent pixels. maps: of the pass at hand.
+    done: images of the batch that are there. panels: drawn so far. shares: of each image with a panel.
+    """
+
+    names: Sequence[str] = ()
     patch_size: int = 1
-    latent_width: int = 1
     maps: WeightMaps = field(default_factory=WeightMaps)
     done: int = 0
-    images: list = field(default_factory=list)
+    panels: list[Image] = field(default_factory=list)
     shares: list[dict] = field(default_factory=list)
 
-    def begin(self, names: dict[int, str], patch_size: int) -> None:
-        """A pass of a batch begins, with these adapters, which have these names."""
+    def begin(self, names: Sequence[str], patch_size: int) -> WeightMaps:
+        """The maps of a pass that begins, with the adapters that compete in it."""
         self.names, self.patch_size, self.maps, self.done = names, patch_size, WeightMaps(), 0
+        return self.maps
 
-    def add(self, composed: Composed, adapters: tuple[int, ...], picture_of: torch.Tensor) -> None:
-        """Takes in one model call's weights, where its method has any."""
-        if composed.weights is not None:
-            self.latent_width = composed.conditional.shape[-1]
-            self.maps.add(of_pictures(composed.weights, adapters, list(self.names), picture_of))
-
-    def picture(self, picture: Image) -> None:
-        """The batch's next picture is there."""
+    def add_image(self, image: Image) -> None:
+        """The batch's next image is there."""
         number, self.done = self.done, self.done + 1
         if self.maps.mean is None or number >= self.maps.mean.shape[1]:
             return
-        weights, names = self.maps.mean[:, number].cpu(), list(self.names.values())
-        patch = self.patch_size * max(1, picture.width // self.latent_width)
-        self.images.append(weight_panel(picture, weights, names, patch, images.get_font))
+        weights, names = self.maps.mean[:, number].cpu(), self.names
+        patch = self.patch_size * max(1, image.width // self.maps.latent_width)
+        self.panels.append(weight_panel(image, weights, names, patch, images.get_font))
         self.shares.append(
             {
                 "mean": dict(zip(names, weights.mean((-2, -1)).tolist())),
@@ -55,29 +53,28 @@ class Panels:
         )
 
     def hand_over(self, p, processed) -> None:
-        """Appends the panels to a finished request's pictures, and saves them as the host saves grids."""
+        """Appends the panels to a finished request's images, and saves them as the host saves grids."""
         first = processed.index_of_first_image
-        for number, panel in enumerate(self.images):
-            place = min(first + number, len(processed.infotexts) - 1)
-            text = processed.infotexts[place]
+        for number, panel in enumerate(self.panels):
+            text = processed.infotexts[min(first + number, len(processed.infotexts) - 1)]
             if shared.opts.grid_save and not getattr(p, "do_not_save_grid", False):
-                seed, prompt = (
-                    p.all_seeds[min(number, len(p.all_seeds) - 1)],
-                    p.all_prompts[min(number, len(p.all_prompts) - 1)],
-                )
-                images.save_image(
-                    panel,
-                    p.outpath_grids,
-                    "loratorio",
-                    seed,
-                    prompt,
-                    map_format(),
-                    info=text,
-                    short_filename=not shared.opts.grid_extended_filename,
-                    p=p,
-                    grid=True,
-                )
+                _save(p, panel, number, text)
             processed.images.append(panel)
             processed.infotexts.append(text)
         if self.shares:
             processed.extra_generation_params[SHARES] = json.dumps(self.shares)
+
+
+def _save(p, panel: Image, number: int, text: str) -> None:
+    images.save_image(
+        panel,
+        p.outpath_grids,
+        "loratorio",
+        p.all_seeds[min(number, len(p.all_seeds) - 1)],
+        p.all_prompts[min(number, len(p.all_prompts) - 1)],
+        map_format(),
+        info=text,
+        short_filename=not shared.opts.grid_extended_filename,
+        p=p,
+        grid=True,
+    )

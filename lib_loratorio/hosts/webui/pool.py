@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
-from typing import TypeVar
 
 import networks
 from modules import shared
 
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.webui.messages import note
-from lib_loratorio.hosts.webui.request import extra_network_data, names
+from lib_loratorio.hosts.webui.tags import names, requested
+from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.pool import entries, resolved
 from lib_loratorio.settings import Settings
-
-Adapter = TypeVar("Adapter")
 
 
 def known() -> dict[str, str]:
@@ -48,21 +46,15 @@ def _aliases() -> dict[str, str]:
     }
 
 
-def is_available(name: str) -> bool:
-    """Whether a tag's name is one of the host's LoRAs, or another name of one."""
-    return name in networks.available_network_aliases or name in networks.available_networks
-
-
 def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str, float], Adapter]) -> list[Adapter]:
-    """The pool's adapters by `load(name, strength)`, but for those that the prompt has itself: the `asked` ones, and
-    those that it switches off.
+    """The pool's adapters by `load(name, strength)`, without those that the prompt has itself or switches off.
 
-    Those that cannot be loaded for this model are left out, and tried once a request: a folder may hold LoRAs for
-    several models. Raises SettingsError for names that the host does not know.
+    `asked` are the prompt's own. Those that cannot be loaded for this model are left out, and tried once a request: a
+    folder may hold LoRAs for several models. Raises SettingsError for names that the host does not know.
     """
     aliases = _aliases()
-    tagged = {aliases.get(name, name) for name in names(extra_network_data(p))}
-    files = {adapter.filename for adapter in asked}
+    tagged = {aliases.get(name, name) for name in names(requested(p))}
+    files = {adapter.path for adapter in asked}
     taken = [
         name for name, network in networks.available_networks.items() if name in tagged or network.filename in files
     ]
@@ -85,6 +77,6 @@ def tell_refused(p) -> None:
     if left_out:
         note(
             p,
-            f"{len(left_out)} LoRAs of the pool cannot be read, or do not suit this model, and are "
-            f"left out: {', '.join(left_out)}.",
+            f"{len(left_out)} LoRAs of the pool cannot be read, or do not suit this model, and are left out: "
+            f"{', '.join(left_out)}.",
         )

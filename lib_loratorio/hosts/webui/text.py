@@ -1,78 +1,81 @@
-"""Text conditions from a text encoder with one adapter alone, or with none, by the host's own routine."""
+"""Text conditions of the base and of each adapter that needs its own, by the host's own routine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from modules import prompt_parser, sd_samplers, shared
 
-from lib_loratorio.loras.text import ConditionCache, readings
+from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.text import ConditionCache, Reading, readings
 from lib_loratorio.loras.trigger_words import appended, trigger_words
+from lib_loratorio.settings import Settings
+
+Readers = Callable[[Sequence[Adapter]], AbstractContextManager[None]]
 
 _conditions = ConditionCache()
 
 
-def own_texts(adapters: Sequence, words: bool, encoded_with: Callable[[tuple, str], tuple]) -> dict[int, tuple]:
-    """The text conditions of the base and of each adapter that needs its own; none where none needs it.
-
-    Args:
-        words: whether an adapter's trigger words, where its file tells them, belong to its own prompt.
-        encoded_with: gives the conditions of the text encoder with these adapters, for the prompt with these words.
-    """
-    triggers = [trigger_words(adapter.filename) if words else "" for adapter in adapters]
-    found = readings(adapters, triggers)
-    _conditions.make_room(2 * len(found))  # a first pass and a hires pass
-    return {model: encoded_with(*reading) for model, reading in found.items()}
-
-
-def encoded(
+def text_conditions(
     p,
-    key: Hashable,
-    with_its_networks: Callable[[], AbstractContextManager],
-    words: str = "",
-    unconditional: bool = True,
-) -> tuple:
-    """The pass's conditions `(cond, uncond)`, each with slots of our own in place of the host's caches.
+    settings: Settings,
+    adapters: Sequence[Adapter],
+    readers: Readers,
+    unconditional: Callable[[], bool] = lambda: True,
+) -> dict[int, tuple]:
+    """The conditions `(cond, uncond)` of the base and of each adapter that needs its own; none where none needs it.
 
     Args:
-        key: whatever the conditions depend on besides prompts and size.
-        with_its_networks: the text encoder is the wanted one within this context.
-        words: appended to the prompt, to each of those that `AND` divides.
-        unconditional: whether the negative prompt is wanted too; else `uncond` is None.
+        settings: whether adapters read the prompt by themselves, and whether with their trigger words.
+        readers: within `readers(adapters)` the host encodes prompts with these adapters in the text encoder.
+        unconditional: whether the host reads the negative prompt too; else `uncond` is None.
     """
+    if settings.text_encoder != "own":
+        return {}
+    words = [trigger_words(adapter.path) if settings.trigger_words else "" for adapter in adapters]
+    found = readings(adapters, words)
+    _conditions.make_room(2 * len(found))  # a first pass and a hires pass
+    return {model: _encoded(p, reading, readers, unconditional()) for model, reading in found.items()}
+
+
+def _encoded(p, reading: Reading, readers: Readers, unconditional: bool) -> tuple:
+    """The pass's conditions `(cond, uncond)`, each with slots of our own in place of the host's caches."""
     hires = p.is_hr_pass
     width, height = (p.hr_upscale_to_x, p.hr_upscale_to_y) if hires else (p.width, p.height)
     positive, negative = _prompts(p)
-    positive = tuple(_with_words(prompt, words) for prompt in positive)
-    guidance = getattr(p, "distilled_cfg_scale", None)
-    if hires:
-        guidance = getattr(p, "hr_distilled_cfg", guidance)
-    slots = _conditions.get(
-        (hires, width, height, guidance, key, positive, negative), lambda: ([None, None], [None, None])
-    )
-    steps = None
-    if hires:
-        config = sd_samplers.find_sampler_config(p.hr_sampler_name or p.sampler_name)
-        second_pass = p.hr_second_pass_steps or p.steps
-        steps = config.total_steps(second_pass) if config else second_pass
+    guidance = _distilled_guidance(p)
+    key = hires, width, height, guidance, reading.key, positive, negative
+    slots = _conditions.get(key, lambda: ([None, None], [None, None]))
+    steps = _hires_steps(p) if hires else None
     size = {"width": width, "height": height} | ({} if guidance is None else {"distilled_cfg_scale": guidance})
 
     def encode(function, prompts, slot):
-        def with_them(*args):
-            with with_its_networks():
+        def with_readers(*args):
+            with readers(reading.adapters):
                 return function(*args)
 
-        return p.get_conds_with_caching(with_them, prompts, p.firstpass_steps, [slot], None, steps)
+        return p.get_conds_with_caching(with_readers, prompts, p.firstpass_steps, [slot], None, steps)
 
-    return (
-        encode(
-            prompt_parser.get_multicond_learned_conditioning, prompt_parser.SdConditioning(positive, **size), slots[0]
-        ),
-        encode(prompt_parser.get_learned_conditioning, prompt_parser.SdConditioning(negative, True, **size), slots[1])
-        if unconditional
-        else None,
-    )
+    own = tuple(_with_words(prompt, reading.words) for prompt in positive)
+    cond = encode(prompt_parser.get_multicond_learned_conditioning, prompt_parser.SdConditioning(own, **size), slots[0])
+    if not unconditional:
+        return cond, None
+    uncond = prompt_parser.SdConditioning(negative, True, **size)
+    return cond, encode(prompt_parser.get_learned_conditioning, uncond, slots[1])
+
+
+def _distilled_guidance(p) -> float | None:
+    """The guidance that a distilled model reads with its text, where the host knows such models."""
+    guidance = getattr(p, "distilled_cfg_scale", None)
+    return getattr(p, "hr_distilled_cfg", guidance) if p.is_hr_pass else guidance
+
+
+def _hires_steps(p) -> int:
+    """The steps of the hires pass as its sampler counts them, which prompt editing goes by."""
+    config = sd_samplers.find_sampler_config(p.hr_sampler_name or p.sampler_name)
+    steps = p.hr_second_pass_steps or p.steps
+    return config.total_steps(steps) if config else steps
 
 
 def _with_words(prompt: str, words: str) -> str:

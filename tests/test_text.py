@@ -1,16 +1,15 @@
 """Who reads the prompt with what, and the cache of text conditions."""
 
-from types import SimpleNamespace
-
+import made_adapters
 import pytest
 
-from lib_loratorio.engine.methods import BASE
-from lib_loratorio.loras.tag import Part
+from lib_loratorio.loras.adapter import BASE
+from lib_loratorio.loras.tag import LoraTag
 from lib_loratorio.loras.text import ConditionCache, readings
 
 
 def adapter(changes_text, role="local"):
-    return SimpleNamespace(changes_text=changes_text, part=Part(role=role))
+    return made_adapters.adapter(LoraTag(role=role), changes_text=changes_text)
 
 
 def test_each_adapter_that_needs_it_reads_for_itself():

@@ -1,0 +1,130 @@
+"""One pass of a request's sampling, composed, from its begin to its end: what every WebUI has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.engine.composer import Composer
+from lib_loratorio.engine.planner import Step
+from lib_loratorio.errors import LoratorioError
+from lib_loratorio.hosts.webui import pool, request
+from lib_loratorio.hosts.webui.failures import LeftOutError, tell_left_out
+from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
+from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.settings import INFOTEXT, POOL, Settings
+
+
+def prepare(
+    p,
+    settings: Settings,
+    declined: str | None,
+    adapters_of: Callable[[Any, Settings], Sequence[Adapter]],
+    make_pass: Callable[[Any, Settings, Sequence[Adapter]], Pass],
+) -> None:
+    """Arranges that the sampling about to start is composed. Raises LoratorioError.
+
+    Args:
+        declined: why the host cannot compose this pass, or None.
+        adapters_of: gives the adapters of the pass.
+        make_pass: the host's `Pass`.
+    """
+    if not p.is_hr_pass:  # the next batch, whose images do not tell of the one before
+        p.extra_generation_params.pop(POOL, None)
+    adapters, composed = [], None
+    if not declined:
+        adapters, composed = _suiting(p, settings, adapters_of, make_pass)
+        pool.tell_refused(p)
+    if not adapters:
+        of_pool = ", and neither has the pool" if settings.pool else ""
+        nothing = f"the prompt has no LoRA of a strength other than 0{of_pool}"
+        request.leave_alone(p, f"LoRAtorio did nothing: {declined or nothing}.")
+        return
+    maps = request.begin_maps(p, settings, adapters)
+    if composed:
+        composed.composer.maps = maps
+        request.suggest_roles(p, adapters)
+        instead_of_sampling(p.sampler, composed.sample)
+    else:
+        request.tell_what_merge_leaves_out(p, adapters)
+    p.loratorio.composed = True
+    p.extra_generation_params[INFOTEXT] = settings.to_infotext()
+
+
+def _suiting(
+    p,
+    settings: Settings,
+    adapters_of: Callable[[Any, Settings], Sequence[Adapter]],
+    make_pass: Callable[[Any, Settings, Sequence[Adapter]], Pass],
+) -> tuple[Sequence[Adapter], Pass | None]:
+    """The adapters that suit the model, and the pass that composes them; none of it where the host merges them."""
+    without_effect = p.loratorio.without_effect
+    while True:
+        adapters = [adapter for adapter in adapters_of(p, settings) if adapter.key not in without_effect]
+        try:
+            return adapters, make_pass(p, settings, adapters) if adapters and settings.traits.apart else None
+        except LeftOutError as left_out:  # they are not asked for in the next round
+            pool.refused(p).extend(adapter.name for adapter in left_out.adapters if adapter.pooled)
+            without_effect.update(adapter.key for adapter in left_out.adapters if not adapter.pooled)
+            tell_left_out(p, left_out.adapters)
+
+
+class Pass:
+    """One pass of sampling, composed.
+
+    A host's own is the engine's `ModelHost` too, and adds `running`, the bracket of the sampling, and what happens
+    within a sampler call.
+    """
+
+    composer: Composer
+
+    def __init__(self, p, settings: Settings, adapters: Sequence[Adapter]):
+        self.p, self.settings, self.adapters = p, settings, adapters
+        self.denoiser = p.sampler.model_wrap_cfg
+        self.error: Exception | None = None
+
+    def composer_of(self, bank: AdapterBank) -> Composer:
+        return Composer(self.settings, self.adapters, bank, self, tally=self.p.loratorio.tally)
+
+    def sample(self, launch_sampling, steps, func):
+        with self.running():
+            return launch_sampling(steps, func)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Hooks and callbacks in place for the time of the sampling; everything back afterwards."""
+        raise NotImplementedError
+
+    @contextmanager
+    def keeping_errors(self) -> Iterator[None]:
+        """For the host's callbacks: it prints and ignores what they raise, so the next model call raises it again."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
+
+    def raise_error(self) -> None:
+        if self.error:
+            raise LoratorioError(f"{type(self.error).__name__}: {self.error}") from self.error
+
+    def report(self) -> None:
+        """At the end of the sampling: an error of its last step, and what the user wants to know."""
+        self.raise_error()
+        if self.settings.verify:
+            request.report_verification(self.p)
+        request.report_pool(self.p, self.composer.chosen)
+
+    def plan(self) -> Step | None:
+        """What the model call about to be made is to be; None where the host's own merge applies."""
+        calls = max(self.denoiser.total_steps, 1)
+        made = self.denoiser.step
+        return self.composer.plan(made / calls, made * self.denoiser.steps // calls)
+
+    def leave_to_refiner(self) -> None:
+        note(
+            self.p,
+            "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.",
+        )
+        self.denoiser = None

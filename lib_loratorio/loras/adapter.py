@@ -1,0 +1,65 @@
+"""An adapter: one LoRA as one sampling has it, whichever host has loaded it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lib_loratorio.loras.tag import LOCAL, LoraTag
+
+BASE = -1
+"""The base model's number among the models of a sampling; adapters are numbered from 0, the prompt's in its order."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA at the strengths it was asked for.
+
+    name: what its user calls it. path: its file.
+    text_strength, denoiser_strength: of its layers in the text encoders, and in the UNet or transformer.
+    changes_text, changes_denoiser: whether it has any effect there.
+    source: the host's own object for it, which only that host's modules know.
+    version: what tells contents of one file apart, such as its time of change and the rank that is used.
+    tag: when and as what it takes part.
+    pooled: whether it is of the pool, and so may be left out of a step.
+    """
+
+    name: str
+    path: str
+    text_strength: float
+    denoiser_strength: float
+    changes_text: bool
+    changes_denoiser: bool
+    source: Any
+    version: Hashable = None
+    tag: LoraTag = LOCAL
+    pooled: bool = False
+
+    @property
+    def key(self) -> tuple:
+        """Equal for adapters of equal effect."""
+        return self.name, self.path, self.version, self.text_strength, self.denoiser_strength
+
+    @property
+    def is_global(self) -> bool:
+        return self.tag.role == "global"
+
+
+def merged_below(adapters: Sequence[Adapter]) -> list[list[Adapter]]:
+    """For each adapter the ones that every evaluation of it has too: the global ones, of them those before it."""
+    every = [adapter for adapter in adapters if adapter.is_global]
+    found, before = [], 0
+    for adapter in adapters:
+        found.append(every[:before] if adapter.is_global else every)
+        before += adapter.is_global
+    return found
+
+
+def numbered_names(adapters: Sequence[Adapter]) -> list[str]:
+    """The adapters' names; those of one name are numbered."""
+    names = [adapter.name for adapter in adapters]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
+        for place, name in enumerate(names)
+    ]

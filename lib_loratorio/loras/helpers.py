@@ -1,0 +1,29 @@
+"""LoRAs that do not draw anything of their own, but change how the model samples, or how strong something is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lib_loratorio.loras.metadata import metadata_of
+
+ACCELERATES = ("lcm", "lightning", "hyper", "turbo", "dmd", "dmd2", "pcm", "tcd", "sdxl-lightning", "hyper-sd")
+SLIDER = "slider"
+
+TOLD_BY = ("modelspec.title", "ss_output_name", "ss_training_comment")
+
+
+def acts_everywhere(path: str) -> bool:
+    """Whether a file is an acceleration LoRA (LCM, Lightning, Hyper, Turbo and the like) or a slider.
+
+    Told by its name or its metadata. Such a LoRA is meant for the whole image, so it should not compete for patches.
+    """
+    metadata = metadata_of(path)
+    texts = [Path(path).stem, *(str(metadata.get(key, "")) for key in TOLD_BY)]
+    words = {word for text in texts for word in re.split(r"[^a-z0-9]+", _spaced(text).lower())}
+    return not words.isdisjoint(ACCELERATES) or any(word.startswith(SLIDER) for word in words)
+
+
+def _spaced(text: str) -> str:
+    """Words that only capitals divide, as in `AgeSlider`, apart."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)

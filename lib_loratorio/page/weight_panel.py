@@ -1,0 +1,127 @@
+"""A weight matrix as an image: where each LoRA weighed most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageFont import FreeTypeFont as Font
+
+TILE = 256
+"""Least width of a panel's tile in pixels; smaller images are enlarged."""
+
+COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (150, 150, 150),
+)
+"""Okabe and Ito's palette, which colour-blind people can tell apart too."""
+
+MOST, OTHERS = len(COLOURS), (60, 60, 60)
+"""How many adapters are shown, and the colour of the places that others win."""
+
+HEAT = (
+    (0.0, (13, 8, 135)),
+    (0.25, (126, 3, 168)),
+    (0.5, (204, 71, 120)),
+    (0.75, (248, 149, 64)),
+    (1.0, (240, 249, 33)),
+)
+"""Weight 0 to 1 in colours, after matplotlib's plasma."""
+
+BACKGROUND, INK = (24, 24, 24), (235, 235, 235)
+MARGIN = 8
+
+
+def weight_panel(
+    image: Image.Image,
+    weights: torch.Tensor,
+    names: Sequence[str],
+    patch: int,
+    font: Callable[[int], Font] = ImageFont.load_default,
+) -> Image.Image:
+    """One row of tiles: the image, a heat map with its share for each adapter, and who wins where.
+
+    Of more than `MOST` adapters those with the largest shares are shown, and the last line tells what the others have.
+
+    Args:
+        image: the finished image.
+        weights: `[N, h, w]`, its patch weights.
+        names: N names.
+        patch: edge of a patch in pixels of the image; the last row and column may be cut off by its border.
+        font: gives a font of a size in pixels; the default needs Pillow 10.1.
+    """
+    weights = weights.detach().float().cpu()
+    shown = weights.mean((-2, -1)).topk(min(MOST, len(weights))).indices.sort().values.tolist()
+    colours = [COLOURS[shown.index(n)] if n in shown else OTHERS for n in range(len(names))]
+    factor = max(1, -(-TILE // image.width))
+    size = (image.width * factor, image.height * factor)
+    plain = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    grey = plain.convert("L").convert("RGB")
+    shares = weights.mean((-2, -1))
+    tiles = [(plain, [("picture", None)])]
+    for n in shown:
+        heat = Image.blend(grey, _on_image(_heat(weights[n].numpy()), patch, image.size, size), 0.6)
+        tiles.append((heat, [(f"{names[n]} {shares[n]:.0%}", None)]))
+    legend = [(names[n], colours[n]) for n in shown]
+    if len(shown) < len(names):
+        legend.append((f"{len(names) - len(shown)} others {1 - shares[shown].sum():.0%}", OTHERS))
+    tiles.append((Image.blend(grey, _on_image(dominant(weights, colours), patch, image.size, size), 0.6), legend))
+    return _row(tiles, size, font(max(14, size[0] // 20)))
+
+
+def dominant(weights: torch.Tensor, colours: Sequence[tuple[int, int, int]] = COLOURS) -> Image.Image:
+    """Who wins where: one pixel a patch, in the colour of the adapter that weighs most; `weights [N, h, w]`, at least N
+    colours.
+    """
+    return Image.fromarray(np.array(colours, np.uint8)[weights.argmax(0).cpu().numpy()])
+
+
+def _heat(weight: np.ndarray) -> Image.Image:
+    stops = [stop for stop, _ in HEAT]
+    channels = [np.interp(weight, stops, [colour[channel] for _, colour in HEAT]) for channel in range(3)]
+    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
+
+
+def _on_image(patches: Image.Image, patch: int, image: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """One pixel a patch, brought over the image: nearest, because a patch has one weight, with what the border cuts
+    off.
+    """
+    whole = patches.resize((patches.width * patch, patches.height * patch), Image.Resampling.NEAREST)
+    return whole.crop((0, 0, *image)).resize(size, Image.Resampling.NEAREST)
+
+
+def _row(tiles: Sequence[tuple[Image.Image, list]], size: tuple[int, int], font: Font) -> Image.Image:
+    line = sum(font.getmetrics()) + 4
+    width, height = size
+    heading = line * max(len(captions) for _, captions in tiles)
+    panel = Image.new("RGB", (MARGIN + (width + MARGIN) * len(tiles), height + heading + 3 * MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(panel)
+    for number, (tile, captions) in enumerate(tiles):
+        x = MARGIN + (width + MARGIN) * number
+        panel.paste(tile, (x, MARGIN))
+        for place, (text, colour) in enumerate(captions):
+            y, left = height + 2 * MARGIN + place * line, x
+            if colour:
+                draw.rectangle((x, y + 3, x + line - 8, y + line - 5), fill=colour)
+                left += line
+            draw.text((left, y), _fitted(text, font, x + width - left), font=font, fill=INK)
+    return panel
+
+
+def _fitted(text: str, font: Font, width: int) -> str:
+    """The text, its middle left out where it is too long; the end holds the share."""
+    if font.getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 0, -1):
+        short = text[: kept - kept // 2] + "…" + text[len(text) - kept // 2 :]
+        if font.getlength(short) <= width:
+            return short
+    return ""
