@@ -27,7 +27,17 @@ FOLDER = Path(__file__).parent
 COMMON, WEBUI = FOLDER / "common", FOLDER / "webui"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "loratorio.py"
 
-_HOST_MODULES = ("modules", "networks", "network", "model", "gradio", "bases", "backend", "modules_forge")
+_HOST_MODULES = (
+    "modules",
+    "networks",
+    "network",
+    "model",
+    "gradio",
+    "bases",
+    "backend",
+    "modules_forge",
+    "ldm_patched",
+)
 _IMPORTING_THEM = (
     "lib_loratorio.hosts.a1111",
     "lib_loratorio.hosts.forge",

@@ -1,4 +1,4 @@
-"""Small stand-ins of Forge and Neo, written from their interfaces."""
+"""Small stand-ins of the Forge family, Forge, Neo and reForge, written from their interfaces."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ import torch
 from standin import FOLDER, RunningHost, imported_from
 
 FORGE = FOLDER / "forge"
-FOLDERS = {"forge": (FORGE,), "neo": (FOLDER / "neo", FORGE)}
-PARTS = {
-    member: {
-        "args": "backend.args",
-        "memory_management": "backend.memory_management",
-        "sampling_function": "backend.sampling.sampling_function",
-        "condition": "backend.sampling.condition",
-    }
-    for member in FOLDERS
+FOLDERS = {"forge": (FORGE,), "neo": (FOLDER / "neo", FORGE), "reforge": (FOLDER / "reforge",)}
+_BACKEND = {
+    "args": "backend.args",
+    "memory_management": "backend.memory_management",
+    "sampling_function": "backend.sampling.sampling_function",
+    "condition": "backend.sampling.condition",
+    "lora": "backend.patcher.lora",
 }
+_LDM_PATCHED = {
+    "memory_management": "ldm_patched.modules.model_management",
+    "sampling_function": "ldm_patched.modules.samplers",
+    "condition": "ldm_patched.modules.conds",
+    "lora": "ldm_patched.modules.lora",
+}
+PARTS = {"forge": _BACKEND, "neo": _BACKEND, "reforge": _LDM_PATCHED}
 """Modules of the same role, by member."""
 
 RANK = 2
@@ -36,9 +41,15 @@ def installed(member: str = "forge") -> Iterator[Host]:
 
 
 class Host(RunningHost):
+    """
+    merge_name: what in `lora` merges patches into a weight.
+    quantises: whether models may be stored as integers, with networks merged in each forward.
+    """
+
     def __init__(self, member: str):
         super().__init__(forge="lib_loratorio.hosts.forge", **PARTS[member])
-        self.member = member
+        self.member, self.quantises = member, member != "reforge"
+        self.merge_name = "merge_lora_to_weight" if self.quantises else "calculate_weight"
         self.calc_cond_uncond_batch = self.sampling_function.calc_cond_uncond_batch
 
     def add(self, name: str, patches: Mapping[Any, str], seed: int, size=0.4) -> Any:
@@ -61,7 +72,8 @@ class Host(RunningHost):
 
     def patch(self, unet: Any, on_disk: Any) -> None:
         """Has a patcher take a file's patches, as other extensions do."""
-        unet.add_patches(filename=on_disk.name, patches=self.networks._read(on_disk))
+        named = {} if self.member == "reforge" else {"filename": on_disk.name}
+        unet.add_patches(patches=self.networks._read(on_disk), **named)
 
     def _shape(self, name: str, offset=None) -> list[int]:
         layer, _, parameter = name.rpartition(".")

@@ -2,24 +2,9 @@
 
 from backend.args import dynamic_args
 from backend.patcher.lora import as_patch
-from bases.forge_networks import (
-    available_network_aliases,
-    available_networks,
-    contents,
-    forbidden_network_aliases,
-    load,
-    loaded_networks,
-    of,
-)
+from bases.forge_networks import *  # noqa: F403  (the host's lists)
+from bases.forge_networks import contents, load, of
 from modules import shared
-
-__all__ = [
-    "available_network_aliases",
-    "available_networks",
-    "forbidden_network_aliases",
-    "load_networks",
-    "loaded_networks",
-]
 
 
 def load_networks(names, te_multipliers=None, unet_multipliers=None, dyn_dims=None):

@@ -24,11 +24,11 @@ class CFGDenoiser(torch.nn.Module):
         self.model_wrap = None
         self.sampler.sampler_extra_args["cond"], self.sampler.sampler_extra_args["uncond"] = self.p.get_conds()
 
-    def conditions(self, cond, uncond):
+    def conditions(self, x, cond, uncond):
         """By picture the places and weights of its conditions, these conditions, and the negative prompts'."""
         if shared.state.interrupted or shared.state.skipped:
             raise InterruptedException
-        if self.p.refine(self):
+        if self.p.refine(self, x):
             cond, uncond = self.sampler.sampler_extra_args["cond"], self.sampler.sampler_extra_args["uncond"]
         places, text = prompt_parser.reconstruct_multicond_batch(cond, self.step)
         return places, text, None if uncond is None else prompt_parser.reconstruct_cond_batch(uncond, self.step)

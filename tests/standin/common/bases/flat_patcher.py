@@ -56,10 +56,14 @@ class FlatPatcher(Patcher):
         layer, name = place(self.model, key)
         weight = getattr(layer, name)
         self.backup[key] = Backup(weight, False)
+        convert, put = (getattr(layer, f"{word}_{name}", None) for word in ("convert", "set"))
         # In the weight's own precision, where that is the higher one, so that a test can be exact.
         precise = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-        merged = self.merged(patches, precise, key)
-        setattr(layer, name, torch.nn.Parameter(merged.to(weight.dtype), requires_grad=False))
+        merged = self.merged(patches, convert(precise, inplace=True) if convert else precise, key)
+        if put:
+            put(merged)
+        else:
+            setattr(layer, name, torch.nn.Parameter(merged.to(weight.dtype), requires_grad=False))
 
     def merged(self, patches, weight, key):
         """The host's merge, into `weight` and in its precision."""

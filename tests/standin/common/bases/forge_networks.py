@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 from modules import shared
 
+__all__ = ["available_network_aliases", "available_networks", "forbidden_network_aliases", "loaded_networks"]
+
 available_networks: dict = {}
 available_network_aliases: dict = {}
 forbidden_network_aliases: dict = {}

@@ -114,7 +114,7 @@ class Processing:
 
     # Sampling
 
-    def refine(self, denoiser):
+    def refine(self, denoiser, x):
         """Switches to the refiner's model when it is time."""
         if (
             self.refiner is None
@@ -126,13 +126,13 @@ class Processing:
         self.model_changed()
         self.setup_conds()
         denoiser.update_inner_model()
-        self.prepare_model()
+        self.prepare_model(x)
         return True
 
     def model_changed(self):
         """What a host does before it encodes the prompts for a refiner."""
 
-    def prepare_model(self):
+    def prepare_model(self, x):
         """What a host does before a model runs in a sampling."""
 
     def noise(self, number):
@@ -165,7 +165,7 @@ class Processing:
 
     def sampled(self, x, steps=None):
         self.before_sampling(x)
-        self.prepare_model()
+        self.prepare_model(x)
         return self.sampler.sample(self, x, *self.get_conds(), self.image_conditioning(x), steps)
 
     def second_pass(self, x):

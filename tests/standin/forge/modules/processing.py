@@ -21,7 +21,7 @@ class Processing(forge_processing.Processing):
         of_picture = {**of_picture, "distilled_cfg_scale": distilled}
         return super().conditions(prompts, of_picture, caches, data, steps, cfg != 1)
 
-    def prepare_model(self):
+    def prepare_model(self, x):
         sampling_prepare(self.sd_model.forge_objects.unet)
 
     def sampled(self, x, steps=None):

@@ -37,7 +37,7 @@ class CFGDenoiser(denoiser.CFGDenoiser):
         return cond, tokens
 
     def forward(self, x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond):
-        places, text, negative = self.conditions(cond, uncond)
+        places, text, negative = self.conditions(x, cond, uncond)
         pictures = len(places)
         rows = [picture for picture, subprompts in enumerate(places) for _ in subprompts] + list(range(pictures))
         params = CFGDenoiserParams(x[rows], image_cond[rows], sigma[rows], 0, self.steps, text, negative, self)
