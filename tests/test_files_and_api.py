@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.kinds import describe
 from lib_loratorio.page.api import add_routes
-from lib_loratorio.settings import METHODS, Settings, schema
+from lib_loratorio.settings import METHODS, SETTINGS, Settings, schema
 
 EXPECTED = {
     "lora": "lora",
@@ -74,6 +74,10 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
 def test_schema_says_what_the_settings_take():
     properties = schema()["properties"]
     assert {name: value["default"] for name, value in properties.items()} == Settings().to_api()
+    assert {name: value["title"] for name, value in properties.items()} == {
+        name: declared.label for name, declared in SETTINGS.items()
+    }
+    assert all(value["description"] for value in properties.values())
     assert properties["method"]["enum"] == list(METHODS) and properties["enabled"]["type"] == "boolean"
     for name, value in properties.items():
         for limit, step in (("minimum", -1), ("maximum", 1)):
