@@ -19,6 +19,7 @@ from lib_loratorio import __version__
 from lib_loratorio.declaration import Choice, Flag
 from lib_loratorio.errors import LoratorioError, SettingsError, told
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
+from lib_loratorio.page.settings_table import markdown
 from lib_loratorio.settings import INFOTEXT, METHODS, POOL, SETTINGS, Settings
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
@@ -53,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
+    settings = commands.add_parser("settings", help="print what docs/settings.md says of the settings")
+    settings.set_defaults(command=_print_settings)
     generate = commands.add_parser("generate", help="make pictures from a prompt")
     generate.set_defaults(command=_generate)
     add = generate.add_argument
@@ -185,6 +188,11 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is no number")
     return value
+
+
+def _print_settings(options: argparse.Namespace) -> int:
+    print(markdown(), end="")
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:

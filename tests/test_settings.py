@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from lib_loratorio import cli
 from lib_loratorio.declaration import Flag, Number
 from lib_loratorio.engine.methods import METHODS as IMPLEMENTED
+from lib_loratorio.engine.methods import SWITCH_EVERY
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.settings import METHODS, PRESETS, SETTINGS, Settings, Traits
 
@@ -85,6 +87,17 @@ def test_traits_include_what_is_needed():
     switch = Settings(method="switch").traits
     assert switch.include(Traits()) and switch.include(Traits(apart=True))
     assert not switch.include(Traits(apart=True, several=True)) and not switch.include(Traits(weighs=True))
+
+
+def test_the_documentation_is_what_the_command_prints(capsys):
+    assert cli.main(["settings"]) == 0
+    assert capsys.readouterr().out == (DOCS / "settings.md").read_text(encoding="utf-8"), (
+        "python -m lib_loratorio settings > docs/settings.md"
+    )
+
+
+def test_the_documentation_tells_how_long_switch_stays():
+    assert f"the next every {SWITCH_EVERY} steps" in SETTINGS["method"].described
 
 
 def test_presets():
