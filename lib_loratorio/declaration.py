@@ -175,6 +175,7 @@ class Setting:
     option: whether the command line has an option for it.
     in_infotext: "always", "never", or where its value has "changed" from the default.
     in_presets: whether a preset sets it.
+    priced: whether the price of a step depends on it.
     """
 
     default: Any
@@ -190,6 +191,7 @@ class Setting:
     option: bool = True
     in_infotext: str = "changed"
     in_presets: bool = False
+    priced: bool = False
 
     @property
     def described(self) -> str:

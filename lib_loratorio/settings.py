@@ -63,6 +63,7 @@ class Settings:
         axis=Axis(2),
         in_infotext="always",
         in_presets=True,
+        priced=True,
     )
     patch_size: int = setting(
         1,
@@ -103,6 +104,7 @@ class Settings:
         axis=Axis(5),
         in_infotext="always",
         in_presets=True,
+        priced=True,
     )
     top_k: int = setting(
         0,
@@ -190,6 +192,7 @@ class Settings:
         uses=APART,
         place=(8, 1),
         option=False,
+        priced=True,
     )
     pool_mode: str = setting(
         "exact",
@@ -258,6 +261,7 @@ class Settings:
         place=(6, 2),
         slider=Slider(1, 10, 1),
         axis=Axis(12),
+        priced=True,
     )
 
     def __post_init__(self) -> None:

@@ -22,6 +22,9 @@ RESET = "reset"
 SHOWN = sorted((name for name in SETTINGS if SETTINGS[name].place), key=lambda name: SETTINGS[name].place)
 """The settings that have a control in the accordion, in the order they are shown."""
 
+PRICED = " ".join(name for name in SETTINGS if SETTINGS[name].priced)
+"""The settings of which the live help asks the price."""
+
 FEW = 3
 """So many choices are shown side by side; more are a list that opens."""
 
@@ -71,7 +74,7 @@ def build(
     buttons, made = {}, {}
     with accordion(default.enabled, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
         gr.HTML(
-            f'<span>{HELP}</span> <span class="loratorio-live"></span>',
+            f'<span>{HELP}</span> <span class="loratorio-live" data-settings="{PRICED}"></span>',
             elem_classes="loratorio-help",
             elem_id=elem_id("help"),
         )
