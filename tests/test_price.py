@@ -50,6 +50,7 @@ def test_tags(tag, expected):
         ("", "local"),
         (":lt=global", "global"),
         (":lt= GLOBAL ", "global"),
+        (": LT=global", "global"),
         (":lt=local", "local"),
         (":lt=glob", "local"),
         (":ltstart=2:lt=global", "global"),

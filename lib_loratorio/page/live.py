@@ -50,7 +50,7 @@ def _number(text: str) -> float:
 def _role(named: Mapping[str, str], lora: str) -> str:
     """Local or global; what else the tag says of LoRAtorio has no bearing on the price, and may be unfinished."""
     try:
-        return LoraTag.read({name: value for name, value in named.items() if name == "lt"}, lora).role
+        return LoraTag.read({name: value for name, value in named.items() if name.strip().lower() == "lt"}, lora).role
     except SettingsError:
         return LOCAL.role
 
