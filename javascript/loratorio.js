@@ -12,7 +12,7 @@
     const route = "./loratorio/v1/price";
     const milliseconds = {between_looks: 300, for_an_answer: 5000, until_asked_again: 5000};
 
-    // Of each tab: the query at the latest look; the one that was asked; the latest answer, null for none, and its query.
+    // Of each tab the latest query: seen, asked, and answered; with the answer, which is null where there is none.
     const tabs = {txt2img: {}, img2img: {}};
 
     function describe({loras, evaluations, pool}) {
@@ -31,7 +31,8 @@
     function queryOf(tab, prompt, names) {
         const settings = {};
         for (const name of names) {
-            const value = gradioApp().querySelector(`#script_${tab}_loratorio_${name} :is(textarea, input:not([type=range]))`)?.value;
+            const control = `#script_${tab}_loratorio_${name} :is(textarea, input:not([type=range]))`;
+            const value = gradioApp().querySelector(control)?.value;
             if (value) {
                 settings[name] = value;
             }
@@ -43,7 +44,8 @@
         state.asked = query;
         let answer = null;
         try {
-            const response = await fetch(`${route}?${query}`, {signal: AbortSignal.timeout(milliseconds.for_an_answer)});
+            const signal = AbortSignal.timeout(milliseconds.for_an_answer);
+            const response = await fetch(`${route}?${query}`, {signal});
             answer = response.ok ? await response.json() : null;
         } catch {
             // No answer: the server is gone, or has not begun to answer yet.
