@@ -16,31 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib_loratorio import __version__
+from lib_loratorio.declaration import Choice, Flag
 from lib_loratorio.errors import LoratorioError, SettingsError, told
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
-from lib_loratorio.settings import INFOTEXT, METHODS, POOL, POOL_MODES, TEXT_ENCODER_MODES, Settings
+from lib_loratorio.page.settings_table import markdown
+from lib_loratorio.settings import INFOTEXT, METHODS, POOL, SETTINGS, Settings
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
 INSTALL = "pip install torch diffusers transformers peft accelerate safetensors pillow"
 
-SETTINGS = (
-    "method",
-    "patch_size",
-    "temperature",
-    "lam",
-    "top_k",
-    "start",
-    "end",
-    "text_encoder",
-    "adapters_per_pass",
-    "verify",
-    "pool_mode",
-    "scout",
-    "scout_every",
-    "scout_share",
-    "trigger_words",
-    "guidance_every",
-)
+OPTIONS = [name for name in SETTINGS if SETTINGS[name].option]
+"""The settings that have an option each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Composes several LoRAs in one picture without merging their weights.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    generate = parser.add_subparsers(required=True, metavar="command").add_parser(
-        "generate", help="make pictures from a prompt"
-    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    settings = commands.add_parser("settings", help="print what docs/settings.md says of the settings")
+    settings.set_defaults(command=_print_settings)
+    generate = commands.add_parser("generate", help="make pictures from a prompt")
     generate.set_defaults(command=_generate)
     add = generate.add_argument
     add(
@@ -109,43 +96,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--maps", action="store_true", help="also draw where each LoRA weighed most")
     add("--device", help="default: cuda where there is one, else cpu")
     add("--dtype", choices=("float16", "bfloat16", "float32"), help="default: float16 on cuda, else float32")
-    default = Settings()
-    settings = generate.add_argument_group("composition")
-    add = settings.add_argument
-    add("--method", choices=METHODS, default=default.method)
-    add("--patch-size", default=default.patch_size, help="edge of the places that are weighed, in latent pixels")
-    add("--temperature", default=default.temperature, help="low: one LoRA wins each place; high: all share it")
-    add("--lam", default=default.lam, help="share of the bare model in the re-centred unconditional prediction")
-    add("--top-k", default=default.top_k, help="keeps only the k most divergent LoRAs in each place; 0: all")
-    add("--start", default=default.start, help="fraction of the sampling; before it the LoRAs are merged")
-    add("--end", default=default.end, help="fraction of the sampling; after it the LoRAs are merged")
-    add("--text-encoder", choices=TEXT_ENCODER_MODES, default=default.text_encoder)
-    add(
-        "--adapters-per-pass",
-        default=default.adapters_per_pass,
-        help="models that share one UNet call; 0: as many as fit into memory",
-    )
-    add(
-        "--pool-mode",
-        choices=POOL_MODES,
-        default=default.pool_mode,
-        help="exact: all of the pool in every step; scout: see the next three",
-    )
-    add("--scout", default=default.scout, help="fraction of the sampling in which all of the pool compete")
-    add("--scout-every", default=default.scout_every, help="steps until all compete again; 0: never")
-    add(
-        "--scout-share",
-        default=default.scout_share,
-        help="share of the strongest LoRA's places that one of the pool needs to stay",
-    )
-    add("--trigger-words", action="store_true", help="append each LoRA's own to the prompt that it alone reads")
-    add(
-        "--guidance-every",
-        default=default.guidance_every,
-        help="evaluates the LoRAs' unconditional rows in every so many steps",
-    )
-    add("--verify", action="store_true", help="compare every prediction with diffusers' own, one LoRA at a time")
+    _add_settings(generate.add_argument_group("composition"))
     return parser
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    """Adds an option for each setting that has one."""
+    for name in OPTIONS:
+        declared = SETTINGS[name]
+        flag, told_of, kind = f"--{name.replace('_', '-')}", declared.described.replace("%", "%%"), declared.kind
+        if isinstance(kind, Flag):
+            group.add_argument(flag, action="store_true", help=told_of)
+            continue
+        values = {"choices": list(kind.choices)} if isinstance(kind, Choice) else {}
+        if declared.unit:
+            values["metavar"] = declared.unit.upper().replace(" ", "_")
+        group.add_argument(flag, default=declared.default, help=f"{told_of} (default: %(default)s)", **values)
 
 
 def parse_lora(text: str) -> tuple[Path, float, LoraTag]:
@@ -224,13 +190,18 @@ def _number(text: str) -> float:
     return value
 
 
+def _print_settings(options: argparse.Namespace) -> int:
+    print(markdown(), end="")
+    return 0
+
+
 def _generate(options: argparse.Namespace) -> int:
     options.pool = _each_once(options.pool, options.lora)
     if options.pool and not METHODS[options.method].apart:
         print(told("the method merge has no pool; only the LoRAs of --lora are merged."), file=sys.stderr)
         options.pool = []
     names = [f"{path.stem}:{strength:g}" for path, strength, *_ in options.pool]
-    settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in SETTINGS})
+    settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in OPTIONS})
     if not options.lora and not options.pool:
         raise LoratorioError("there is no LoRA of a strength other than 0; give at least one with --lora or --pool.")
     if options.maps and not settings.traits.weighs:

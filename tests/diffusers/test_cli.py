@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from lib_loratorio import cli
 from lib_loratorio.hosts.diffusers.models import load_pipeline
 from lib_loratorio.loras.tag import LOCAL, LoraTag
-from lib_loratorio.settings import Settings
+from lib_loratorio.settings import SETTINGS, Settings
 
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 """How AUTOMATIC1111 reads the last line of an infotext."""
@@ -286,6 +286,39 @@ def test_models_that_cannot_be_used(folder, capsys, tmp_path):
     ):
         assert cli.main(arguments(folder, model=tmp_path / model)) == 2
         assert match in capsys.readouterr().err
+
+
+def test_every_setting_is_an_option_but_those_in_another_form(folder, tmp_path):
+    named = {
+        "method": "composite",
+        "patch_size": 3,
+        "temperature": 0.25,
+        "lam": 0.75,
+        "top_k": 2,
+        "start": 0.1,
+        "end": 0.9,
+        "text_encoder": "merged",
+        "adapters_per_pass": 1,
+        "pool_mode": "scout",
+        "scout": 0.3,
+        "scout_every": 4,
+        "scout_share": 0.6,
+        "guidance_every": 2,
+    }
+    options = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert cli.main(arguments(folder, *options, "--verify", "--trigger-words", "--out", str(tmp_path / "a.png"))) == 0
+    settings = Settings.from_infotext(fields(tmp_path / "a.png")[1]["LoRAtorio"])
+    assert settings == Settings(enabled=True, verify=True, trigger_words=True, **named)
+    assert {*named, "verify", "trigger_words"} == set(cli.OPTIONS) == set(SETTINGS) - {"enabled", "maps", "pool"}
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for name in cli.OPTIONS:
+        assert f"--{name.replace('_', '-')} " in told
+        assert SETTINGS[name].described.replace("-", "") in told.replace("- ", "").replace("-", "")
 
 
 def test_missing_packages(folder, capsys, monkeypatch):
