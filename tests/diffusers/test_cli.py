@@ -153,7 +153,7 @@ def test_pool_is_scouted(folder, tmp_path, capsys):
 def test_pool_alone_and_a_lora_that_is_in_both(folder, tmp_path, capsys):
     pool = ("--pool", str(folder / "a"), "--pool", str(folder / "b" / "style.safetensors:0.5"))
     assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "a.png"), loras=())) == 0
-    assert "pool: step 1: style, style" in capsys.readouterr().out
+    assert "pool: step 1: style (1), style (2)" in capsys.readouterr().out
     assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "b.png"), loras=("b/style.safetensors:0.8",))) == 0
     assert Settings.from_infotext(fields(tmp_path / "b.png")[1]["LoRAtorio"]).pool == "style:1"
 
@@ -185,7 +185,7 @@ def test_a_file_that_the_pool_names_twice_competes_once(folder, tmp_path, pool, 
     assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "a.png"), loras=("a/style.safetensors",))) == 0
     _, found = fields(tmp_path / "a.png")
     assert Settings.from_infotext(found["LoRAtorio"]).pool == expected
-    assert found.get("LoRAtorio pool") == ("step 1: style, style" if expected else None)
+    assert found.get("LoRAtorio pool") == ("step 1: style (1), style (2)" if expected else None)
 
 
 def test_merge_has_no_pool(folder, tmp_path, capsys):
