@@ -241,35 +241,17 @@ def _quiet() -> None:
 
 def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     _quiet()  # before the imports below, which warn of packages that play no part here
-    import torch
-
     from lib_loratorio.deltas.memory import is_out_of_memory
     from lib_loratorio.hosts.diffusers import composed
-    from lib_loratorio.hosts.diffusers.models import SCHEDULERS, load_pipeline, use_scheduler
 
-    if options.scheduler not in (None, *SCHEDULERS):
-        raise LoratorioError(f"there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
-    device = _device(options.device)
-    dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
-    pipe = load_pipeline(options.model, options.config, dtype).to(device)
-    sampler, schedule_type = use_scheduler(pipe, options.scheduler)
-    native = pipe.unet.config.sample_size
-    native = native if isinstance(native, (list, tuple)) else (native, native)
-    width, height = options.size or (native[1] * pipe.vae_scale_factor, native[0] * pipe.vae_scale_factor)
+    pipe, sampler, schedule_type = _pipeline(options)
+    width, height = options.size or _native_size(pipe)
     seed = random.randrange(2**32) if options.seed < 0 else options.seed
     seeds = [seed + number for number in range(options.batch)]
     try:
         with composed(pipe, [*options.lora, *options.pool], settings) as composition:
             began = time.perf_counter()
-            pictures = pipe(
-                prompt=[options.prompt] * options.batch,
-                negative_prompt=[options.negative] * options.batch,
-                width=width,
-                height=height,
-                num_inference_steps=options.steps,
-                guidance_scale=options.cfg,
-                generator=[torch.Generator().manual_seed(value) for value in seeds],
-            ).images
+            images = _images(pipe, options, width, height, seeds)
             seconds = time.perf_counter() - began
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -289,17 +271,57 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
         POOL: composition.chosen,
         "Version": f"loratorio-{__version__}",
     }
-    for file in _save(options, pictures, seeds, fields, composition):
+    for file in _save(options, images, seeds, fields, composition):
         print(file)
+    _tell(options, composition, seconds)
+    return 0
+
+
+def _pipeline(options: argparse.Namespace) -> tuple:
+    """The pipeline on its device, and the infotext's names of its sampler and schedule type."""
+    import torch
+
+    from lib_loratorio.hosts.diffusers.models import SCHEDULERS, load_pipeline, use_scheduler
+
+    if options.scheduler not in (None, *SCHEDULERS):
+        raise LoratorioError(f"there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
+    device = _device(options.device)
+    dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
+    pipe = load_pipeline(options.model, options.config, dtype).to(device)
+    return pipe, *use_scheduler(pipe, options.scheduler)
+
+
+def _native_size(pipe) -> tuple[int, int]:
+    """The size that the model was made for, (width, height) in pixels."""
+    native = pipe.unet.config.sample_size
+    height, width = native if isinstance(native, (list, tuple)) else (native, native)
+    return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
+
+
+def _images(pipe, options: argparse.Namespace, width: int, height: int, seeds: Sequence[int]) -> list:
+    import torch
+
+    return pipe(
+        prompt=[options.prompt] * options.batch,
+        negative_prompt=[options.negative] * options.batch,
+        width=width,
+        height=height,
+        num_inference_steps=options.steps,
+        guidance_scale=options.cfg,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
+
+
+def _tell(options: argparse.Namespace, composition, seconds: float) -> None:
+    """Prints what was done, for `seconds`."""
     tally = composition.tally
     if composition.chosen:
         print(f"pool: {composition.chosen}")
     print(f"{seconds:.1f} s, {tally.rows / (options.steps * options.batch):.3g} UNet evaluations a step and picture")
     if options.maps and composition.maps.mean is None:
         print("maps: no LoRA was weighed, so there are none")
-    if settings.verify:
+    if composition.settings.verify:
         print(f"verify: {tally.verified}")
-    return 0
 
 
 def _device(name: str | None):
@@ -314,9 +336,7 @@ def _device(name: str | None):
     return device
 
 
-def _save(
-    options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int], fields: dict, composition
-) -> list[Path]:
+def _save(options: argparse.Namespace, images: Sequence, seeds: Sequence[int], fields: dict, composition) -> list[Path]:
     """Writes the pictures and, if asked for, their maps; returns the files."""
     from lib_loratorio.page.infotext import infotext, png_info
     from lib_loratorio.page.weight_panel import weight_panel
@@ -325,17 +345,17 @@ def _save(
         f"<lora:{path.stem}:{strength:g}{tag.text}>" for path, strength, tag in options.lora if acts(strength)
     )
     written = []
-    for number, (picture, seed) in enumerate(zip(pictures, seeds)):
-        file = _file(options.out, seed, number, len(pictures))
+    for number, (image, seed) in enumerate(zip(images, seeds)):
+        file = _file(options.out, seed, number, len(images))
         text = infotext(f"{options.prompt} {tags}", options.negative, {**fields, "Seed": seed})
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(file, pnginfo=png_info(text))
+            image.save(file, pnginfo=png_info(text))
             written.append(file)
             if options.maps and (maps := composition.maps.mean) is not None:
                 patch = composition.settings.patch_size * composition.pipe.vae_scale_factor
                 file = file.with_name(f"{file.stem}-maps.png")
-                weight_panel(picture, maps[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
+                weight_panel(image, maps[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
                 written.append(file)
         except OSError as error:
             raise LoratorioError(
