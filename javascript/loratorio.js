@@ -1,4 +1,4 @@
-// Live help in the accordion: which LoRAs the prompt has, and what a step costs with them.
+// Live help in the accordion: which LoRAs the prompt has, and what a step costs with them. The server tells both.
 (function () {
     "use strict";
 
@@ -9,59 +9,76 @@
     const MERGE = "The method merge has no pool.";
     const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step instead of 2.";
 
-    function lorasOf(prompt) {
-        return [...prompt.matchAll(/<(?:lora|lyco):([^:>]+)(?::([^>]*))?>/g)].map(([, name, rest]) => {
-            const parts = (rest ?? "").split(":");
-            const named = Object.fromEntries(parts.filter((part) => part.includes("=")).map((part) => part.split("=")));
-            const [first, second] = parts.filter((part) => part && !part.includes("="));
-            const text = named.te ?? first ?? "1";
-            const unet = named.unet ?? second ?? text;
-            return {name, strength: text === unet ? unet : `${text}/${unet}`, everywhere: named.lt?.trim().toLowerCase() === "global", used: Number(text) !== 0 || Number(unet) !== 0};
-        }).filter((lora) => lora.used);
-    }
+    const route = "./loratorio/v1/price";
+    const milliseconds = {between_looks: 300, for_an_answer: 5000, until_asked_again: 5000};
 
-    // How many times the model is evaluated in a step, the negative prompt's included; global LoRAs are part of the others' evaluations.
-    function evaluations(loras, {method, lambda, every}) {
-        const count = loras.filter((lora) => !lora.everywhere).length;
-        if (count === 0 || method === "switch" || method === "merge") {
-            return 2;
-        }
-        const positive = method === "composite" ? count : count + 1;
-        const saves = every > 1 && !(method === "loratorio" && lambda === 1);
-        const negative = saves ? (count + every) / every : method === "composite" || lambda === 0 ? count : lambda === 1 ? 1 : count + 1;
-        return Number((positive + negative).toFixed(1));
-    }
+    // Of each tab the latest query: seen, asked, and answered; with the answer, which is null where there is none.
+    const tabs = {txt2img: {}, img2img: {}};
 
-    function describe(loras, settings) {
+    function describe({loras, evaluations, pool}) {
         const translated = (text) => window.localization?.[text] || text;
-        if (settings.pool && settings.method !== "merge" && loras.length === 0) {
+        if (pool === "added" && loras.length === 0) {
             return translated(ALONE);
         }
         const text = translated([NONE, ONE][loras.length] ?? MORE)
             .replace("{count}", loras.length)
-            .replace("{evaluations}", evaluations(loras, settings))
+            .replace("{evaluations}", Number(evaluations.toFixed(1)))
             .replace("{names}", () => loras.map((lora) => `${lora.name} ${lora.strength}`).join(", "));
-        return settings.pool ? `${text} ${translated(settings.method === "merge" ? MERGE : POOL)}` : text;
+        return pool === "none" ? text : `${text} ${translated(pool === "ignored" ? MERGE : POOL)}`;
     }
 
-    function update(tab) {
-        const find = (selector) => gradioApp().querySelector(selector);
-        const prompt = find(`#${tab}_prompt textarea`);
-        const help = find(`#script_${tab}_loratorio_help .loratorio-live`);
-        if (prompt && help) {
-            const value = (name, kind, otherwise) => find(`#script_${tab}_loratorio_${name} ${kind}`)?.value || otherwise;
-            const text = describe(lorasOf(prompt.value), {
-                method: value("method", "input"),
-                lambda: Number(value("lam", "input[type=number]", 0.5)),
-                every: Number(value("guidance_every", "input[type=number]", 1)),
-                pool: value("pool", "textarea", "").replace(/[\s,]/g, ""),
-            });
-            if (help.textContent !== text) {
-                help.textContent = text;
+    // What is to be asked: the prompt, and the settings that the label names. One that is empty has its default.
+    function queryOf(tab, prompt, names) {
+        const settings = {};
+        for (const name of names) {
+            const control = `#script_${tab}_loratorio_${name} :is(textarea, input:not([type=range]))`;
+            const value = gradioApp().querySelector(control)?.value;
+            if (value) {
+                settings[name] = value;
+            }
+        }
+        return new URLSearchParams({prompt, settings: JSON.stringify(settings)}).toString();
+    }
+
+    async function ask(state, query) {
+        state.asked = query;
+        let answer = null;
+        try {
+            const signal = AbortSignal.timeout(milliseconds.for_an_answer);
+            const response = await fetch(`${route}?${query}`, {signal});
+            answer = response.ok ? await response.json() : null;
+        } catch {
+            // No answer: the server is gone, or has not begun to answer yet.
+        }
+        if (state.asked === query) { // else something else has been asked since
+            Object.assign(state, {answer, answered: query});
+            if (!answer) {
+                setTimeout(() => state.asked === query && delete state.asked, milliseconds.until_asked_again);
             }
         }
     }
 
+    function update(tab) {
+        const state = tabs[tab];
+        const prompt = gradioApp().querySelector(`#${tab}_prompt textarea`);
+        const help = gradioApp().querySelector(`#script_${tab}_loratorio_help .loratorio-live`);
+        if (!prompt || !help) {
+            return;
+        }
+        const query = queryOf(tab, prompt.value, help.dataset.settings.split(" "));
+        if (query !== state.query) {
+            state.query = query; // asked at the next look, if nobody types on until then
+        } else if (query !== state.asked) {
+            ask(state, query);
+        } else if (query !== state.answered) {
+            state.answer = null; // what is known is of another query, and the answer is late
+        }
+        const text = state.answer ? describe(state.answer) : "";
+        if (help.textContent !== text) {
+            help.textContent = text;
+        }
+    }
+
     // Values that the page itself fills in, as presets and pasting do, make no event to wait for.
-    setInterval(() => ["txt2img", "img2img"].forEach(update), 300);
+    setInterval(() => Object.keys(tabs).forEach(update), milliseconds.between_looks);
 })();

@@ -135,7 +135,7 @@ def summary(totals):
             f"{t['found']} of {t['asked']}",
             f"{t['complete']} of {len(SKILLS)}",
             f"{t['seconds']:.1f}",
-            " / ".join(str(report.evaluations_a_step(METHODS[way], n)) for n in (2, 4)),
+            " / ".join(f"{report.evaluations_a_step(METHODS[way], n):g}" for n in (2, 4)),
         ]
         for way, t in totals.items()
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lab import evaluate, measure, world
-from lib_loratorio.engine.methods import METHODS
+from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.settings import Settings
 
 REFERENCE = "LoRAtorio"
@@ -65,10 +65,8 @@ def _evaluations(record):
 
 def evaluations_a_step(way, count):
     """Model evaluations a step, guidance included, of a way that has all its adapters in every step."""
-    if way.settings is None or way.settings.method == "merge":
-        return 2
-    plan = METHODS[way.settings.method](way.settings).plan(range(len(world.NAMES) if way.everything else count), 0)
-    return len(plan.conditional) + len(plan.unconditional)
+    adapters = 0 if way.settings is None else len(world.NAMES) if way.everything else count
+    return evaluations_per_step(way.settings or Settings(), adapters)
 
 
 def _share(interval):

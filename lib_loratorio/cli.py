@@ -16,31 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib_loratorio import __version__
+from lib_loratorio.declaration import Choice, Flag
 from lib_loratorio.errors import LoratorioError, SettingsError, told
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
-from lib_loratorio.settings import INFOTEXT, METHODS, POOL, POOL_MODES, TEXT_ENCODER_MODES, Settings
+from lib_loratorio.page.settings_table import markdown
+from lib_loratorio.settings import INFOTEXT, METHODS, POOL, SETTINGS, Settings
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
 INSTALL = "pip install torch diffusers transformers peft accelerate safetensors pillow"
 
-SETTINGS = (
-    "method",
-    "patch_size",
-    "temperature",
-    "lam",
-    "top_k",
-    "start",
-    "end",
-    "text_encoder",
-    "adapters_per_pass",
-    "verify",
-    "pool_mode",
-    "scout",
-    "scout_every",
-    "scout_share",
-    "trigger_words",
-    "guidance_every",
-)
+OPTIONS = [name for name in SETTINGS if SETTINGS[name].option]
+"""The settings that have an option each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Composes several LoRAs in one picture without merging their weights.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    generate = parser.add_subparsers(required=True, metavar="command").add_parser(
-        "generate", help="make pictures from a prompt"
-    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    settings = commands.add_parser("settings", help="print what docs/settings.md says of the settings")
+    settings.set_defaults(command=_print_settings)
+    generate = commands.add_parser("generate", help="make pictures from a prompt")
     generate.set_defaults(command=_generate)
     add = generate.add_argument
     add(
@@ -109,43 +96,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--maps", action="store_true", help="also draw where each LoRA weighed most")
     add("--device", help="default: cuda where there is one, else cpu")
     add("--dtype", choices=("float16", "bfloat16", "float32"), help="default: float16 on cuda, else float32")
-    default = Settings()
-    settings = generate.add_argument_group("composition")
-    add = settings.add_argument
-    add("--method", choices=METHODS, default=default.method)
-    add("--patch-size", default=default.patch_size, help="edge of the places that are weighed, in latent pixels")
-    add("--temperature", default=default.temperature, help="low: one LoRA wins each place; high: all share it")
-    add("--lam", default=default.lam, help="share of the bare model in the re-centred unconditional prediction")
-    add("--top-k", default=default.top_k, help="keeps only the k most divergent LoRAs in each place; 0: all")
-    add("--start", default=default.start, help="fraction of the sampling; before it the LoRAs are merged")
-    add("--end", default=default.end, help="fraction of the sampling; after it the LoRAs are merged")
-    add("--text-encoder", choices=TEXT_ENCODER_MODES, default=default.text_encoder)
-    add(
-        "--adapters-per-pass",
-        default=default.adapters_per_pass,
-        help="models that share one UNet call; 0: as many as fit into memory",
-    )
-    add(
-        "--pool-mode",
-        choices=POOL_MODES,
-        default=default.pool_mode,
-        help="exact: all of the pool in every step; scout: see the next three",
-    )
-    add("--scout", default=default.scout, help="fraction of the sampling in which all of the pool compete")
-    add("--scout-every", default=default.scout_every, help="steps until all compete again; 0: never")
-    add(
-        "--scout-share",
-        default=default.scout_share,
-        help="share of the strongest LoRA's places that one of the pool needs to stay",
-    )
-    add("--trigger-words", action="store_true", help="append each LoRA's own to the prompt that it alone reads")
-    add(
-        "--guidance-every",
-        default=default.guidance_every,
-        help="evaluates the LoRAs' unconditional rows in every so many steps",
-    )
-    add("--verify", action="store_true", help="compare every prediction with diffusers' own, one LoRA at a time")
+    _add_settings(generate.add_argument_group("composition"))
     return parser
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    """Adds an option for each setting that has one."""
+    for name in OPTIONS:
+        declared = SETTINGS[name]
+        flag, told_of, kind = f"--{name.replace('_', '-')}", declared.described.replace("%", "%%"), declared.kind
+        if isinstance(kind, Flag):
+            group.add_argument(flag, action="store_true", help=told_of)
+            continue
+        values = {"choices": list(kind.choices)} if isinstance(kind, Choice) else {}
+        if declared.unit:
+            values["metavar"] = declared.unit.upper().replace(" ", "_")
+        group.add_argument(flag, default=declared.default, help=f"{told_of} (default: %(default)s)", **values)
 
 
 def parse_lora(text: str) -> tuple[Path, float, LoraTag]:
@@ -224,13 +190,18 @@ def _number(text: str) -> float:
     return value
 
 
+def _print_settings(options: argparse.Namespace) -> int:
+    print(markdown(), end="")
+    return 0
+
+
 def _generate(options: argparse.Namespace) -> int:
     options.pool = _each_once(options.pool, options.lora)
     if options.pool and not METHODS[options.method].apart:
         print(told("the method merge has no pool; only the LoRAs of --lora are merged."), file=sys.stderr)
         options.pool = []
     names = [f"{path.stem}:{strength:g}" for path, strength, *_ in options.pool]
-    settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in SETTINGS})
+    settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in OPTIONS})
     if not options.lora and not options.pool:
         raise LoratorioError("there is no LoRA of a strength other than 0; give at least one with --lora or --pool.")
     if options.maps and not settings.traits.weighs:
@@ -270,35 +241,17 @@ def _quiet() -> None:
 
 def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
     _quiet()  # before the imports below, which warn of packages that play no part here
-    import torch
-
     from lib_loratorio.deltas.memory import is_out_of_memory
     from lib_loratorio.hosts.diffusers import composed
-    from lib_loratorio.hosts.diffusers.models import SCHEDULERS, load_pipeline, use_scheduler
 
-    if options.scheduler not in (None, *SCHEDULERS):
-        raise LoratorioError(f"there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
-    device = _device(options.device)
-    dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
-    pipe = load_pipeline(options.model, options.config, dtype).to(device)
-    sampler, schedule_type = use_scheduler(pipe, options.scheduler)
-    native = pipe.unet.config.sample_size
-    native = native if isinstance(native, (list, tuple)) else (native, native)
-    width, height = options.size or (native[1] * pipe.vae_scale_factor, native[0] * pipe.vae_scale_factor)
+    pipe, sampler, schedule_type = _pipeline(options)
+    width, height = options.size or _native_size(pipe)
     seed = random.randrange(2**32) if options.seed < 0 else options.seed
     seeds = [seed + number for number in range(options.batch)]
     try:
         with composed(pipe, [*options.lora, *options.pool], settings) as composition:
             began = time.perf_counter()
-            pictures = pipe(
-                prompt=[options.prompt] * options.batch,
-                negative_prompt=[options.negative] * options.batch,
-                width=width,
-                height=height,
-                num_inference_steps=options.steps,
-                guidance_scale=options.cfg,
-                generator=[torch.Generator().manual_seed(value) for value in seeds],
-            ).images
+            images = _images(pipe, options, width, height, seeds)
             seconds = time.perf_counter() - began
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -318,17 +271,57 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
         POOL: composition.chosen,
         "Version": f"loratorio-{__version__}",
     }
-    for file in _save(options, pictures, seeds, fields, composition):
+    for file in _save(options, images, seeds, fields, composition):
         print(file)
+    _tell(options, composition, seconds)
+    return 0
+
+
+def _pipeline(options: argparse.Namespace) -> tuple:
+    """The pipeline on its device, and the infotext's names of its sampler and schedule type."""
+    import torch
+
+    from lib_loratorio.hosts.diffusers.models import SCHEDULERS, load_pipeline, use_scheduler
+
+    if options.scheduler not in (None, *SCHEDULERS):
+        raise LoratorioError(f"there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
+    device = _device(options.device)
+    dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
+    pipe = load_pipeline(options.model, options.config, dtype).to(device)
+    return pipe, *use_scheduler(pipe, options.scheduler)
+
+
+def _native_size(pipe) -> tuple[int, int]:
+    """The size that the model was made for, (width, height) in pixels."""
+    native = pipe.unet.config.sample_size
+    height, width = native if isinstance(native, (list, tuple)) else (native, native)
+    return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
+
+
+def _images(pipe, options: argparse.Namespace, width: int, height: int, seeds: Sequence[int]) -> list:
+    import torch
+
+    return pipe(
+        prompt=[options.prompt] * options.batch,
+        negative_prompt=[options.negative] * options.batch,
+        width=width,
+        height=height,
+        num_inference_steps=options.steps,
+        guidance_scale=options.cfg,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
+
+
+def _tell(options: argparse.Namespace, composition, seconds: float) -> None:
+    """Prints what was done, for `seconds`."""
     tally = composition.tally
     if composition.chosen:
         print(f"pool: {composition.chosen}")
     print(f"{seconds:.1f} s, {tally.rows / (options.steps * options.batch):.3g} UNet evaluations a step and picture")
     if options.maps and composition.maps.mean is None:
         print("maps: no LoRA was weighed, so there are none")
-    if settings.verify:
+    if composition.settings.verify:
         print(f"verify: {tally.verified}")
-    return 0
 
 
 def _device(name: str | None):
@@ -343,9 +336,7 @@ def _device(name: str | None):
     return device
 
 
-def _save(
-    options: argparse.Namespace, pictures: Sequence, seeds: Sequence[int], fields: dict, composition
-) -> list[Path]:
+def _save(options: argparse.Namespace, images: Sequence, seeds: Sequence[int], fields: dict, composition) -> list[Path]:
     """Writes the pictures and, if asked for, their maps; returns the files."""
     from lib_loratorio.page.infotext import infotext, png_info
     from lib_loratorio.page.weight_panel import weight_panel
@@ -354,17 +345,17 @@ def _save(
         f"<lora:{path.stem}:{strength:g}{tag.text}>" for path, strength, tag in options.lora if acts(strength)
     )
     written = []
-    for number, (picture, seed) in enumerate(zip(pictures, seeds)):
-        file = _file(options.out, seed, number, len(pictures))
+    for number, (image, seed) in enumerate(zip(images, seeds)):
+        file = _file(options.out, seed, number, len(images))
         text = infotext(f"{options.prompt} {tags}", options.negative, {**fields, "Seed": seed})
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(file, pnginfo=png_info(text))
+            image.save(file, pnginfo=png_info(text))
             written.append(file)
             if options.maps and (maps := composition.maps.mean) is not None:
                 patch = composition.settings.patch_size * composition.pipe.vae_scale_factor
                 file = file.with_name(f"{file.stem}-maps.png")
-                weight_panel(picture, maps[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
+                weight_panel(image, maps[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
                 written.append(file)
         except OSError as error:
             raise LoratorioError(

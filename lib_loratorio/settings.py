@@ -1,37 +1,25 @@
-"""What a user can set: defaults, validation, and the forms it takes in infotext and API."""
+"""Every setting, declared once: all that checks, shows, writes, reads or explains settings comes from here."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote, unquote
 
+from lib_loratorio.declaration import Axis, Choice, Entries, Flag, Number, Setting, Slider, Traits, Whole, setting
 from lib_loratorio.errors import SettingsError
-
-
-class Traits(NamedTuple):
-    """What a method does.
-
-    weighs: weighs adapters by patch. apart: evaluates them apart, rather than the host's merge. several: evaluates
-    several of them in a step.
-    """
-
-    weighs: bool
-    apart: bool
-    several: bool
-
 
 METHODS = {
     "loratorio": Traits(weighs=True, apart=True, several=True),
-    "composite": Traits(weighs=False, apart=True, several=True),
-    "switch": Traits(weighs=False, apart=True, several=False),
-    "merge": Traits(weighs=False, apart=False, several=False),
+    "composite": Traits(apart=True, several=True),
+    "switch": Traits(apart=True),
+    "merge": Traits(),
 }
-TEXT_ENCODER_MODES = ("own", "merged")
-POOL_MODES = ("exact", "scout")
+"""What each method does; its class is in `lib_loratorio.engine.methods`."""
 
+WEIGHS, APART, SEVERAL = Traits(weighs=True), Traits(apart=True), Traits(several=True)
 
 INFOTEXT = "LoRAtorio"
 """The infotext field that holds all settings."""
@@ -51,39 +39,234 @@ def within(fraction: float, start: float, end: float) -> bool:
 class Settings:
     """All settings of one generation. Field order is the positional API form.
 
-    `start` and `end` are fractions of the sampling: outside `[start, end)` the host's ordinary merged
-    LoRAs apply. `top_k` 0 keeps all adapters; `adapters_per_pass` 0 puts as many evaluations into one
-    model call as fit. `maps` shows, beside each picture, where each LoRA weighed most.
-
-    `pool` lists LoRAs besides the prompt's. In its mode "exact" all of them are evaluated in every step; in "scout" all
-    up to the fraction `scout` of the sampling and in every `scout_every`-th step (0: no more), and between these only
-    those with at least `scout_share` of the strongest one's places, see `Scout`. `trigger_words` appends each LoRA's
-    own to its own prompt. `guidance_every` evaluates the LoRAs' unconditional rows in every so many steps only.
+    `start` and `end` are fractions of the sampling: outside `[start, end)` the host's ordinary merged LoRAs apply.
     """
 
-    enabled: bool = False
-    method: str = "loratorio"
-    patch_size: int = 1
-    temperature: float = 0.1
-    lam: float = 0.5
-    top_k: int = 0
-    start: float = 0.0
-    end: float = 1.0
-    text_encoder: str = "own"
-    adapters_per_pass: int = 0
-    verify: bool = False
-    maps: bool = False
-    pool: str = ""
-    pool_mode: str = "exact"
-    scout: float = 0.2
-    scout_every: int = 0
-    scout_share: float = 0.7
-    trigger_words: bool = False
-    guidance_every: int = 1
+    enabled: bool = setting(
+        False,
+        Flag(),
+        label="LoRAtorio",
+        help="Evaluates each LoRA of the prompt alone in every step, and lets the LoRA decide that has most to say in "
+        "each part of the picture. Slower by about the number of LoRAs.",
+        axis=Axis(1, "off/on"),
+        option=False,
+        in_infotext="never",
+    )
+    method: str = setting(
+        "loratorio",
+        Choice(METHODS),
+        label="Method",
+        help="loratorio weighs LoRAs by place; composite averages them; switch takes turns; merge is the WebUI's own",
+        meaning="loratorio weighs LoRAs by place; composite averages them; switch takes one at a time, the next every "
+        "5 steps; merge is the host's own",
+        place=(1, 1),
+        axis=Axis(2),
+        in_infotext="always",
+        in_presets=True,
+        priced=True,
+    )
+    patch_size: int = setting(
+        1,
+        Whole(1, 256),
+        label="Patch size",
+        help="edge of the places that are weighed, in latent pixels (8 picture pixels each)",
+        unit="latent pixels",
+        uses=WEIGHS,
+        place=(2, 1),
+        slider=Slider(1, 32, 1),
+        axis=Axis(4),
+        in_infotext="always",
+        in_presets=True,
+    )
+    temperature: float = setting(
+        0.1,
+        Number(1e-6),
+        label="Temperature",
+        help="low: one LoRA wins each place; high: all share it",
+        uses=WEIGHS,
+        place=(2, 2),
+        slider=Slider(0.001, 1, 0.001),
+        axis=Axis(3),
+        in_infotext="always",
+        in_presets=True,
+    )
+    lam: float = setting(
+        0.5,
+        Number(0, 1),
+        label="Base weight (lambda)",
+        help="share of the bare model in what the guidance moves away from; 1 is also cheaper",
+        meaning="share of the bare model in the re-centred unconditional prediction; 1 needs N + 2 evaluations a step "
+        "instead of 2N + 2",
+        unit="share",
+        uses=WEIGHS,
+        place=(3, 1),
+        slider=Slider(0, 1, 0.05),
+        axis=Axis(5),
+        in_infotext="always",
+        in_presets=True,
+        priced=True,
+    )
+    top_k: int = setting(
+        0,
+        Whole(0),
+        label="LoRAs per place (top k)",
+        help="0: all of them",
+        meaning="keeps only the k most divergent LoRAs in each place; 0: all",
+        unit="LoRAs",
+        uses=WEIGHS,
+        place=(3, 2),
+        slider=Slider(0, 16, 1),
+        axis=Axis(6),
+        in_presets=True,
+    )
+    start: float = setting(
+        0.0,
+        Number(0, 1),
+        label="Start",
+        help="fraction of the sampling; before it LoRAs are merged as usual",
+        unit="fraction",
+        uses=APART,
+        place=(4, 1),
+        slider=Slider(0, 1, 0.01),
+        axis=Axis(7, "Step range (0.2-0.8)", until="end"),
+    )
+    end: float = setting(
+        1.0,
+        Number(0, 1),
+        label="End",
+        help="fraction of the sampling; after it LoRAs are merged as usual",
+        unit="fraction",
+        uses=APART,
+        place=(4, 2),
+        slider=Slider(0, 1, 0.01),
+    )
+    text_encoder: str = setting(
+        "own",
+        Choice(("own", "merged")),
+        label="Text encoder",
+        help="own: each LoRA reads the prompt with its own text encoder; merged: all read it as the WebUI does",
+        meaning="own: a LoRA with text-encoder weights reads the prompt with them, alone; merged: all share the host's "
+        "ordinary conditions",
+        uses=APART,
+        place=(1, 2),
+        axis=Axis(8),
+    )
+    adapters_per_pass: int = setting(
+        0,
+        Whole(0),
+        label="Evaluations per pass",
+        help="0: as many as fit into memory; fewer need less memory",
+        meaning="how many of {base, LoRAs} share one model call; 0: as many as fit into memory",
+        unit="evaluations",
+        uses=SEVERAL,
+        place=(6, 1),
+        slider=Slider(0, 16, 1),
+    )
+    verify: bool = setting(
+        False,
+        Flag(),
+        label="Verify (slow)",
+        help="compare every evaluation with the WebUI's own merge",
+        meaning="recomputes every prediction with the host's own merge, one LoRA at a time, and reports the largest "
+        "relative error",
+        uses=APART,
+        place=(5, 2),
+    )
+    maps: bool = setting(
+        False,
+        Flag(),
+        label="Show weight maps",
+        help="where each LoRA weighed most, beside each picture",
+        meaning="adds a panel behind each picture: where each LoRA weighed most, with its share, and who wins where; "
+        "saved as grids are",
+        uses=WEIGHS,
+        place=(5, 1),
+        option=False,
+    )
+    pool: str = setting(
+        "",
+        Entries(),
+        label="LoRAs in the pool",
+        help="besides the prompt's: name, name:0.8 or folder/*, divided by commas",
+        meaning="LoRAs besides the prompt's: name, name:0.8 or folder/*, divided by commas",
+        uses=APART,
+        place=(8, 1),
+        option=False,
+        priced=True,
+    )
+    pool_mode: str = setting(
+        "exact",
+        Choice(("exact", "scout")),
+        label="Pool",
+        help="exact: all of its LoRAs in every step; scout: all at first, then those that matter",
+        meaning="exact: all LoRAs of the pool in every step; scout: all at first, then those that matter",
+        uses=APART,
+        place=(7, 2),
+        axis=Axis(9, "Pool mode"),
+    )
+    scout: float = setting(
+        0.2,
+        Number(0, 1),
+        label="Scout until",
+        help="fraction of the sampling in which all of the pool take part",
+        unit="fraction",
+        uses=WEIGHS,
+        place=(8, 2),
+        slider=Slider(0, 1, 0.05),
+        axis=Axis(10),
+    )
+    scout_every: int = setting(
+        0,
+        Whole(0),
+        label="Scout again every",
+        help="steps; 0: never",
+        meaning="steps until all of the pool take part again; 0: never",
+        unit="steps",
+        uses=WEIGHS,
+        place=(9, 2),
+        slider=Slider(0, 50, 1),
+    )
+    scout_share: float = setting(
+        0.7,
+        Number(0, 1),
+        label="Scout's least share",
+        help="of the strongest LoRA's places, that one of the pool needs to stay",
+        meaning="share of the strongest LoRA's places that one of the pool needs to stay, each in the region of the "
+        "picture where it has most",
+        unit="share",
+        uses=WEIGHS,
+        place=(9, 1),
+        slider=Slider(0, 1, 0.01),
+        axis=Axis(11),
+    )
+    trigger_words: bool = setting(
+        False,
+        Flag(),
+        label="Trigger words",
+        help="each LoRA's own, from its file, in its own prompt only",
+        meaning="appends each LoRA's own (what its file names, or its activation text in the WebUI) to the prompt that "
+        "it alone reads",
+        uses=APART,
+        place=(7, 1),
+    )
+    guidance_every: int = setting(
+        1,
+        Whole(1),
+        label="Negative prompt every",
+        help="steps between two evaluations of the negative prompt with each LoRA; 1: in every step, more is faster",
+        meaning="evaluates the negative prompt with each LoRA in every so many steps; between these its last known "
+        "difference from the base is used",
+        unit="steps",
+        uses=SEVERAL,
+        place=(6, 2),
+        slider=Slider(1, 10, 1),
+        axis=Axis(12),
+        priced=True,
+    )
 
     def __post_init__(self) -> None:
-        for name, convert in _CONVERSIONS.items():
-            object.__setattr__(self, name, convert(name, getattr(self, name)))
+        for name, declared in SETTINGS.items():
+            object.__setattr__(self, name, declared.kind(name, getattr(self, name)))
         if not self.start < self.end:
             raise SettingsError(f"start is {self.start:g}; it must be below end, which is {self.end:g}.")
 
@@ -99,10 +282,9 @@ class Settings:
     @classmethod
     def from_api(cls, values: Mapping[str, Any]) -> Settings:
         """From one dict; missing keys take their defaults. Raises SettingsError."""
-        names = [field.name for field in fields(cls)]
-        unknown = [str(key) for key in values if key not in names]
+        unknown = [str(key) for key in values if key not in SETTINGS]
         if unknown:
-            raise SettingsError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(names)}.")
+            raise SettingsError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(SETTINGS)}.")
         return cls(**values)
 
     @classmethod
@@ -115,7 +297,7 @@ class Settings:
         """A script's arguments as one dict, unchecked: what they say of settings by name."""
         if args and isinstance(args[0], Mapping):
             return dict(args[0])
-        return dict(zip((field.name for field in fields(cls)), args))
+        return dict(zip(SETTINGS, args))
 
     @staticmethod
     def is_off(args: Sequence[Any]) -> bool:
@@ -128,12 +310,11 @@ class Settings:
 
     def to_infotext(self) -> str:
         """`name=value` pairs: what is central always, the rest where it differs from its default."""
-        default = Settings()
         pairs = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in _ALWAYS_WRITTEN or (field.name != "enabled" and value != getattr(default, field.name)):
-                pairs.append(f"{field.name}={_text(value)}")
+        for name, declared in SETTINGS.items():
+            value = getattr(self, name)
+            if declared.in_infotext == "always" or (declared.in_infotext == "changed" and value != declared.default):
+                pairs.append(f"{name}={_text(value)}")
         return " ".join(pairs)
 
     @classmethod
@@ -148,6 +329,10 @@ class Settings:
         return cls.from_api(values)
 
 
+SETTINGS: Mapping[str, Setting] = MappingProxyType({field.name: field.metadata[Setting] for field in fields(Settings)})
+"""The declarations by name, in the order of the fields."""
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"lam": 0.5, "top_k": 0},
     "fast": {"lam": 1.0},
@@ -157,112 +342,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 step instead of 2N + 2; "quality" had the smallest patch distance of the variants in docs/evaluation.md.
 """
 
-_ALWAYS_WRITTEN = ("method", "patch_size", "temperature", "lam")
-
 
 def _text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else quote(str(value), safe="/:,*?")
 
 
-def _refuse(name: str, value: Any, allowed: str) -> SettingsError:
-    return SettingsError(f"{name} is {value!r}; it must be {allowed}.")
-
-
-class _Boolean:
-    """`true` or `false`, also as text."""
-
-    def __call__(self, name: str, value: Any) -> bool:
-        if isinstance(value, str):
-            value = {"true": True, "false": False}.get(value.strip().lower(), value)
-        if not isinstance(value, bool):
-            raise _refuse(name, value, "true or false")
-        return value
-
-    def schema(self) -> dict[str, Any]:
-        return {"type": "boolean"}
-
-
-class _Choice:
-    """One of some words."""
-
-    def __init__(self, *choices: str):
-        self.choices = choices
-
-    def __call__(self, name: str, value: Any) -> str:
-        if value not in self.choices:
-            raise _refuse(name, value, f"one of {', '.join(self.choices)}")
-        return value
-
-    def schema(self) -> dict[str, Any]:
-        return {"type": "string", "enum": list(self.choices)}
-
-
-class _List:
-    """Text with entries divided by commas or line breaks, or a list of such; comes out divided by commas."""
-
-    def __call__(self, name: str, value: Any) -> str:
-        parts = [value] if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
-            raise _refuse(name, value, "text, or a list of texts")
-        entries = (entry.strip() for part in parts for entry in part.replace("\n", ",").split(","))
-        return ",".join(entry for entry in entries if entry)
-
-    def schema(self) -> dict[str, Any]:
-        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-
-
-class _Number:
-    """Numbers from `low` to `high`, given as a number or as its text."""
-
-    def __init__(self, low: float, high: float, whole: bool = False):
-        self.low, self.high, self.whole = low, high, whole
-
-    def __call__(self, name: str, value: Any) -> float | int:
-        kind = "a whole number" if self.whole else "a number"
-        allowed = f"{kind} from {self.low:g} " + (f"to {self.high:g}" if math.isfinite(self.high) else "up")
-        if isinstance(value, bool):
-            raise _refuse(name, value, allowed)
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise _refuse(name, value, allowed) from None
-        if not (math.isfinite(number) and self.low <= number <= self.high) or (self.whole and number != int(number)):
-            raise _refuse(name, value, allowed)
-        return int(number) if self.whole else number
-
-    def schema(self) -> dict[str, Any]:
-        return {"type": "integer" if self.whole else "number", "minimum": self.low} | (
-            {"maximum": self.high} if math.isfinite(self.high) else {}
-        )
-
-
-_CONVERSIONS = {
-    "enabled": _Boolean(),
-    "method": _Choice(*METHODS),
-    "patch_size": _Number(1, 256, whole=True),
-    "temperature": _Number(1e-6, math.inf),
-    "lam": _Number(0, 1),
-    "top_k": _Number(0, math.inf, whole=True),
-    "start": _Number(0, 1),
-    "end": _Number(0, 1),
-    "text_encoder": _Choice(*TEXT_ENCODER_MODES),
-    "adapters_per_pass": _Number(0, math.inf, whole=True),
-    "verify": _Boolean(),
-    "maps": _Boolean(),
-    "pool": _List(),
-    "pool_mode": _Choice(*POOL_MODES),
-    "scout": _Number(0, 1),
-    "scout_every": _Number(0, math.inf, whole=True),
-    "scout_share": _Number(0, 1),
-    "trigger_words": _Boolean(),
-    "guidance_every": _Number(1, math.inf, whole=True),
-}
-
-
 def schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of the dict that the API takes."""
     properties = {
-        field.name: {**_CONVERSIONS[field.name].schema(), "default": field.default} for field in fields(Settings)
+        name: {
+            "title": declared.label,
+            "description": declared.described,
+            **declared.kind.schema(),
+            "default": declared.default,
+        }
+        for name, declared in SETTINGS.items()
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

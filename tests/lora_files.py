@@ -340,3 +340,48 @@ def write_all(checkpoint: str | Path, folder: Path, prefix: str = "e2e_") -> dic
     for kind, path in paths.items():
         write(adapter(kind, layers), path)
     return paths
+
+
+def write_odd(checkpoint: str | Path, folder: Path, prefix: str = "e2e_") -> None:
+    """Writes files for this checkpoint that are damaged, empty, stored or named in unusual ways, or for another model.
+
+    `nan`, `inf_te`: values that are no numbers in the UNet's layers, or in the text encoder's. `zero`, `alpha_0`: no
+    effect. `fp8`: stored in 8 bits. `peft`, `peft_named`: as PEFT saves it. `a=b`: a name that tags cannot hold.
+    `lcm`: named like an acceleration LoRA. `other_model`: only its text-encoder layers fit.
+    """
+    layers = layers_of(checkpoint)
+    plain = adapter("lora", layers)
+    text = adapter("te_only", layers)
+
+    def changed(tensors: dict[str, Tensor], part: str, value: float) -> dict[str, Tensor]:
+        return {name: torch.full_like(t, value) if name.endswith(part) else t for name, t in tensors.items()}
+
+    def as_peft(tensors: dict[str, Tensor], adapter_name: str) -> dict[str, Tensor]:
+        parts = {"lora_down": f"lora_A{adapter_name}", "lora_up": f"lora_B{adapter_name}"}
+        return {
+            name.replace(kohya, peft): t
+            for name, t in tensors.items()
+            for kohya, peft in parts.items()
+            if kohya in name
+        }
+
+    first = next(name for name in plain if name.endswith("lora_up.weight"))
+    elsewhere = {
+        f"lora_unet_other_blocks_{n}.{part}": torch.ones(RANK, 8)
+        for n in range(30)
+        for part in ("lora_down.weight", "lora_up.weight")
+    }
+    odd = {
+        "nan": {**plain, first: plain[first] * math.nan},
+        "inf_te": {**plain, **changed(text, "lora_up.weight", math.inf)},
+        "zero": changed(plain, "lora_up.weight", 0.0),
+        "alpha_0": changed(plain, "alpha", 0.0),
+        "fp8": {name: t if name.endswith("alpha") else t.to(torch.float8_e4m3fn) for name, t in plain.items()},
+        "peft": {f"base_model.model.{name}": t for name, t in as_peft(plain, "").items()},
+        "peft_named": as_peft(plain, ".default"),
+        "a=b": plain,
+        "lcm": plain,
+        "other_model": {**elsewhere, **text},
+    }
+    for name, tensors in odd.items():
+        write(tensors, folder / f"{prefix}{name}.safetensors")

@@ -27,7 +27,6 @@ class Farthest:
 def test_a_fifth_method(monkeypatch):
     monkeypatch.setitem(METHODS, "farthest", Farthest)
     monkeypatch.setitem(settings.METHODS, "farthest", settings.Traits(weighs=False, apart=True, several=True))
-    monkeypatch.setattr(settings._CONVERSIONS["method"], "choices", tuple(settings.METHODS))
     with standin.installed() as host:
         host.add("a", {"diffusion_model_to_q": "lora"}, seed=1)
         host.add("b", {"diffusion_model_conv_in": "lora"}, seed=2)

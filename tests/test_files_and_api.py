@@ -1,6 +1,7 @@
 """What the API tells of settings and LoRA files."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import lora_files
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.kinds import describe
 from lib_loratorio.page.api import add_routes
-from lib_loratorio.settings import METHODS, Settings, schema
+from lib_loratorio.settings import METHODS, SETTINGS, Settings, schema
 
 EXPECTED = {
     "lora": "lora",
@@ -74,6 +75,10 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
 def test_schema_says_what_the_settings_take():
     properties = schema()["properties"]
     assert {name: value["default"] for name, value in properties.items()} == Settings().to_api()
+    assert {name: value["title"] for name, value in properties.items()} == {
+        name: declared.label for name, declared in SETTINGS.items()
+    }
+    assert all(value["description"] for value in properties.values())
     assert properties["method"]["enum"] == list(METHODS) and properties["enabled"]["type"] == "boolean"
     for name, value in properties.items():
         for limit, step in (("minimum", -1), ("maximum", 1)):
@@ -85,7 +90,14 @@ def test_schema_says_what_the_settings_take():
     assert json.loads(json.dumps(schema())) == schema()
 
 
-def test_routes(tmp_path):
+class RefusedError(Exception):
+    """In place of fastapi's HTTPException, which the tests do not have."""
+
+    def __init__(self, status_code, detail):
+        self.status_code, self.detail = status_code, detail
+
+
+def test_routes(tmp_path, monkeypatch):
     save_file(
         {"lora_unet_a.lora_down.weight": torch.zeros(2, 8), "lora_unet_a.lora_up.weight": torch.zeros(8, 2)},
         tmp_path / "a.safetensors",
@@ -101,3 +113,13 @@ def test_routes(tmp_path):
     found = routes["/loratorio/v1/networks"]()
     assert list(found) == ["a", "b"] and found["a"]["ranks"] == [2] and "error" in found["b"]
     assert str(tmp_path) not in json.dumps(found)
+    price = routes["/loratorio/v1/price"]
+    assert price()["evaluations"] == 2
+    assert price("<lora:a:1>", '{"lam": 1}')["evaluations"] == 3
+    monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=RefusedError))
+    with pytest.raises(RefusedError) as refused:
+        price("", '{"lam": 2}')
+    assert (refused.value.status_code, refused.value.detail) == (
+        422,
+        "LoRAtorio: lam is 2; it must be a number from 0 to 1.",
+    )

@@ -1,10 +1,18 @@
-"""Validation, API forms and infotext of Settings."""
+"""Declarations, validation, API forms and infotext of Settings."""
+
+import re
+from pathlib import Path
 
 import pytest
 
+from lib_loratorio import cli
+from lib_loratorio.declaration import Flag, Number
 from lib_loratorio.engine.methods import METHODS as IMPLEMENTED
+from lib_loratorio.engine.methods import SWITCH_EVERY
 from lib_loratorio.errors import SettingsError
-from lib_loratorio.settings import METHODS, Settings
+from lib_loratorio.settings import METHODS, PRESETS, SETTINGS, Settings, Traits
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_every_method_is_implemented():
@@ -31,14 +39,81 @@ def test_every_method_is_implemented():
         ("end", 2, "a number from 0 to 1"),
         ("method", "blend", "one of loratorio, composite, switch, merge"),
         ("text_encoder", 3, "one of own, merged"),
+        ("method", ["loratorio"], "one of loratorio, composite, switch, merge"),
+        ("pool_mode", "all", "one of exact, scout"),
+        ("scout", 1.5, "a number from 0 to 1"),
+        ("scout_every", -1, "a whole number from 0 up"),
+        ("scout_every", 0.5, "a whole number from 0 up"),
+        ("scout_share", -0.5, "a number from 0 to 1"),
+        ("guidance_every", 0, "a whole number from 1 up"),
+        ("guidance_every", 10**400, "a whole number from 1 up"),
+        ("pool", 3, "text, or a list of texts"),
+        ("pool", ["a", 3], "text, or a list of texts"),
         ("enabled", 1, "true or false"),
         ("verify", "yes", "true or false"),
+        ("maps", " Yes", "true or false"),
+        ("trigger_words", None, "true or false"),
     ],
 )
 def test_refusals_name_field_value_and_range(name, value, allowed):
     with pytest.raises(SettingsError) as error:
         Settings.from_api({name: value})
     assert str(error.value) == f"LoRAtorio: {name} is {value!r}; it must be {allowed}."
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_declaration_goes_together(name):
+    declared = SETTINGS[name]
+    assert declared.kind(name, declared.default) == declared.default == getattr(Settings(), name)
+    if isinstance(declared.kind, Number):
+        low, high, _ = declared.slider
+        assert declared.kind.low <= low <= declared.default <= high <= declared.kind.high
+    if isinstance(declared.kind, Flag) and declared.option:
+        assert declared.default is False, "an option without a value can only switch it on"
+    assert declared.in_infotext in ("always", "changed", "never")
+    assert declared.axis is None or not declared.axis.until or declared.axis.until in SETTINGS
+    assert any(traits.include(declared.uses) for traits in METHODS.values())
+
+
+def test_places_and_axes_are_taken_once():
+    for taken in (
+        [declared.place for declared in SETTINGS.values() if declared.place],
+        [declared.axis.number for declared in SETTINGS.values() if declared.axis],
+    ):
+        assert len(taken) == len(set(taken))
+
+
+def test_traits_include_what_is_needed():
+    switch = Settings(method="switch").traits
+    assert switch.include(Traits()) and switch.include(Traits(apart=True))
+    assert not switch.include(Traits(apart=True, several=True)) and not switch.include(Traits(weighs=True))
+
+
+def test_the_documentation_is_what_the_command_prints(capsys):
+    assert cli.main(["settings"]) == 0
+    assert capsys.readouterr().out == (DOCS / "settings.md").read_text(encoding="utf-8"), (
+        "python -m lib_loratorio settings > docs/settings.md"
+    )
+
+
+def test_the_documentation_tells_how_long_switch_stays():
+    assert f"the next every {SWITCH_EVERY} steps" in SETTINGS["method"].described
+
+
+def test_presets():
+    assert list(PRESETS) == ["paper", "fast", "quality"]
+    for values in PRESETS.values():
+        assert all(SETTINGS[name].in_presets for name in values) and Settings(**values)
+    assert PRESETS["paper"] == {"lam": 0.5, "top_k": 0} and PRESETS["fast"] == {"lam": 1.0}
+
+
+def test_quality_is_the_closest_variant_that_was_measured():
+    rows = re.findall(
+        r"^\| tau (\S+), d (\d+) \|.*\| (\S+) \(.*$", (DOCS / "evaluation.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) == 12
+    temperature, patch_size, _ = min(rows, key=lambda row: float(row[2]))
+    assert Settings(**PRESETS["quality"]) == Settings(temperature=temperature, patch_size=patch_size)
 
 
 def test_start_must_be_below_end():

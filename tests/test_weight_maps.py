@@ -1,14 +1,11 @@
-"""The accumulated weights, and the panel drawn from them."""
+"""The weights over a sampling."""
 
 import pickle
 
 import pytest
 import torch
-from PIL import Image
 
 from lib_loratorio.engine.weight_maps import WeightMaps
-from lib_loratorio.page.infotext import infotext
-from lib_loratorio.page.weight_panel import COLOURS, TILE, weight_panel
 
 
 def test_mean_over_calls():
@@ -26,22 +23,6 @@ def test_mean_over_calls():
 def test_no_weights():
     with pytest.raises(ValueError, match="no weights"):
         WeightMaps().shares()
-
-
-def test_winner_has_its_colour():
-    weights = torch.zeros(2, 4, 4)
-    weights[0, :, :2] = weights[1, :, 2:] = 1
-    panel = weight_panel(Image.new("RGB", (60, 60)), weights, ["left", "a very long name indeed for a narrow tile"], 16)
-    assert panel.width > 4 * TILE and panel.height > TILE
-    last = panel.crop((panel.width - TILE - 8, 8, panel.width - 8, 8 + TILE))
-    expected = [tuple(round(0.6 * channel) for channel in COLOURS[number]) for number in (0, 1)]
-    assert max(abs(a - b) for a, b in zip(last.getpixel((10, 100)), expected[0])) <= 1
-    assert max(abs(a - b) for a, b in zip(last.getpixel((TILE - 20, 100)), expected[1])) <= 1
-
-
-def test_infotext_quotes_what_would_end_a_field():
-    text = infotext("a cat", "", {"Steps": 3, "Model": 'a, "b"', "Schedule type": ""})
-    assert text == 'a cat\nSteps: 3, Model: "a, \\"b\\""'
 
 
 def test_memory_does_not_grow_with_the_steps():

@@ -77,7 +77,7 @@ def read_strength(value: Any, lora: str) -> float:
     """The strength of the LoRA called `lora`, from a tag's text. Raises SettingsError for what is no finite number."""
     try:
         strength = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         strength = math.nan
     if not math.isfinite(strength):
         raise SettingsError(
@@ -93,7 +93,7 @@ def _looks_like_ours(name: str) -> bool:
 def _fraction(named: Mapping[str, Any], name: str, default: float, lora: str) -> float:
     try:
         value = float(named.get(name, default))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = -1.0
     if not 0 <= value <= 1:
         raise SettingsError(f"the LoRA '{lora}' has {name}={named[name]}; it must be a number from 0 to 1.")

@@ -1,1 +1,1 @@
-"""What a user sees: the accordion, the pool's picker, axes of grids, the API's routes, drawn weight maps."""
+"""What a user sees: the accordion, the pool's picker, axes of grids, the API's routes, weight panels, documentation."""

@@ -1,11 +1,13 @@
-"""Two addresses beside the host's own API: the settings' JSON schema, and the LoRAs that the host knows."""
+"""Addresses beside the host's own API: the settings' JSON schema, the host's LoRAs, and what a step costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.kinds import describe
+from lib_loratorio.page.live import price_of
 from lib_loratorio.settings import schema
 
 PREFIX = "/loratorio/v1"
@@ -18,7 +20,16 @@ def add_routes(app: Any, available_networks: Mapping[str, Any]) -> None:
         # The folders stay unnamed: whoever asks the API need not know the machine.
         return {name: describe(network.filename) for name, network in sorted(dict(available_networks).items())}
 
+    def price(prompt: str = "", settings: str = "{}") -> dict[str, Any]:
+        try:
+            return price_of(prompt, settings)
+        except SettingsError as error:
+            from fastapi import HTTPException  # the host has it, with gradio
+
+            raise HTTPException(422, str(error)) from None
+
     app.add_api_route(f"{PREFIX}/schema", schema, methods=["GET"], summary="JSON schema of LoRAtorio's settings")
     app.add_api_route(
         f"{PREFIX}/networks", networks, methods=["GET"], summary="LoRAs with the kinds and ranks of their layers"
     )
+    app.add_api_route(f"{PREFIX}/price", price, methods=["GET"], summary="A prompt's LoRAs, and what a step costs")

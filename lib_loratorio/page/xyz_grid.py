@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lib_loratorio.settings import METHODS, POOL_MODES, TEXT_ENCODER_MODES, Settings
+from lib_loratorio.declaration import Choice, Flag, Whole
+from lib_loratorio.settings import SETTINGS, Settings
 
 PREFIX = "[LoRAtorio] "
 
@@ -32,20 +33,20 @@ def _range(text: str) -> tuple[str, str]:
 
 def axes(option: type) -> list:
     """The axes as the host's `AxisOption`s."""
-    return [
-        option(PREFIX + "off/on", str, _apply("enabled"), choices=lambda: ["False", "True"]),
-        option(PREFIX + "Method", str, _apply("method"), choices=lambda: list(METHODS)),
-        option(PREFIX + "Temperature", float, _apply("temperature")),
-        option(PREFIX + "Patch size", int, _apply("patch_size")),
-        option(PREFIX + "Base weight (lambda)", float, _apply("lam")),
-        option(PREFIX + "LoRAs per place (top k)", int, _apply("top_k")),
-        option(PREFIX + "Step range (0.2-0.8)", str, _apply("start", "end", read=_range)),
-        option(PREFIX + "Text encoder", str, _apply("text_encoder"), choices=lambda: list(TEXT_ENCODER_MODES)),
-        option(PREFIX + "Pool mode", str, _apply("pool_mode"), choices=lambda: list(POOL_MODES)),
-        option(PREFIX + "Scout until", float, _apply("scout")),
-        option(PREFIX + "Scout's least share", float, _apply("scout_share")),
-        option(PREFIX + "Negative prompt every", int, _apply("guidance_every")),
-    ]
+    names = [name for name in SETTINGS if SETTINGS[name].axis]
+    return [_axis(option, name) for name in sorted(names, key=lambda name: SETTINGS[name].axis.number)]
+
+
+def _axis(option: type, name: str) -> Any:
+    declared = SETTINGS[name]
+    label, until = PREFIX + (declared.axis.label or declared.label), declared.axis.until
+    if until:
+        return option(label, str, _apply(name, until, read=_range))
+    if isinstance(declared.kind, Flag):
+        return option(label, str, _apply(name), choices=lambda: ["False", "True"])
+    if isinstance(declared.kind, Choice):
+        return option(label, str, _apply(name), choices=lambda: list(declared.kind.choices))
+    return option(label, int if isinstance(declared.kind, Whole) else float, _apply(name))
 
 
 def add_axes(scripts_data: Sequence[Any]) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from lib_loratorio import cli
 from lib_loratorio.hosts.diffusers.models import load_pipeline
 from lib_loratorio.loras.tag import LOCAL, LoraTag
-from lib_loratorio.settings import Settings
+from lib_loratorio.settings import SETTINGS, Settings
 
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 """How AUTOMATIC1111 reads the last line of an infotext."""
@@ -153,7 +153,7 @@ def test_pool_is_scouted(folder, tmp_path, capsys):
 def test_pool_alone_and_a_lora_that_is_in_both(folder, tmp_path, capsys):
     pool = ("--pool", str(folder / "a"), "--pool", str(folder / "b" / "style.safetensors:0.5"))
     assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "a.png"), loras=())) == 0
-    assert "pool: step 1: style, style" in capsys.readouterr().out
+    assert "pool: step 1: style (1), style (2)" in capsys.readouterr().out
     assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "b.png"), loras=("b/style.safetensors:0.8",))) == 0
     assert Settings.from_infotext(fields(tmp_path / "b.png")[1]["LoRAtorio"]).pool == "style:1"
 
@@ -185,7 +185,7 @@ def test_a_file_that_the_pool_names_twice_competes_once(folder, tmp_path, pool, 
     assert cli.main(arguments(folder, *pool, "--out", str(tmp_path / "a.png"), loras=("a/style.safetensors",))) == 0
     _, found = fields(tmp_path / "a.png")
     assert Settings.from_infotext(found["LoRAtorio"]).pool == expected
-    assert found.get("LoRAtorio pool") == ("step 1: style, style" if expected else None)
+    assert found.get("LoRAtorio pool") == ("step 1: style (1), style (2)" if expected else None)
 
 
 def test_merge_has_no_pool(folder, tmp_path, capsys):
@@ -286,6 +286,39 @@ def test_models_that_cannot_be_used(folder, capsys, tmp_path):
     ):
         assert cli.main(arguments(folder, model=tmp_path / model)) == 2
         assert match in capsys.readouterr().err
+
+
+def test_every_setting_is_an_option_but_those_in_another_form(folder, tmp_path):
+    named = {
+        "method": "composite",
+        "patch_size": 3,
+        "temperature": 0.25,
+        "lam": 0.75,
+        "top_k": 2,
+        "start": 0.1,
+        "end": 0.9,
+        "text_encoder": "merged",
+        "adapters_per_pass": 1,
+        "pool_mode": "scout",
+        "scout": 0.3,
+        "scout_every": 4,
+        "scout_share": 0.6,
+        "guidance_every": 2,
+    }
+    options = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    assert cli.main(arguments(folder, *options, "--verify", "--trigger-words", "--out", str(tmp_path / "a.png"))) == 0
+    settings = Settings.from_infotext(fields(tmp_path / "a.png")[1]["LoRAtorio"])
+    assert settings == Settings(enabled=True, verify=True, trigger_words=True, **named)
+    assert {*named, "verify", "trigger_words"} == set(cli.OPTIONS) == set(SETTINGS) - {"enabled", "maps", "pool"}
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for name in cli.OPTIONS:
+        assert f"--{name.replace('_', '-')} " in told
+        assert SETTINGS[name].described.replace("-", "") in told.replace("- ", "").replace("-", "")
 
 
 def test_missing_packages(folder, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """A page with the accordion alone, twice, as a WebUI has it: a prompt and the accordion in each of two tabs.
 
-Prints its address when it is there, and runs until its standard input ends.
+Prints its address when it is there, and runs until its standard input ends. Its argument is the folder of the packages
+that a WebUI has beside gradio, such as torch.
 
 Beside them, per tab, what the WebUI does around the accordion: `read` shows the controls' values, as a generation would
 get them, and `paste` fills the controls from the infotext field in the box above it. Runs on the WebUIs' own gradio.
@@ -16,7 +17,9 @@ from pathlib import Path
 import gradio as gr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.append(sys.argv[1])  # at the end: gradio has its own versions of some
 from lib_loratorio.page import accordion as controls_of
+from lib_loratorio.page.api import add_routes
 from lib_loratorio.settings import INFOTEXT, Settings
 
 
@@ -56,6 +59,7 @@ with gr.Blocks(analytics_enabled=False) as page:
                 tab(name)
 
 if __name__ == "__main__":
-    _, url, _ = page.queue().launch(server_name="127.0.0.1", show_api=False, quiet=True, prevent_thread_lock=True)
+    app, url, _ = page.queue().launch(server_name="127.0.0.1", show_api=False, quiet=True, prevent_thread_lock=True)
+    add_routes(app, {})
     print(url, flush=True)
     sys.stdin.read()

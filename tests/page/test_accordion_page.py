@@ -3,7 +3,9 @@
 import json
 import os
 import subprocess
+import sysconfig
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import chromium
 import pytest
@@ -12,6 +14,7 @@ from lib_loratorio.settings import PRESETS, Settings
 
 ROOT = Path(__file__).parents[2]
 TABS = ("txt2img", "img2img")
+NO_LORA = "No LoRA in the prompt: the picture will be the ordinary one."
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,11 @@ def url(request, browser):
     }
     script = Path(__file__).with_name("page.py")
     with subprocess.Popen(
-        [python, script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [python, script, sysconfig.get_path("purelib")],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as server:
         yield next(line.strip() for line in server.stdout if line.startswith("http"))
         server.stdin.close()
@@ -100,7 +107,7 @@ def test_starts_with_the_defaults(page):
 
 
 def test_price_while_typing(page):
-    page.says("No LoRA in the prompt: the picture will be the ordinary one.")
+    page.says(NO_LORA)
     asked = []
     page.page.on("request", lambda request: asked.append(request.url))
     page.prompt.press_sequentially("a cat <lora:anna:0.8> ")
@@ -109,8 +116,9 @@ def test_price_while_typing(page):
         "<lora:style:0.5:0.7:ltstart=0.2> <lora:off:0> <lora:unet:0:1>, <lora:named:te=0.1:unet=0.1>"
     )
     page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.")
-    assert asked == [], "the script talks to nobody"
-    page.says("No LoRA in the prompt: the picture will be the ordinary one.", "img2img")
+    assert {urlsplit(address).path for address in asked} == {"/loratorio/v1/price"}, "the script asks nothing else"
+    assert len(asked) < 20, "it waits for a pause in the typing"
+    page.says(NO_LORA, "img2img")
     page.show("img2img")
     page.prompt.fill("<lora:b:1>")
     page.says("1 LoRA (b 1): 4 model evaluations a step instead of 2.")
@@ -119,11 +127,63 @@ def test_price_while_typing(page):
     )
 
 
+@pytest.fixture
+def held(page):
+    """The page's questions for the price, held back: answered by their `continue_`, in any order."""
+    questions = []
+    page.says(NO_LORA)
+    page.page.route("**/loratorio/v1/price?*", lambda route: questions.append(route))
+    return questions
+
+
+def asked_for(page, questions, prompt):
+    """The question for this prompt, once it is asked."""
+    for _ in range(100):
+        for question in questions:
+            if parse_qs(urlsplit(question.request.url).query)["prompt"] == [prompt]:
+                return question
+        page.page.wait_for_timeout(50)
+    raise AssertionError(f"the price of {prompt!r} was not asked")
+
+
+def test_without_an_answer_nothing_is_told(page, held):
+    page.prompt.fill("<lora:a:1>")
+    question = asked_for(page, held, "<lora:a:1>")
+    page.says("")
+    question.continue_()
+    page.says("1 LoRA (a 1): 4 model evaluations a step instead of 2.")
+    page.prompt.fill("<lora:b:1>")
+    asked_for(page, held, "<lora:b:1>").abort()
+    page.says("")
+    held.clear()
+    asked_for(page, held, "<lora:b:1>").continue_()
+    page.says("1 LoRA (b 1): 4 model evaluations a step instead of 2.")
+
+
+def test_a_late_answer_to_an_earlier_question_is_dropped(page, held):
+    page.prompt.fill("<lora:a:1>")
+    early = asked_for(page, held, "<lora:a:1>")
+    page.prompt.fill("<lora:a:1> <lora:b:1>")
+    asked_for(page, held, "<lora:a:1> <lora:b:1>").continue_()
+    page.says("2 LoRAs (a 1, b 1): 6 model evaluations a step instead of 2.")
+    with page.page.expect_response("**/loratorio/v1/price?*"):
+        early.continue_()
+    page.page.wait_for_timeout(700)
+    page.says("2 LoRAs (a 1, b 1): 6 model evaluations a step instead of 2.")
+
+
+def test_price_of_settings_that_are_refused(page, url):
+    page.prompt.fill("<lora:a:1>")
+    page.says("1 LoRA (a 1): 4 model evaluations a step instead of 2.")
+    answer = page.page.request.get(f"{url}loratorio/v1/price", params={"prompt": "", "settings": '{"lam": 2}'})
+    assert answer.status == 422
+    assert answer.json() == {"detail": "LoRAtorio: lam is 2; it must be a number from 0 to 1."}
+
+
 def test_pool_beside_the_prompt_and_alone(page):
-    none = "No LoRA in the prompt: the picture will be the ordinary one."
     pool = page.control("pool", "textarea")
     pool.fill(" ,\n")
-    page.says(none)
+    page.says(NO_LORA)
     pool.fill("styles/*")
     page.says("No LoRA in the prompt: only those of the pool take part.")
     page.prompt.fill("<lora:a:1>")
@@ -131,7 +191,7 @@ def test_pool_beside_the_prompt_and_alone(page):
     page.choose("method", "merge")
     page.says("1 LoRA (a 1): 2 model evaluations a step instead of 2. The method merge has no pool.")
     page.prompt.fill("")
-    page.says(f"{none} The method merge has no pool.")
+    page.says(f"{NO_LORA} The method merge has no pool.")
 
 
 @pytest.mark.parametrize("role", ["global", "Global", " GLOBAL "])

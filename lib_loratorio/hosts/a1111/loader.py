@@ -63,8 +63,8 @@ def requested_adapters(p) -> list[Adapter]:
     """The prompt's adapters, without those of strength 0. Raises LoratorioError for a missing one."""
     requests, later = requested(p), requested_in_hires(p)
     loaded = {network.name for network in networks.loaded_networks}
-    require(names(requests), lambda name: name in loaded)
-    require(names(later), is_available)
+    require(names(requests), lambda name: name in loaded, LAYOUTS)
+    require(names(later), is_available, LAYOUTS)
     tags, without_tag = tags_by_name(requests), iter(())
     adapters = [
         adapter_of(network, next(tags.get(network.name, without_tag), LOCAL)) for network in networks.loaded_networks
@@ -84,7 +84,7 @@ def _of_pool(p, name: str, strength: float) -> Adapter:
         if _is_for_another_model(on_disk):
             raise matches_nothing(name, on_disk.filename, LAYOUTS)
         networks.load_networks([name], [strength], [strength], [None])
-        require([name], lambda name: networks.loaded_networks)
+        require([name], lambda name: networks.loaded_networks, LAYOUTS)
         adapter = adapter_of(_copy(networks.loaded_networks[0]), pooled=True)
         if not (adapter.changes_denoiser or adapter.changes_text):
             raise matches_nothing(name, on_disk.filename, LAYOUTS)

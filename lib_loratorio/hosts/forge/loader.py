@@ -49,8 +49,8 @@ def adapters_of(p, settings: Settings) -> list[Adapter]:
 def requested_adapters(p) -> list[Adapter]:
     """The prompt's adapters, without those of strength 0. Raises LoratorioError for a missing one."""
     requests = requested(p)
-    require(names(requests), is_available)
-    require(names(requested_in_hires(p)), is_available)
+    require(names(requests), is_available, LAYOUTS)
+    require(names(requested_in_hires(p)), is_available, LAYOUTS)
     with _loader(p.sd_model):
         adapters = [_adapter(p, wanted, tag) for wanted, tag in requests if acts(wanted.te, wanted.unet)]
     return [adapter for adapter in adapters if adapter.changes_denoiser or adapter.changes_text]
@@ -96,7 +96,7 @@ def _load(wanted: Wanted) -> None:
             raise
         networks.loaded_networks.clear()
         reason = f"{type(error).__name__}: {error}"
-    require([wanted.name], lambda name: bool(networks.loaded_networks), reason)
+    require([wanted.name], lambda name: bool(networks.loaded_networks), LAYOUTS, reason)
 
 
 @contextmanager

@@ -26,15 +26,20 @@ class LeftOutError(Exception):
 
 def matches_nothing(name: str, path: str, layouts: Sequence[str]) -> LoratorioError:
     """The error for a file that matches nothing in this model, where the WebUI reads files of these layouts."""
-    layout = kinds.layout(path)
-    if layout is not None and layout not in layouts:
-        return LoratorioError(
-            f"the layout of the LoRA '{name}' is not readable for this WebUI: its layers have {layout} names. "
-            "Convert the file to kohya's layout, or take it out of the prompt."
-        )
-    return LoratorioError(
+    return unreadable(name, path, layouts) or LoratorioError(
         f"the LoRA '{name}' matches nothing in this model; "
         "it was made for another kind of model. Take it out of the prompt or change the checkpoint."
+    )
+
+
+def unreadable(name: str, path: str, layouts: Sequence[str]) -> LoratorioError | None:
+    """The error for a file in another layout than those that the WebUI reads; None for one in these, or damaged."""
+    layout = kinds.layout(path)
+    if layout is None or layout in layouts:
+        return None
+    return LoratorioError(
+        f"the layout of the LoRA '{name}' is not readable for this WebUI: its layers have {layout} names. "
+        "Convert the file to kohya's layout, or take it out of the prompt."
     )
 
 

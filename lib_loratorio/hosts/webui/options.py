@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from typing import Any
 
 import gradio as gr
 from modules import shared
 
 from lib_loratorio.errors import SettingsError
-from lib_loratorio.page.accordion import CONTROLS, ENABLED, TITLE
-from lib_loratorio.settings import Settings
+from lib_loratorio.page.accordion import SHOWN, TITLE, control
+from lib_loratorio.settings import SETTINGS, Settings
 
 STOP_ON_ERROR, DENSE_BUDGET, MAP_FORMAT = "loratorio_stop_on_error", "loratorio_dense_budget_mb", "loratorio_map_format"
 DEFAULT = "loratorio_default_"
@@ -39,14 +38,11 @@ def add_options() -> None:
         gr.Dropdown,
         {"choices": [AS_GRIDS, "png", "jpg", "webp"]},
     )
-    for name, control in {"enabled": ENABLED, **CONTROLS}.items():
-        add(
-            DEFAULT + name,
-            getattr(Settings(), name),
-            control.label,
-            getattr(gr, control.component),
-            control.options or None,
-        ).info("what the accordion starts with").needs_reload_ui()
+    for name in ("enabled", *SHOWN):
+        shown = control(name)
+        add(DEFAULT + name, SETTINGS[name].default, shown.label, shown.component, shown.options or None).info(
+            "what the accordion starts with"
+        ).needs_reload_ui()
 
 
 def _option(name: str, default: Any) -> Any:
@@ -70,9 +66,8 @@ def map_format() -> str:
 
 def starting_settings() -> Settings:
     """What the accordion starts with; where the options do not go together, the extension's own defaults."""
-    own = Settings().to_api()
     try:
-        return Settings(**{field.name: _option(DEFAULT + field.name, own[field.name]) for field in fields(Settings)})
+        return Settings(**{name: _option(DEFAULT + name, declared.default) for name, declared in SETTINGS.items()})
     except SettingsError as error:
         logging.warning(f"{error} These are the settings page's defaults, which are not used.")
         return Settings()

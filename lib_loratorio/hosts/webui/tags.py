@@ -10,6 +10,7 @@ from modules import shared
 from modules.extra_networks import ExtraNetworkParams
 
 from lib_loratorio.errors import LoratorioError, SettingsError
+from lib_loratorio.hosts.webui.failures import unreadable
 from lib_loratorio.loras.tag import LoraTag, read_strength
 
 KINDS = ("lora", "lyco")
@@ -62,9 +63,17 @@ def is_available(name: str) -> bool:
     return name in networks.available_network_aliases or name in networks.available_networks
 
 
-def require(wanted: Sequence[str], present: Callable[[str], bool], reason: str = "") -> None:
-    """Raises LoratorioError for the names that `present(name)` denies, with the reason where there is one."""
+def require(wanted: Sequence[str], present: Callable[[str], bool], layouts: Sequence[str], reason: str = "") -> None:
+    """Raises LoratorioError for the names that `present(name)` denies, with the reason where there is one.
+
+    `layouts` are those of files that the host reads.
+    """
     missing = [name for name in wanted if not present(name)]
+    for name in filter(is_available, missing):
+        on_disk = networks.available_network_aliases.get(name) or networks.available_networks[name]
+        error = unreadable(name, on_disk.filename, layouts)
+        if error:
+            raise error
     if missing:
         raise LoratorioError(
             f"LoRA not found or not readable: {', '.join(missing)}{f' ({reason})' if reason else ''}. "

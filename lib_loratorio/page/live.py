@@ -1,0 +1,82 @@
+"""The accordion's live help: which LoRAs a prompt has, and what a step costs with them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lib_loratorio.engine.price import evaluations_per_step
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
+from lib_loratorio.settings import Settings
+
+TAG = re.compile(r"<(?:lora|lyco):([^:>]+)(?::([^>]*))?>")
+
+
+class Mentioned(NamedTuple):
+    """A LoRA as a prompt has it. strength: as written, the text encoder's and the UNet's where they differ."""
+
+    name: str
+    strength: str
+    role: str
+
+
+def loras_of(prompt: str) -> list[Mentioned]:
+    """The LoRAs of a prompt that is being written, without those of strength 0."""
+    return [lora for lora in map(_mentioned, TAG.finditer(prompt)) if lora]
+
+
+def _mentioned(tag: re.Match) -> Mentioned | None:
+    parts = (tag[2] or "").split(":")
+    named = dict(part.split("=")[:2] for part in parts if "=" in part)
+    first, second, *_ = [*(part for part in parts if part and "=" not in part), None, None]
+    text = named.get("te", first if first is not None else "1")
+    denoiser = named.get("unet", second if second is not None else text)
+    if not acts(_number(text), _number(denoiser)):
+        return None
+    return Mentioned(tag[1], denoiser if text == denoiser else f"{text}/{denoiser}", _role(named, tag[1]))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text.strip() or 0)
+    except ValueError:
+        return math.nan  # still being written
+
+
+def _role(named: Mapping[str, str], lora: str) -> str:
+    """Local or global; what else the tag says of LoRAtorio has no bearing on the price, and may be unfinished."""
+    try:
+        return LoraTag.read({name: value for name, value in named.items() if name.strip().lower() == "lt"}, lora).role
+    except SettingsError:
+        return LOCAL.role
+
+
+def price(prompt: str, settings: Settings) -> dict[str, Any]:
+    """What the live help tells.
+
+    loras: the prompt's, each with its name, strength and role.
+    evaluations: model evaluations a step of one picture, on average; those of the pool come on top.
+    pool: "none"; "added" to the prompt's LoRAs; or "ignored", by a method that has none.
+    """
+    loras = loras_of(prompt)
+    local = sum(lora.role == LOCAL.role for lora in loras)
+    return {
+        "loras": [lora._asdict() for lora in loras],
+        "evaluations": evaluations_per_step(settings, local),
+        "pool": ("added" if settings.traits.apart else "ignored") if settings.pool else "none",
+    }
+
+
+def price_of(prompt: str, settings: str) -> dict[str, Any]:
+    """The same, of settings as the text of a JSON object. Raises SettingsError."""
+    try:
+        values = json.loads(settings)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise SettingsError(f"the settings are {settings!r}; they must be a JSON object.")
+    return price(prompt, Settings.from_api(values))

@@ -1,0 +1,66 @@
+"""The settings as a page of documentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lib_loratorio.declaration import Setting
+from lib_loratorio.settings import METHODS, PRESETS, SETTINGS
+
+INTRODUCTION = """# Settings
+
+Written by `python -m lib_loratorio settings` from the declarations in `lib_loratorio/settings.py`.
+
+The keys are those of the API's dict and of a picture's infotext; values may come as text, too. The order is that of
+positional arguments. On the command line an option has the key's name, with hyphens for underscores. With a method that
+makes no use of a setting, that setting is grey on the page and has no effect.
+"""
+
+STARRED = "\\* has no such option: the command line always composes, and has `--maps` and `--pool` of its own."
+
+
+def markdown() -> str:
+    """The whole page."""
+    in_presets = [name for name, declared in SETTINGS.items() if declared.in_presets]
+    settings = _table(
+        ("on the page", "key", "values", "default", "used by", "what it does"),
+        (
+            (
+                declared.label,
+                f"`{name}`" if declared.option else f"`{name}` \\*",
+                _values(declared),
+                _code(declared.default),
+                _methods(declared),
+                declared.described,
+            )
+            for name, declared in SETTINGS.items()
+        ),
+    )
+    presets = _table(
+        ("preset", *(f"`{name}`" for name in in_presets)),
+        (
+            (preset, *(_code(values.get(name, SETTINGS[name].default)) for name in in_presets))
+            for preset, values in PRESETS.items()
+        ),
+    )
+    return f"{INTRODUCTION}\n{settings}\n{STARRED}\n\n## Presets\n\n{presets}"
+
+
+def _values(declared: Setting) -> str:
+    return f"{declared.kind.allowed} ({declared.unit})" if declared.unit else declared.kind.allowed
+
+
+def _methods(declared: Setting) -> str:
+    using = [name for name, traits in METHODS.items() if traits.include(declared.uses)]
+    return "all" if len(using) == len(METHODS) else ", ".join(using)
+
+
+def _code(value: Any) -> str:
+    return f"`{value if isinstance(value, str) and value else json.dumps(value)}`"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (" | ".join(row) for row in (header, ["---"] * len(header), *rows))
+    return "".join(f"| {line} |\n" for line in lines)

@@ -1,0 +1,155 @@
+"""What the accordion's live help tells: the LoRAs of a prompt, and what a step costs with them."""
+
+import json
+
+import pytest
+
+from lib_loratorio.engine.price import LONGEST, evaluations_per_step
+from lib_loratorio.errors import SettingsError
+from lib_loratorio.page.live import loras_of, price, price_of
+from lib_loratorio.settings import METHODS, SETTINGS, Settings
+
+
+@pytest.mark.parametrize(
+    "tag, expected",
+    [
+        ("<lora:a>", "a 1"),
+        ("<lora:a:0.80>", "a 0.80"),
+        ("<lyco:a:0.5>", "a 0.5"),
+        ("<lora:a:-0.5:-0.7>", "a -0.5/-0.7"),
+        ("<lora:a:0.5:0.5>", "a 0.5"),
+        ("<lora:a:0.5:0.50>", "a 0.5/0.50"),
+        ("<lora:a:0.5:0.7:ltstart=0.2>", "a 0.5/0.7"),
+        ("<lora:a:te=0.5:unet=0>", "a 0.5/0"),
+        ("<lora:a:0.3:te=0.5>", "a 0.5"),
+        ("<lora:a:unet=0.5>", "a 1/0.5"),
+        ("<lora:a:0:1>", "a 0/1"),
+        ("<lora:a:1:dyn=4>", "a 1"),
+        ("<lora:a::0.5>", "a 0.5"),
+        ("<lora:a:strong>", "a strong"),
+        ("<lora:a b-c.1:1>", "a b-c.1 1"),
+        ("<lora:a:1:lt=0.5=1>", "a 1"),
+        ("<lora:a:0>", None),
+        ("<lora:a:-0.0>", None),
+        ("<lora:a:te=0:unet=0>", None),
+        ("<lora:a:1:te=0:unet=0>", None),
+        ("<lora:a:te=>", None),
+        ("<lora:a:1", None),
+        ("<lora:>", None),
+        ("<hypernet:a:1>", None),
+    ],
+)
+def test_tags(tag, expected):
+    found = [f"{lora.name} {lora.strength}" for lora in loras_of(f"a cat, {tag} (red:1.2)")]
+    assert found == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    "argument, role",
+    [
+        ("", "local"),
+        (":lt=global", "global"),
+        (":lt= GLOBAL ", "global"),
+        (": LT=global", "global"),
+        (":lt=local", "local"),
+        (":lt=glob", "local"),
+        (":ltstart=2:lt=global", "global"),
+        (":ltbegin=0.5", "local"),
+    ],
+)
+def test_roles(argument, role):
+    (lora,) = loras_of(f"<lora:a:1{argument}>")
+    assert lora.role == role
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, (2, 4, 8)),
+        ({"lam": 1}, (2, 3, 5)),
+        ({"lam": 0}, (2, 3, 7)),
+        ({"guidance_every": 2}, (2, 3.5, 6.5)),
+        ({"guidance_every": 4}, (2, 3.25, 5.75)),
+        ({"guidance_every": 2, "lam": 0}, (2, 3.5, 6.5)),
+        ({"guidance_every": 4, "lam": 1}, (2, 3, 5)),
+        ({"method": "composite"}, (2, 2, 6)),
+        ({"method": "composite", "lam": 1}, (2, 2, 6)),
+        ({"method": "composite", "guidance_every": 2}, (2, 2.5, 5.5)),
+        ({"method": "switch", "guidance_every": 3}, (2, 2, 2)),
+        ({"method": "merge"}, (2, 2, 2)),
+        ({"start": 0.3, "end": 0.6, "top_k": 1}, (2, 4, 8)),
+        ({"pool": "a,b", "pool_mode": "scout"}, (2, 4, 8)),
+    ],
+)
+def test_price_of_none_one_and_three_loras(settings, expected):
+    assert tuple(evaluations_per_step(Settings(**settings), count) for count in (0, 1, 3)) == pytest.approx(expected)
+
+
+def test_price_of_a_period_longer_than_any_sampling():
+    assert evaluations_per_step(Settings(guidance_every=10**9), 1) == pytest.approx(3 + 1 / LONGEST)
+
+
+def test_what_the_page_is_told():
+    prompt = "a cat <lora:a:0.8> <lora:b:0.5:0.7:lt=global> <lora:off:0>"
+    assert price(prompt, Settings()) == {
+        "loras": [
+            {"name": "a", "strength": "0.8", "role": "local"},
+            {"name": "b", "strength": "0.5/0.7", "role": "global"},
+        ],
+        "evaluations": 4.0,
+        "pool": "none",
+    }
+    assert price("", Settings(pool="x"))["pool"] == "added"
+    assert price("", Settings(pool="x", method="merge"))["pool"] == "ignored"
+
+
+def test_settings_come_as_text():
+    settings = '{"method": "composite", "guidance_every": "2", "pool": " ,"}'
+    assert price_of("<lora:a:1>", settings) == price("<lora:a:1>", Settings(method="composite", guidance_every=2))
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        ("", "the settings are ''; they must be a JSON object"),
+        ("[]", r"the settings are '\[\]'"),
+        ('{"lam": 2}', "lam is 2; it must be a number from 0 to 1"),
+        ('{"lam": NaN}', "lam is nan"),
+        ('{"lambda": 1}', "unknown setting lambda"),
+    ],
+)
+def test_settings_that_cannot_be_read(settings, match):
+    with pytest.raises(SettingsError, match=match):
+        price_of("a cat", settings)
+
+
+OTHER_VALUES = {
+    "enabled": [True],
+    "method": METHODS,
+    "patch_size": [5],
+    "temperature": [0.5],
+    "lam": [0, 1],
+    "top_k": [1],
+    "start": [0.3],
+    "end": [0.5],
+    "text_encoder": ["merged"],
+    "adapters_per_pass": [1],
+    "verify": [True],
+    "maps": [True],
+    "pool": ["a"],
+    "pool_mode": ["scout"],
+    "scout": [0.5],
+    "scout_every": [3],
+    "scout_share": [0.1],
+    "trigger_words": [True],
+    "guidance_every": [4],
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_page_asks_with_the_settings_that_matter(name):
+    told = {
+        json.dumps(price("<lora:a:1> <lora:b:1>", Settings(**{name: value})))
+        for value in (SETTINGS[name].default, *OTHER_VALUES[name])
+    }
+    assert (len(told) > 1) is SETTINGS[name].priced
