@@ -1,4 +1,4 @@
-"""The script on stand-ins of Forge and Neo: pictures against the equations, and the host as it was afterwards.
+"""The script on stand-ins of Forge, Neo and reForge: pictures against the equations, and the host as it was afterwards.
 
 The expected latents come from `Equations`, which knows nothing of the extension: it merges one network at a
 time with the host's loader, evaluates row by row, and composes patch by patch in plain loops.
@@ -37,6 +37,14 @@ def host(request):
 
 
 @pytest.fixture
+def quantising(host):
+    if not host.quantises:
+        pytest.skip(f"{host.member} loads no models stored as integers, and merges every LoRA into what is stored")
+    host.args.dynamic_args["online_lora"] = True
+    return host
+
+
+@pytest.fixture
 def forge():
     with forge_host.installed("forge") as host:
         add_networks(host)
@@ -46,6 +54,13 @@ def forge():
 @pytest.fixture
 def neo():
     with forge_host.installed("neo") as host:
+        add_networks(host)
+        yield host
+
+
+@pytest.fixture
+def reforge():
+    with forge_host.installed("reforge") as host:
         add_networks(host)
         yield host
 
@@ -210,7 +225,8 @@ class Equations:
         if self.image.shape[2:] == x.shape[2:]:
             c["c_concat"] = self.image[number : number + 1]
         if unet.controlnet_linked_list is not None:
-            c["control"] = control_of(unet.controlnet_linked_list, number, marks).get_control(x, sigma, c, 1)
+            control = control_of(unet.controlnet_linked_list, number)
+            c["control"] = self.host.sampling_function.control_for(control, x, sigma, c, 1)
         wrapper = unet.model_options.get(
             "model_function_wrapper",
             lambda apply_model, args: apply_model(args["input"], args["timestep"], **args["c"]),
@@ -261,12 +277,12 @@ def load(host, adapters):
     host.networks.load_networks(names, te, unet, [None] * len(names))
 
 
-def control_of(control, number, options):
+def control_of(control, number):
     """A control for one picture of its batch."""
     alone = copy.copy(control)
-    alone.hint, alone.transformer_options = control.hint[number : number + 1], options
+    alone.hint = control.hint[number : number + 1]
     if control.previous_controlnet is not None:
-        alone.previous_controlnet = control_of(control.previous_controlnet, number, options)
+        alone.previous_controlnet = control_of(control.previous_controlnet, number)
     return alone
 
 
@@ -556,14 +572,13 @@ def test_kinds(host, kind):
     )
 
 
-def test_quantised_models_take_plain_loras(host):
-    host.use(quantised=True)
-    host.args.dynamic_args["online_lora"] = True
+def test_quantised_models_take_plain_loras(quantising):
+    quantising.use(quantised=True)
     settings = {"end": 0.5}
-    p, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, **settings, "verify": True})
-    assert_close(latents, expected(host, [A, TEXT, B], one("a cat"), settings=settings), SINGLE)
+    p, latents = quantising.generate(f"a cat {TEXT_TAGS}", {**ON, **settings, "verify": True})
+    assert_close(latents, expected(quantising, [A, TEXT, B], one("a cat"), settings=settings), SINGLE)
     assert verified(p) < SINGLE and NOTE not in p.extra_generation_params
-    assert_clean(host, p)
+    assert_clean(quantising, p)
 
 
 def test_quantised_models_are_verified_without_rounding_the_merge_to_their_bits(forge):
@@ -573,29 +588,27 @@ def test_quantised_models_are_verified_without_rounding_the_merge_to_their_bits(
     assert_clean(forge, p)
 
 
-def test_gguf_models_take_every_kind(host):
-    host.use(quantised="gguf")
-    host.args.dynamic_args["online_lora"] = True
-    host.add("kinds", {"to_q": "loha", "to_k": "dora", ("qkv", V): "scaled"}, seed=7)
-    p, latents = host.generate("a cat <lora:kinds:0.7> <lora:b:0.6>", {**ON, "verify": True})
-    assert_close(latents, expected(host, [("kinds", 0.7, 0.7), B], one("a cat")), SINGLE)
+def test_gguf_models_take_every_kind(quantising):
+    quantising.use(quantised="gguf")
+    quantising.add("kinds", {"to_q": "loha", "to_k": "dora", ("qkv", V): "scaled"}, seed=7)
+    p, latents = quantising.generate("a cat <lora:kinds:0.7> <lora:b:0.6>", {**ON, "verify": True})
+    assert_close(latents, expected(quantising, [("kinds", 0.7, 0.7), B], one("a cat")), SINGLE)
     assert verified(p) < SINGLE and NOTE not in p.extra_generation_params
-    assert_clean(host, p)
+    assert_clean(quantising, p)
 
 
-def test_quantised_models_decline_other_kinds_by_name(host):
-    host.use(quantised=True)
-    host.args.dynamic_args["online_lora"] = True
-    host.add("kind", {"to_q": "loha", "to_k": "lora"}, seed=7)
-    host.add("dense", {"to_q": "loha"}, seed=7)
-    p, _ = host.generate("a cat <lora:kind:1> <lora:b:0.6>", ON)
+def test_quantised_models_decline_other_kinds_by_name(quantising):
+    quantising.use(quantised=True)
+    quantising.add("kind", {"to_q": "loha", "to_k": "lora"}, seed=7)
+    quantising.add("dense", {"to_q": "loha"}, seed=7)
+    p, _ = quantising.generate("a cat <lora:kind:1> <lora:b:0.6>", ON)
     assert (
         "1 of 2 layers of the LoRA 'kind'" in p.extra_generation_params[NOTE]
         and "quantised" in p.extra_generation_params[NOTE]
     )
     with pytest.raises(LoratorioError, match=r"none of the 1 layers of the LoRA 'dense' .* quantised models"):
-        host.generate("a cat <lora:dense:1> <lora:b:0.6>", ON)
-    assert_close(host.generate(f"a cat {TAGS}", ON)[1], expected(host, [A, B], one("a cat")))
+        quantising.generate("a cat <lora:dense:1> <lora:b:0.6>", ON)
+    assert_close(quantising.generate(f"a cat {TAGS}", ON)[1], expected(quantising, [A, B], one("a cat")))
 
 
 def test_after_a_merge_that_failed_in_the_host(forge):
@@ -610,9 +623,7 @@ def test_after_a_merge_that_failed_in_the_host(forge):
 
 def test_a_merge_into_the_text_encoder_that_fails_for_us_is_not_left_in_it(host, monkeypatch):
     """The text encoder has two layers, which the host merges first, for its own conditions."""
-    from backend.patcher import lora
-
-    calls, merge = iter(range(99)), lora.merge_lora_to_weight
+    calls, merge = iter(range(99)), getattr(host.lora, host.merge_name)
 
     def failing(*args):
         if next(calls) == 3:
@@ -620,7 +631,7 @@ def test_a_merge_into_the_text_encoder_that_fails_for_us_is_not_left_in_it(host,
         return merge(*args)
 
     before = merged_picture(host, "a cat")
-    monkeypatch.setattr(lora, "merge_lora_to_weight", failing)
+    monkeypatch.setattr(host.lora, host.merge_name, failing)
     with pytest.raises(LoratorioError, match="second layer"):
         host.generate(f"a cat {TEXT_TAGS}", ON)
     assert torch.equal(merged_picture(host, "a cat"), before)
@@ -640,6 +651,25 @@ def test_neo_reads_a_weight_as_its_layer_does(neo):
     base_weight = neo.forge.sampling.backend.base_weight
     assert torch.equal(base_weight(layer, "weight"), 2 * layer.weight)
     assert torch.equal(base_weight(layer, "bias"), layer.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_reforge_reads_a_weight_as_its_layer_does(reforge, dtype):
+    """One stored divided by a scale, in a precision that may not compute."""
+    layer = reforge.use(scaled=True).forge_objects_original.unet.model.diffusion_model.to_out
+    layer.weight.data = layer.weight.data.to(dtype)
+    weight = reforge.forge.sampling.backend.base_weight(layer, "weight")
+    assert torch.equal(weight, layer.weight.float() * layer.scale_weight.float())
+    assert torch.equal(reforge.forge.sampling.backend.base_weight(layer, "bias"), layer.bias)
+
+
+def test_weights_stored_divided_by_a_scale(reforge):
+    reforge.use(scaled=True)
+    reforge.add("kinds", {"to_q": "dora", "to_k": "loha", ("qkv", V): "scaled"}, seed=7)
+    p, latents = reforge.generate(f"a cat <lora:kinds:0.7> {TEXT_TAGS}", {**ON, "verify": True})
+    assert_close(latents, expected(reforge, [("kinds", 0.7, 0.7), A, TEXT, B], one("a cat")), SINGLE)
+    assert verified(p) < SINGLE and NOTE not in p.extra_generation_params
+    assert_clean(reforge, p)
 
 
 UNSUPPORTED = {
@@ -693,8 +723,10 @@ def test_control(host, tags, links):
 
 def wrapped(p):
     def wrapper(apply_model, args):
-        marks = args["c"]["transformer_options"]["cond_mark"].to(args["input"]).reshape(-1, 1, 1, 1)
-        assert marks[:: len(marks) // len(args["cond_or_uncond"])].flatten().tolist() == args["cond_or_uncond"]
+        options, flags, rows = args["c"]["transformer_options"], args["cond_or_uncond"], len(args["input"])
+        marks = torch.tensor(flags).repeat_interleave(rows // len(flags))
+        assert options["cond_or_uncond"] == flags and torch.equal(options.get("cond_mark", marks).to(marks), marks)
+        marks = marks.to(args["input"]).reshape(-1, 1, 1, 1)
         return apply_model(args["input"] * (1.1 + 0.2 * marks), args["timestep"] * 0.9, **args["c"])
 
     changed(p).set_model_unet_function_wrapper(wrapper)
@@ -739,18 +771,14 @@ def test_a_wrapper_may_make_other_batches_of_the_rows(host):
                 key: torch.cat([value] * copies) if isinstance(value, torch.Tensor) else value
                 for key, value in c.items()
             }
-            options = c["transformer_options"]
-            rows, flags = len(options["cond_mark"]), options["cond_or_uncond"] * copies
-            indices = {
-                key: [copy * rows + row for copy in range(copies) for row in options[key]]
-                for key in ("cond_indices", "uncond_indices")
-            }
-            c["transformer_options"] = {
-                **options,
-                **indices,
-                "cond_or_uncond": flags,
-                "cond_mark": torch.cat([options["cond_mark"]] * copies),
-            }
+            options, rows = dict(c["transformer_options"]), len(x)
+            for key in options.keys() & {"cond_indices", "uncond_indices"}:
+                options[key] = [copy * rows + row for copy in range(copies) for row in options[key]]
+            for key in options.keys() & {"cond_or_uncond", "uuids"}:
+                options[key] = options[key] * copies
+            if "cond_mark" in options:
+                options["cond_mark"] = torch.cat([options["cond_mark"]] * copies)
+            c["transformer_options"] = options
             both = apply_model(torch.cat([x] * copies), torch.cat([args["timestep"]] * copies), **c)
             return both.chunk(copies)[1]
 
@@ -789,10 +817,10 @@ def test_a_later_wrapper_that_calls_no_other_is_refused(host):
 
 @pytest.mark.parametrize("tags", ["<lora:a:0.8>", TAGS], ids=["one", "several"])
 def test_patches_of_another_extension_are_part_of_the_base(host, tags):
-    patches = host.add("frozen", {"to_k": "lora", "to_v": "diff"}, seed=9).patches
+    frozen = host.add("frozen", {"to_k": "lora", "to_v": "diff"}, seed=9)
 
     def patched(p):
-        changed(p).add_patches(filename="frozen", patches=patches)
+        host.patch(changed(p), frozen)
 
     adapters = [A] if tags == "<lora:a:0.8>" else [A, B]
     p, latents = host.generate(f"a cat {tags}", {**ON, "verify": True, "end": 0.5}, before=[patched])
@@ -936,6 +964,44 @@ def test_such_guidance_where_prompt_and_negative_prompt_are_alike(host, equation
     fields = {"after": [extension(host.calc_cond_uncond_batch)], "negative_prompt": "a cat"}
     _, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, "end": 0.6}, **fields)
     assert_close(latents, equations(host, [A, TEXT, B], one("a cat"), "a cat", settings={"end": 0.6}).latents())
+
+
+class Skipping(Equations):
+    """The negative prompt's prediction is one with perturbed attention."""
+
+    def unconditional(self, number, x, sigma, omegas, flag=1, kept=True):
+        return self.recentred(self.rows(number, x, sigma, None, flag, perturbed=True), omegas)
+
+
+def skipping(host):
+    """As in the host's own skip-layer guidance: conditional and unconditional rows are evaluated apart."""
+
+    def evaluated(args):
+        (cond, uncond), options = args["conds"], args["model_options"]
+        perturbed = {**options, "transformer_options": {**options["transformer_options"], "perturbed": True}}
+        rest = args["model"], cond, uncond, args["input"], args["sigma"]
+        return [
+            host.calc_cond_uncond_batch(rest[0], cond, None, *rest[3:], options)[0],
+            host.calc_cond_uncond_batch(rest[0], None, uncond, *rest[3:], perturbed)[1],
+        ]
+
+    return lambda p: changed(p).set_model_sampler_calc_cond_batch_function(evaluated)
+
+
+@pytest.mark.parametrize("tags", [TAGS, TEXT_TAGS], ids=["unet", "text"])
+def test_reforge_has_a_slot_for_evaluations_whose_earlier_function_is_called_through(reforge, tags):
+    p, latents = reforge.generate(f"a cat {tags}", {**ON, "verify": True}, before=[skipping(reforge)], batch_size=2)
+    assert_close(latents, Skipping(reforge, of_tags(tags), one("a cat") * 2).latents())
+    assert verified(p) < SINGLE
+    assert_clean(reforge, p)
+
+
+def test_a_later_function_in_that_slot_that_evaluates_apart_is_refused(reforge):
+    p = reforge.request(f"a cat {TAGS}", ON, after=[skipping(reforge)])
+    with pytest.raises(LoratorioError, match="evaluates the negative prompt alone"):
+        reforge.processing.process_images(p)
+    p.sd_model.forge_objects.unet = p.former.unet  # in whose place the other extension has put a clone
+    assert_clean(reforge, p)
 
 
 def test_conditions_that_another_extension_keeps_are_handed_back_as_they_were(host):

@@ -2,7 +2,9 @@
 AUTOMATIC1111's.
 
 `installed()` makes `modules`, `networks` and `gradio` importable for the time of a block, loads
-`scripts/loratorio.py` as the host does, and leaves nothing behind in `sys.modules`. `forge_host` does so for Forge.
+`scripts/loratorio.py` as the host does, and leaves nothing behind in `sys.modules`. `forge_host` does so for the Forge
+family. A folder holds what its host has of its own; what all hosts have alike is in `common`: `modules` as it is, and
+`bases` for the hosts' own modules to build on.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -21,10 +23,21 @@ from standin.weights import random_weights
 
 torch.set_num_threads(1)  # tensors this small only wait for each other's threads
 
-WEBUI = Path(__file__).parent / "webui"
+FOLDER = Path(__file__).parent
+COMMON, WEBUI = FOLDER / "common", FOLDER / "webui"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "loratorio.py"
 
-_HOST_MODULES = ("modules", "networks", "network", "model", "gradio", "backend", "modules_forge")
+_HOST_MODULES = (
+    "modules",
+    "networks",
+    "network",
+    "model",
+    "gradio",
+    "bases",
+    "backend",
+    "modules_forge",
+    "ldm_patched",
+)
 _IMPORTING_THEM = (
     "lib_loratorio.hosts.a1111",
     "lib_loratorio.hosts.forge",
@@ -42,9 +55,9 @@ def installed() -> Iterator[Host]:
 
 @contextmanager
 def imported_from(*folders: Path) -> Iterator[None]:
-    """The host's modules come from these folders for the time of the block."""
+    """The host's modules come from these folders, and from the one for all hosts, for the time of the block."""
     former, path = _taken_out(), list(sys.path)
-    sys.path[:0] = map(str, folders)
+    sys.path[:0] = map(str, (*folders, COMMON))
     try:
         yield
     finally:
@@ -76,30 +89,31 @@ def _taken_out() -> dict[str, Any]:
     return taken
 
 
-class Host:
-    """The running WebUI: its modules, its model, and the extension's script."""
+class RunningHost:
+    """A running WebUI: its modules, its model, and the extension's script."""
 
-    def __init__(self):
-        for name in (
-            "shared",
-            "errors",
-            "processing",
-            "prompt_parser",
-            "sd_samplers",
-            "sd_samplers_timesteps",
-            "sd_unet",
-            "script_callbacks",
-            "scripts",
-        ):
-            setattr(self, name, importlib.import_module(f"modules.{name}"))
-        for name in ("gradio", "networks", "network", "model"):
-            setattr(self, name, importlib.import_module(name))
+    parts: ClassVar[dict[str, str]] = {
+        **{name: name for name in ("gradio", "networks", "model")},
+        **{
+            name: f"modules.{name}"
+            for name in (
+                "shared",
+                "errors",
+                "processing",
+                "prompt_parser",
+                "sd_samplers",
+                "scripts",
+                "script_callbacks",
+            )
+        },
+        "text": "lib_loratorio.hosts.webui.text",
+    }
+
+    def __init__(self, **parts: str):
+        """`parts` are modules that only this host has, and the extension's for it."""
         self.extension = load_script()
-        self.a1111 = importlib.import_module("lib_loratorio.hosts.a1111")
-        self.messages, self.pool, self.text = (
-            importlib.import_module(f"lib_loratorio.hosts.webui.{name}") for name in ("messages", "pool", "text")
-        )
-        self.picker = importlib.import_module("lib_loratorio.page.pool_picker")
+        for name, module in {**self.parts, **parts}.items():
+            setattr(self, name, importlib.import_module(module))
         self.script_callbacks.ui_settings_callback()
         self.script = self.extension.LoratorioScript()
         self.use()
@@ -108,6 +122,33 @@ class Host:
         """Has a new model as the checkpoint."""
         self.shared.sd_model = self.model.SdModel(**model)
         return self.shared.sd_model
+
+    def own(self, settings) -> list[tuple[Any, tuple]]:
+        """The extension's script with its arguments: one dict of settings, or nothing for a page without it."""
+        if settings is None:
+            return []
+        return [(self.script, (settings,) if isinstance(settings, dict) else tuple(settings))]
+
+    def request(self, prompt, settings=None, **fields) -> Any:
+        """A request, with the script's arguments."""
+        return self.processing.Processing(prompt, scripts=self.scripts.ScriptRunner(self.own(settings)), **fields)
+
+    def generate(self, prompt, settings=None, **fields) -> tuple[Any, torch.Tensor]:
+        p = self.request(prompt, settings, **fields)
+        return p, self.processing.process_images(p)
+
+
+class Host(RunningHost):
+    def __init__(self):
+        super().__init__(
+            network="network",
+            sd_samplers_timesteps="modules.sd_samplers_timesteps",
+            sd_unet="modules.sd_unet",
+            a1111="lib_loratorio.hosts.a1111",
+            messages="lib_loratorio.hosts.webui.messages",
+            pool="lib_loratorio.hosts.webui.pool",
+            picker="lib_loratorio.page.pool_picker",
+        )
 
     def module(
         self,
@@ -135,14 +176,3 @@ class Host:
         self.networks.available_networks[name] = on_disk
         self.networks.available_network_aliases.update({name: on_disk, on_disk.alias: on_disk})
         return on_disk
-
-    def request(self, prompt, settings=None, **fields) -> Any:
-        """A request, with the script's arguments: one dict of settings, or nothing for a page without the extension."""
-        args = (
-            [] if settings is None else [(self.script, (settings,) if isinstance(settings, dict) else tuple(settings))]
-        )
-        return self.processing.Processing(prompt, scripts=self.scripts.ScriptRunner(args), **fields)
-
-    def generate(self, prompt, settings=None, **fields) -> tuple[Any, torch.Tensor]:
-        p = self.request(prompt, settings, **fields)
-        return p, self.processing.process_images(p)

@@ -1,6 +1,4 @@
-"""Small stand-ins of Forge and Neo, written from its interface. What they share with AUTOMATIC1111's they take from
-that one.
-"""
+"""Small stand-ins of the Forge family, Forge, Neo and reForge, written from their interfaces."""
 
 from __future__ import annotations
 
@@ -8,50 +6,51 @@ import copy
 import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from standin import WEBUI, imported_from, load_script
+from standin import FOLDER, RunningHost, imported_from
 
-FORGE = Path(__file__).parent / "forge"
-FOLDERS = {"forge": (FORGE,), "neo": (Path(__file__).parent / "neo", FORGE)}
+FORGE = FOLDER / "forge"
+FOLDERS = {"forge": (FORGE,), "neo": (FOLDER / "neo", FORGE), "reforge": (FOLDER / "reforge",)}
+_BACKEND = {
+    "args": "backend.args",
+    "memory_management": "backend.memory_management",
+    "sampling_function": "backend.sampling.sampling_function",
+    "condition": "backend.sampling.condition",
+    "lora": "backend.patcher.lora",
+}
+_LDM_PATCHED = {
+    "memory_management": "ldm_patched.modules.model_management",
+    "sampling_function": "ldm_patched.modules.samplers",
+    "condition": "ldm_patched.modules.conds",
+    "lora": "ldm_patched.modules.lora",
+}
+PARTS = {"forge": _BACKEND, "neo": _BACKEND, "reforge": _LDM_PATCHED}
+"""Modules of the same role, by member."""
+
 RANK = 2
 
 
 @contextmanager
 def installed(member: str = "forge") -> Iterator[Host]:
-    with imported_from(*FOLDERS[member], WEBUI):
+    with imported_from(*FOLDERS[member]):
         yield Host(member)
 
 
-class Host:
-    """The running host: its modules, its model, and the extension's script."""
+class Host(RunningHost):
+    """
+    merge_name: what in `lora` merges patches into a weight.
+    quantises: whether models may be stored as integers, with networks merged in each forward.
+    """
 
     def __init__(self, member: str):
-        self.member = member
-        for name in ("shared", "errors", "processing", "prompt_parser", "sd_samplers", "scripts", "script_callbacks"):
-            setattr(self, name, importlib.import_module(f"modules.{name}"))
-        for name in ("gradio", "networks", "model"):
-            setattr(self, name, importlib.import_module(name))
-        for name in ("args", "memory_management", "sampling.sampling_function", "sampling.condition"):
-            setattr(self, name.rpartition(".")[2], importlib.import_module(f"backend.{name}"))
-        self.extension = load_script()
-        self.forge, self.text = (
-            importlib.import_module("lib_loratorio.hosts.forge"),
-            importlib.import_module("lib_loratorio.hosts.webui.text"),
-        )
+        super().__init__(forge="lib_loratorio.hosts.forge", **PARTS[member])
+        self.member, self.quantises = member, member != "reforge"
+        self.merge_name = "merge_lora_to_weight" if self.quantises else "calculate_weight"
         self.calc_cond_uncond_batch = self.sampling_function.calc_cond_uncond_batch
-        self.script_callbacks.ui_settings_callback()
-        self.script = self.extension.LoratorioScript()
-        self.use()
-
-    def use(self, **model) -> Any:
-        """Has a new model as the checkpoint."""
-        self.shared.sd_model = self.model.SdModel(**model)
-        return self.shared.sd_model
 
     def add(self, name: str, patches: Mapping[Any, str], seed: int, size=0.4) -> Any:
         """Puts a file with random patches of these kinds, by key, into the folder of networks.
@@ -71,6 +70,11 @@ class Host:
         self.networks.available_networks[name] = self.networks.available_network_aliases[name] = on_disk
         return on_disk
 
+    def patch(self, unet: Any, on_disk: Any) -> None:
+        """Has a patcher take a file's patches, as other extensions do."""
+        named = {} if self.member == "reforge" else {"filename": on_disk.name}
+        unet.add_patches(patches=self.networks._read(on_disk), **named)
+
     def _shape(self, name: str, offset=None) -> list[int]:
         layer, _, parameter = name.rpartition(".")
         objects = self.shared.sd_model.forge_objects_original
@@ -85,29 +89,20 @@ class Host:
         return shape
 
     def request(self, prompt, settings=None, before=(), after=(), **fields) -> Any:
-        """A request, with the script's arguments, one dict of settings or nothing; other extensions run before and
-        after it.
-
-        `p.former` is what the script finds in the host.
-        """
+        """A request; other extensions run before the script and after it. `p.former` is what it finds in the host."""
 
         def look(p):
             p.former = SimpleNamespace(unet=p.sd_model.forge_objects.unet, **seen(p.sd_model))
 
-        args = [self._extension(function) for function in (*before, look)]
-        if settings is not None:
-            args.append((self.script, (settings,) if isinstance(settings, dict) else tuple(settings)))
-        args += [self._extension(function) for function in after]
-        return self.processing.Processing(prompt, scripts=self.scripts.ScriptRunner(args), **fields)
+        p = super().request(prompt, settings, **fields)
+        p.scripts.scripts_and_args[:0] = [self._extension(function) for function in (*before, look)]
+        p.scripts.scripts_and_args += [self._extension(function) for function in after]
+        return p
 
     def _extension(self, function):
         script = self.scripts.Script()
         script.process_before_every_sampling = lambda p, **kwargs: function(p)
         return script, ()
-
-    def generate(self, prompt, settings=None, **fields) -> tuple[Any, torch.Tensor]:
-        p = self.request(prompt, settings, **fields)
-        return p, self.processing.process_images(p)
 
 
 def seen(sd_model) -> dict:

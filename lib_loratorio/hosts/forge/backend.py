@@ -96,7 +96,7 @@ class Backend(Protocol):
         """Whether a forward of this shape fits into memory, by the host's own estimate."""
 
     def install(self, patcher: Any, calc: Callable) -> None:
-        """Prepares a patcher for `bracket`."""
+        """Prepares a patcher, which has the pass's wrapper, for `bracket`."""
 
     def bracket(self, calc: Callable) -> AbstractContextManager[None]:
         """Within it, the sampler's `calc(original, model, cond, uncond, x, timestep, model_options)` takes the place of

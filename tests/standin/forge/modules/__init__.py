@@ -1,4 +1,4 @@
-"""What this folder lacks is as in the stand-in of AUTOMATIC1111."""
+"""What this folder lacks is in `common`."""
 
 from pkgutil import extend_path
 

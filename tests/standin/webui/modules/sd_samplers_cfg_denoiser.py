@@ -1,9 +1,9 @@
 """Guidance: the rows of every condition, then of each picture's negative one, evaluated and combined."""
 
 import torch
-from modules import prompt_parser, shared
+from bases import denoiser
+from modules import shared
 from modules.script_callbacks import CFGDenoisedParams, CFGDenoiserParams, cfg_denoised_callback, cfg_denoiser_callback
-from modules.sd_samplers_common import InterruptedException
 
 
 def _joined(first, second):
@@ -20,25 +20,7 @@ def _as_model_input(text, image):
     return {**(text if isinstance(text, dict) else {"c_crossattn": [text]}), "c_concat": [image]}
 
 
-class CFGDenoiser(torch.nn.Module):
-    def __init__(self, sampler):
-        super().__init__()
-        self.sampler = sampler
-        self.model_wrap = None
-        self.p = None
-        self.step, self.steps, self.total_steps = 0, None, None
-        self.mask = self.init_latent = None
-
-    @property
-    def inner_model(self):
-        if self.model_wrap is None:
-            self.model_wrap = self.wrapped(shared.sd_model)
-        return self.model_wrap
-
-    def update_inner_model(self):
-        self.model_wrap = None
-        self.sampler.sampler_extra_args["cond"], self.sampler.sampler_extra_args["uncond"] = self.p.get_conds()
-
+class CFGDenoiser(denoiser.CFGDenoiser):
     def pad_cond_uncond(self, cond, uncond):
         """Makes both equally long with empty text."""
         difference = cond.shape[1] - uncond.shape[1]
@@ -55,22 +37,14 @@ class CFGDenoiser(torch.nn.Module):
         return cond, tokens
 
     def forward(self, x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond):
-        if shared.state.interrupted or shared.state.skipped:
-            raise InterruptedException
-        if self.p.refine(self):
-            cond, uncond = self.sampler.sampler_extra_args["cond"], self.sampler.sampler_extra_args["uncond"]
-        places, text = prompt_parser.reconstruct_multicond_batch(cond, self.step)
-        negative = prompt_parser.reconstruct_cond_batch(uncond, self.step)
+        places, text, negative = self.conditions(x, cond, uncond)
         pictures = len(places)
         rows = [picture for picture, subprompts in enumerate(places) for _ in subprompts] + list(range(pictures))
         params = CFGDenoiserParams(x[rows], image_cond[rows], sigma[rows], 0, self.steps, text, negative, self)
         cfg_denoiser_callback(params)
         x_in, sigma_in, text, negative = params.x, params.sigma, params.text_cond, params.text_uncond
 
-        early = shared.opts.skip_early_cond
-        skip = bool(early and self.step / self.total_steps <= early) or bool(
-            self.step % 2 and 0 < s_min_uncond and sigma[0] < s_min_uncond
-        )
+        skip = self.skips_early() or bool(self.step % 2 and 0 < s_min_uncond and sigma[0] < s_min_uncond)
         if skip:  # the image conditions keep their rows, as the host's do
             x_in, sigma_in = x_in[:-pictures], sigma_in[:-pictures]
         if text.shape[1] != negative.shape[1]:
@@ -105,9 +79,7 @@ class CFGDenoiser(torch.nn.Module):
         for picture, subprompts in enumerate(places):
             for place, weight in subprompts:
                 guided[picture] += (out[place] - out[-pictures:][picture]) * weight * (1.0 if skip else cond_scale)
-        self.step += 1
-        self.sampler.last_latent = guided
-        return guided
+        return self.done(guided)
 
 
 def _with_empty(condition, tokens):

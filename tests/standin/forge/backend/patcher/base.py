@@ -1,12 +1,13 @@
-"""A model with what is to be merged into it and done around it; clones share the model."""
+"""The host's patchers know their patches by file and strengths; clones share what merges them."""
 
 import copy
 
-from backend.patcher.kinds import Options
+from bases.patcher import Patcher
+
 from backend.patcher.lora import LoraLoader
 
 
-class ModelPatcher(Options):
+class ModelPatcher(Patcher):
     def __init__(self, model):
         super().__init__(model)
         self.lora_patches = {}
@@ -22,12 +23,9 @@ class ModelPatcher(Options):
         return clone
 
     def add_patches(self, *, filename, patches, strength_patch=1.0, strength_model=1.0, online_mode=False):
-        """`patches` by the weight's name, or by `(name, offset)` or `(name, offset, function)`."""
-        mine, names = {}, {name for name, _ in self.model.named_parameters()}
-        for key, patch in patches.items():
-            name, offset, function = (*((key,) if isinstance(key, str) else key), None, None)[:3]
-            if name in names:
-                mine.setdefault(name, []).append([strength_patch, patch, strength_model, offset, function])
+        mine = {}
+        for name, patch, offset, function in self.known_patches(patches):
+            mine.setdefault(name, []).append([strength_patch, patch, strength_model, offset, function])
         self.lora_patches[filename, strength_patch, strength_model, online_mode] = mine
 
     def merged_networks(self):

@@ -1,8 +1,8 @@
 """Networks merged into a model's weights, from a backup, whenever the set of names and strengths changes."""
 
 import torch
-
-from backend.patcher.kinds import DELTAS
+from bases.deltas import delta
+from bases.patcher import place
 
 
 def as_patch(kind, values):
@@ -17,9 +17,8 @@ def merge_lora_to_weight(patches, weight, key="online_lora", computation_dtype=t
     for strength, (kind, values), strength_model, offset, function in patches:
         part = merged if offset is None else merged.narrow(*offset)
         part *= strength_model
-        values = [value.to(merged) if isinstance(value, torch.Tensor) else value for value in values]
-        delta = strength * DELTAS[kind](part, *values)
-        part += delta if function is None else function(delta)
+        change = strength * delta(kind, part, values)
+        part += change if function is None else function(change)
     return merged.to(weight.dtype)
 
 
@@ -49,7 +48,7 @@ class LoraLoader:
             for key, patches in of_network.items():
                 together.setdefault((key, online), []).extend(patches)
         for (key, online), patches in together.items():
-            layer, name = self._place(key)
+            layer, name = place(self.model, key)
             weight = getattr(layer, name)
             if online:
                 layer.forge_online_loras = {**vars(layer).get("forge_online_loras", {}), name: patches}
@@ -61,10 +60,6 @@ class LoraLoader:
             self._put(key, torch.nn.Parameter(merged, requires_grad=False))
         self.loaded_hash = wanted
 
-    def _place(self, key):
-        layer, _, name = key.rpartition(".")
-        return self.model.get_submodule(layer), name
-
     def _put(self, key, weight):
-        layer, name = self._place(key)
+        layer, name = place(self.model, key)
         setattr(layer, name, weight)

@@ -1,38 +1,7 @@
-"""What the patchers and merges of all members of the family have in common."""
-
-import torch
+"""A model with what is to be done around it; clones share the model."""
 
 
-def _lora(weight, up, down, alpha, mid, dora_scale):
-    scale = 1.0 if alpha is None else alpha / down.shape[0]
-    if mid is not None:
-        down = torch.einsum("pqhw,qc->pchw", mid, down.flatten(1))
-    delta = scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-    if dora_scale is None:
-        return delta
-    changed = weight + delta
-    return changed * dora_scale / changed.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.dim() - 1)) - weight
-
-
-def _loha(weight, left_a, left_b, alpha, right_a, right_b):
-    return alpha / left_b.shape[0] * ((left_a @ left_b) * (right_a @ right_b)).reshape(weight.shape)
-
-
-def _diff(weight, delta):
-    return delta.reshape(weight.shape)
-
-
-def _scaled(weight, factor):
-    """A kind whose delta depends on the weight as earlier patches have left it."""
-    return weight * factor
-
-
-DELTAS = {"lora": _lora, "loha": _loha, "diff": _diff, "scaled": _scaled}
-
-
-class Options:
-    """A model and what is done around it."""
-
+class Patcher:
     def __init__(self, model):
         self.model = model
         self.model_options = {"transformer_options": {}}
@@ -61,3 +30,19 @@ class Options:
     def add_patched_controlnet(self, controlnet):
         controlnet.previous_controlnet = self.controlnet_linked_list
         self.controlnet_linked_list = controlnet
+
+    def known_patches(self, patches):
+        """Those whose weight the model has, as `(weight, patch, offset, function)`. A key is the weight's name, or
+        `(name, offset)` or `(name, offset, function)`.
+        """
+        names = {name for name, _ in self.model.named_parameters()}
+        for key, patch in patches.items():
+            name, offset, function = (*((key,) if isinstance(key, str) else key), None, None)[:3]
+            if name in names:
+                yield name, patch, offset, function
+
+
+def place(model, key):
+    """The layer of a weight, and the weight's name there."""
+    layer, _, name = key.rpartition(".")
+    return model.get_submodule(layer), name

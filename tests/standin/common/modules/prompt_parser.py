@@ -14,7 +14,7 @@ re_weight = re.compile(r"^(.*?)(?::\s*([-+.\d]+))?\s*$", re.S)
 
 
 class SdConditioning(list):
-    """`distilled_cfg_scale` is what the Forge family has besides."""
+    """`distilled_cfg_scale` is what Forge has besides."""
 
     def __init__(self, prompts, is_negative_prompt=False, width=None, height=None, distilled_cfg_scale=None):
         super().__init__(prompts)
@@ -33,6 +33,10 @@ class DictWithShape(dict):
     @property
     def shape(self):
         return self["crossattn"].shape
+
+    def advanced_indexing(self, item):
+        """What the Forge family has besides."""
+        return DictWithShape({key: value[item] for key, value in self.items()})
 
 
 def _timeline(prompt, steps):

@@ -1,0 +1,1 @@
+"""What hosts have alike, for their own modules to build on."""
