@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from lab import detector, model, report, world
-from lab.evaluate import CFG, METHODS, STEPS
+from lab import detector, model, world
+from lab.evaluation.tables import table
+from lab.evaluation.ways import CFG, METHODS, STEPS, evaluations_a_step
 from lab.model import WEIGHTS
 from lib_loratorio.hosts.diffusers import composed
 from lib_loratorio.page.weight_panel import COLOURS, dominant
@@ -135,11 +136,11 @@ def summary(totals):
             f"{t['found']} of {t['asked']}",
             f"{t['complete']} of {len(SKILLS)}",
             f"{t['seconds']:.1f}",
-            " / ".join(str(report.evaluations_a_step(METHODS[way], n)) for n in (2, 4)),
+            " / ".join(str(evaluations_a_step(METHODS[way], n)) for n in (2, 4)),
         ]
         for way, t in totals.items()
     ]
-    return report.table(
+    return table(
         ["", "skills found", "pictures with all skills", "s a picture", "model evaluations a step (2 / 4 LoRAs)"], rows
     )
 

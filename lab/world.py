@@ -58,6 +58,11 @@ SKILLS = {
 NAMES = tuple(SKILLS)
 FIGURES = tuple(n for n in NAMES if SKILLS[n].kind in ("character", "object"))
 
+
+def is_style(skill: str) -> bool:
+    return SKILLS[skill].kind == "style"
+
+
 # Slots of 1, 2 and 3 figures: (x, y) of the centres, in blocks; far enough apart never to overlap after the jitter.
 SLOTS = {1: ((16, 16),), 2: ((8, 16), (24, 16)), 3: ((8, 8), (24, 8), (16, 24))}
 
