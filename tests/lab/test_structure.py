@@ -65,3 +65,20 @@ def test_of_the_extension_the_lab_needs_what_is_public():
         if source and source.startswith("lib_loratorio") and source not in PUBLIC
     }
     assert needed == BESIDES
+
+
+def _functions(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def test_every_function_has_type_hints():
+    for file in (*FOLDER.rglob("*.py"), *(FOLDER.parent / "benchmarks").glob("*.py")):
+        for function in _functions(file):
+            arguments = function.args
+            given = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+            bare = [a.arg for a in given if a and not a.annotation and a.arg not in ("self", "cls")]
+            where = f"{file.name}:{function.lineno} {function.name}"
+            assert not bare, f"{where}: {bare}"
+            assert function.returns or function.name == "__init__", where
