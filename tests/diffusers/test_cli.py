@@ -1,6 +1,5 @@
 """The command line, from arguments to the written picture."""
 
-import argparse
 import json
 import re
 import shutil
@@ -18,7 +17,6 @@ from safetensors.torch import save_file
 
 from lib_loratorio import cli
 from lib_loratorio.hosts.diffusers.models import load_pipeline
-from lib_loratorio.loras.tag import LOCAL, LoraTag
 from lib_loratorio.settings import SETTINGS, Settings
 
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -247,7 +245,7 @@ def test_sdxl_folder(folder, tmp_path):
         (("--scheduler", "magic"), "no scheduler 'magic'; there are ddim, "),
         (("--model", "/nowhere/model"), "there is no file /nowhere/model"),
         (("--lora", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
-        (("--lora", "/nowhere/a.safetensors:abc"), "the strength 'abc' in"),
+        (("--lora", "/nowhere/a.safetensors:abc"), "the LoRA 'a.safetensors' has the strength 'abc'; it must"),
         (("--pool", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
         (("--maps", "--method", "merge"), "--maps needs the method loratorio"),
         (("--prompt", "a <lora:b:1>"), "give each LoRA with --lora"),
@@ -327,39 +325,6 @@ def test_missing_packages(folder, capsys, monkeypatch):
     )
     assert cli.main(arguments(folder)) == 2
     assert "needs diffusers, peft: pip install torch diffusers" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "text, path, strength",
-    [
-        ("a.safetensors", "a.safetensors", 1.0),
-        ("a.safetensors:0.8", "a.safetensors", 0.8),
-        ("dir.v1/a.b.safetensors:-1", "dir.v1/a.b.safetensors", -1.0),
-        (r"C:\loras\a.safetensors", r"C:\loras\a.safetensors", 1.0),
-        (r"C:\loras\a.safetensors:.5", r"C:\loras\a.safetensors", 0.5),
-    ],
-)
-def test_lora_arguments(text, path, strength):
-    found = cli.parse_lora(text)
-    assert (str(found[0]), found[1], found[2]) == (path, strength, LOCAL)
-
-
-@pytest.mark.parametrize(
-    "text, path, strength, window",
-    [
-        ("a.safetensors:0.8:ltstart=0.2:ltend=0.7", "a.safetensors", 0.8, LoraTag(0.2, 0.7)),
-        ("a.safetensors:ltend=0.5", "a.safetensors", 1.0, LoraTag(0.0, 0.5)),
-        (r"C:\loras\x=y\a.safetensors:1:ltstart=0.5", r"C:\loras\x=y\a.safetensors", 1.0, LoraTag(0.5)),
-    ],
-)
-def test_lora_arguments_with_windows(text, path, strength, window):
-    found = cli.parse_lora(text)
-    assert (str(found[0]), *found[1:]) == (path, strength, window)
-
-
-def test_mistyped_windows_are_named():
-    with pytest.raises(argparse.ArgumentTypeError, match="ltbegin"):
-        cli.parse_lora("a.safetensors:0.8:ltbegin=0.2")
 
 
 @pytest.fixture(scope="module")
