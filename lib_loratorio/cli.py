@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import random
-import re
 import sys
 import time
 import warnings
@@ -17,7 +16,8 @@ from pathlib import Path
 
 from lib_loratorio import __version__
 from lib_loratorio.declaration import Choice, Flag
-from lib_loratorio.errors import LoratorioError, SettingsError, told
+from lib_loratorio.errors import NAME, LoratorioError, SettingsError, told
+from lib_loratorio.loras.argument import read_argument
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.page.settings_table import markdown
 from lib_loratorio.settings import INFOTEXT, METHODS, POOL, SETTINGS, Settings
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise LoratorioError(f"{message}; {self.prog} --help lists the options.")
+        raise LoratorioError(f"{message.rstrip('.')}; {self.prog} --help lists the options.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,44 +115,26 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
 
 
 def parse_lora(text: str) -> tuple[Path, float, LoraTag]:
-    """`file`, `file:strength`, either with `:ltstart=NUMBER`, `:ltend=NUMBER` and `:lt=ROLE` behind it.
-
-    The colon of a Windows drive is part of the file.
-    """
-    text, *named = re.split(r":(?=[a-z]+=[^:/\\]*(?::|$))", text)
-    path, strength = _file_and_strength(text)
+    """The path, strength and tag of a LoRA: see `read_argument`."""
     try:
-        return path, strength, LoraTag.read(dict(name.split("=", 1) for name in named), path.stem)
+        return read_argument(text)
     except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(str(error).removeprefix(f"{NAME}: ")) from None
 
 
 def parse_pool(text: str) -> list[tuple[Path, float, LoraTag, bool]]:
     """The LoRAs that `file`, `folder`, or either with `:strength` means: paths, strengths, tags, and that they are of
     the pool.
     """
-    path, strength = _file_and_strength(text)
+    path, strength, tag = parse_lora(text)
+    if tag != LOCAL:
+        raise argparse.ArgumentTypeError(
+            f"{path.name} is of the pool, which has no {tag.text[1:]}; give it with --lora"
+        )
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise argparse.ArgumentTypeError(f"there is no .safetensors file in {path}")
     return [(file, strength, LOCAL, True) for file in files]
-
-
-def _file_and_strength(text: str) -> tuple[Path, float]:
-    path, colon, strength = text.rpartition(":")
-    if colon and path:
-        try:
-            value = float(strength)
-        except ValueError:
-            pass
-        else:
-            if not math.isfinite(value):
-                raise argparse.ArgumentTypeError(f"the strength in {text!r} must be a finite number")
-            return Path(path), value
-        drive = len(path) == 1 and path.isalpha() and strength[:1] in ("/", "\\")
-        if not drive and not Path(text).exists():
-            raise argparse.ArgumentTypeError(f"the strength {strength!r} in {text!r} is no number")
-    return Path(text), 1.0
 
 
 def parse_size(text: str) -> tuple[int, int]:
