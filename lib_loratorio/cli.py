@@ -25,6 +25,19 @@ from lib_loratorio.settings import INFOTEXT, METHODS, POOL, SETTINGS, Settings
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
 INSTALL = "pip install torch diffusers transformers peft accelerate safetensors pillow"
 
+LIBRARIES = (
+    "accelerate",
+    "diffusers",
+    "filelock",
+    "httpx",
+    "huggingface_hub",
+    "peft",
+    "torch",
+    "transformers",
+    "urllib3",
+)
+"""Those that log what they do."""
+
 OPTIONS = [name for name in SETTINGS if SETTINGS[name].option]
 """The settings that have an option each."""
 
@@ -209,16 +222,19 @@ def _each_once(pool: Sequence[tuple], asked: Sequence[tuple]) -> list[tuple]:
 
 
 def _quiet() -> None:
-    """What the libraries say about each file they load would bury the progress bar; errors come back as exceptions."""
+    """What the libraries say about each file they load would bury the progress bar, and the one line that tells what is
+    wrong; errors come back as exceptions.
+    """
     logging.basicConfig(format="%(message)s")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     import diffusers
     import transformers
 
-    diffusers.utils.logging.set_verbosity(50)
     diffusers.utils.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module="peft|diffusers|numpy")
+    for name in LIBRARIES:  # after the imports, which set levels of their own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
@@ -263,13 +279,19 @@ def _pipeline(options: argparse.Namespace) -> tuple:
     """The pipeline on its device, and the infotext's names of its sampler and schedule type."""
     import torch
 
+    from lib_loratorio.deltas.memory import is_out_of_memory
     from lib_loratorio.hosts.diffusers.models import SCHEDULERS, load_pipeline, use_scheduler
 
     if options.scheduler not in (None, *SCHEDULERS):
         raise LoratorioError(f"there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
     device = _device(options.device)
     dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
-    pipe = load_pipeline(options.model, options.config, dtype).to(device)
+    try:
+        pipe = load_pipeline(options.model, options.config, dtype).to(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LoratorioError(f"memory ran out while the model {options.model} was loaded.") from error
     return pipe, *use_scheduler(pipe, options.scheduler)
 
 

@@ -1,8 +1,12 @@
 """The command line, from arguments to the written picture."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +17,7 @@ pytest.importorskip("diffusers")
 import tiny_pipelines as tiny
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lib_loratorio import cli
 from lib_loratorio.hosts.diffusers.models import load_pipeline
@@ -454,3 +458,59 @@ def test_sdxl_single_file(folder, tmp_path):
         )
     one, two = (Image.open(tmp_path / f"{name}.png") for name in ("single", "whole"))
     assert max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())) <= 1
+
+
+NOISY = """
+import logging, sys, warnings
+from lib_loratorio import cli
+
+quiet = cli._quiet
+
+def arranged():
+    quiet()
+    from lib_loratorio.hosts.diffusers import models
+    models._from_folder = fail
+
+def fail(*args):
+    warnings.warn("something will change", FutureWarning)
+    for name in ("diffusers.loaders", "transformers.tokenization", "huggingface_hub.utils", "peft", "accelerate"):
+        logging.getLogger(name).error("something failed")
+    raise ValueError("this is it\\nand its details")
+
+cli._quiet = arranged
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def run(command, *more):
+    root = Path(cli.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, *command, *more], cwd=root, env=environment, capture_output=True, text=True)
+
+
+def test_one_line_is_all_that_an_error_prints(folder, tmp_path):
+    """Whatever the libraries have to say, at import, while they load, or of the file that is at fault."""
+    found = run(["-c", NOISY], *arguments(folder))
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr == f"LoRAtorio: the model {folder / 'tiny-sd'} cannot be loaded (this is it).\n"
+    broken = {key: value / 0 for key, value in load_file(folder / "a" / "style.safetensors").items()}
+    save_file(broken, tmp_path / "broken.safetensors")
+    found = run(["-m", "lib_loratorio"], *arguments(folder, loras=(tmp_path / "broken.safetensors",)))
+    assert (found.returncode, found.stdout) == (2, "")
+    assert re.fullmatch(r"LoRAtorio: the LoRA .*broken.safetensors is broken: it has values .*\.\n", found.stderr)
+
+
+def test_a_model_without_tokenizer_is_told_of_in_one_line(folder, tmp_path):
+    shutil.copytree(folder / "tiny-sd", tmp_path / "model", ignore=lambda where, names: {"tokenizer"} & {*names})
+    found = run(["-m", "lib_loratorio"], *arguments(folder, model=tmp_path / "model"))
+    assert (found.returncode, found.stdout) == (2, "")
+    assert re.fullmatch(r"LoRAtorio: .*model is incomplete: there is no tokenizer/.*\.\n", found.stderr)
+
+
+def test_a_model_that_memory_is_too_small_for(folder, capsys, monkeypatch):
+    def full(*args):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.to", full)
+    assert cli.main(arguments(folder)) == 2
+    assert capsys.readouterr().err == f"LoRAtorio: memory ran out while the model {folder / 'tiny-sd'} was loaded.\n"
