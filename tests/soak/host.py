@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -183,31 +184,34 @@ class Host:
 
     def reload(self) -> None:
         """The page's button Reload UI; returns when the WebUI answers anew."""
-        before = self.post("/loratorio-soak/reload")
-        self._wait_until(lambda: self.get("/loratorio-soak/state")["id"] != before)
+        with TemporaryDirectory() as folder:
+            started = Path(folder) / "started"
+            self.post("/loratorio-soak/reload", {"told_by": str(started)})
+            _wait_until(started.exists)
+        _wait_until(self.has_script)
 
     def reload_without_script(self) -> None:
-        """The same, after our script was taken away."""
-        self.post("/loratorio-soak/reload")
-        self._wait_until(lambda: not self.has_script())
+        """The same, after our script was taken away, which then cannot tell any more when it has started."""
+        self.post("/loratorio-soak/reload", {"told_by": ""})
 
     def restart(self) -> None:
         """Has the WebUI read its scripts anew, if it offers that; raises RuntimeError if it does not."""
         answer = requests.post(f"{self.url}/sdapi/v1/server-restart", timeout=PATIENCE)
         if not answer.ok:
             raise RuntimeError(f"this WebUI cannot be restarted over its API (HTTP {answer.status_code})")
-        self._wait_until(self.has_script)
+        _wait_until(self.has_script)
 
-    def _wait_until(self, holds: Callable[[], bool], patience: float = 300) -> None:
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            try:
-                if holds() and self.get("/sdapi/v1/options"):
-                    return
-            except (requests.RequestException, KeyError):
-                pass  # it is not listening yet
-            time.sleep(0.2)
-        raise TimeoutError(f"the WebUI has not come back after {patience:.0f} s")
+
+def _wait_until(holds: Callable[[], bool], patience: float = 300) -> None:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            if holds():
+                return
+        except requests.RequestException:
+            pass  # it is not listening yet
+        time.sleep(0.2)
+    raise TimeoutError(f"the WebUI has not come back after {patience:.0f} s")
 
 
 def _error(answer: requests.Response) -> str:

@@ -13,15 +13,14 @@ Routes, besides the WebUI's own:
 import os
 import sys
 import time
-import uuid
+from pathlib import Path
 
 from fastapi import Body
 from loratorio_soak import faults, model, traces
 from modules import script_callbacks, scripts, shared, styles
 from modules.call_queue import queue_lock
 
-ID = uuid.uuid4().hex
-"""Another one after each Reload UI."""
+STARTED = "LORATORIO_SOAK_STARTED"
 
 
 class SoakScript(scripts.Script):
@@ -68,7 +67,7 @@ def state(thorough: bool = False) -> dict:
         left = traces.left() if model.is_loaded() else []
         if thorough or left:
             traces.collect()
-        told = {"id": ID, "pid": os.getpid(), "rss": traces.resident(), "left": left, "checkpoint": None}
+        told = {"pid": os.getpid(), "rss": traces.resident(), "left": left, "checkpoint": None}
         told["cpu"] = time.process_time()
         if not model.is_loaded():
             return told
@@ -105,12 +104,18 @@ def style(values: dict = Body()) -> None:  # noqa: B008
     )
 
 
-def reload() -> str:
+def reload(told_by: str = Body(embed=True)) -> None:
+    """The file `told_by` is there as soon as the WebUI has started anew.
+
+    A1111 dies of a request that comes before it has added its own routes, so nobody may ask it in the meantime.
+    """
+    os.environ[STARTED] = told_by
     shared.state.request_restart()
-    return ID
 
 
 def add_routes(_, app) -> None:
+    if os.environ.get(STARTED):
+        Path(os.environ.pop(STARTED)).touch()
     for function, method in ((state, "GET"), (weights, "GET"), *((f, "POST") for f in (arm, disarm, style, reload))):
         app.add_api_route(f"/loratorio-soak/{function.__name__}", function, methods=[method])
 
