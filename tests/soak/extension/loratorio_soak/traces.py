@@ -149,7 +149,9 @@ def loaded() -> dict[str, Any]:
         objects = shared.sd_model.forge_objects_after_applying_lora
         found["hash"] = str(getattr(shared.sd_model, "current_lora_hash", None))
         for part, patcher in (("unet", objects.unet), ("clip", objects.clip.patcher)):
-            found[part] = [str(key) for key in getattr(patcher, "lora_patches", None) or patcher.patches]
+            found[part] = [
+                str(key) for key in (patcher.lora_patches if hasattr(patcher, "lora_patches") else patcher.patches)
+            ]
     return found
 
 
