@@ -19,7 +19,7 @@ import requests
 
 
 def clock(pid: int | None) -> float:
-    """Seconds: of the clock, or of the processor by this process."""
+    """Seconds so far: of the clock, or with `pid`, of processor time that this process took."""
     if pid is None:
         return time.perf_counter()
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]

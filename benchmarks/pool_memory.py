@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from itertools import accumulate
 
 import torch
@@ -31,13 +32,13 @@ MB = 1e6
 
 
 def unet(device: str, dtype: torch.dtype) -> UNet2DConditionModel:
-    """Of Stable Diffusion 1.5: diffusers' defaults but for the text's width."""
+    """A UNet of Stable Diffusion 1.5's size with random weights: diffusers' defaults but for the text's width."""
     with torch.device(device):
         return UNet2DConditionModel(cross_attention_dim=768).to(dtype).eval()
 
 
 def lora(layers: dict[str, torch.nn.Module], rank: int, dtype: torch.dtype) -> dict[str, LowRank]:
-    """Random factors for the layers that LoRAs usually change, in host memory."""
+    """Random factors for each layer, in host memory: down `[rank, in, ...]`, up `[out, rank]`."""
     deltas = {}
     for name, layer in layers.items():
         outputs, inputs, *kernel = layer.weight.shape
@@ -47,12 +48,15 @@ def lora(layers: dict[str, torch.nn.Module], rank: int, dtype: torch.dtype) -> d
 
 
 def size_of(deltas: dict[str, LowRank]) -> int:
+    """Bytes that the factors of one LoRA take."""
     return sum(tensor.numel() * tensor.element_size() for delta in deltas.values() for tensor in (delta.down, delta.up))
 
 
 @torch.no_grad()
 def step(model: UNet2DConditionModel, bank: AdapterBank, count: int, size: int) -> None:
-    """One sampler call of a picture with `count` LoRAs competing, two in each place."""
+    """One sampler call of a picture of `size` pixels along its edge, for which `count` LoRAs compete, two in each
+    place.
+    """
     method = METHODS["loratorio"](Settings(enabled=True, top_k=2))
     own = {"device": model.device, "dtype": model.dtype}
     latent, text = torch.randn(2, 4, size // 8, size // 8, **own), torch.randn(2, 77, 768, **own)
@@ -63,7 +67,7 @@ def step(model: UNet2DConditionModel, bank: AdapterBank, count: int, size: int) 
     method.combine(call.predictions(NoiseSpace.noise()))
 
 
-def peak(run, cuda: bool) -> int:
+def peak(run: Callable[[], None], cuda: bool) -> int:
     """Bytes that `run()` has on the device at its peak, beside what was there before."""
     if cuda:
         before = torch.cuda.memory_allocated()
@@ -80,7 +84,8 @@ def peak(run, cuda: bool) -> int:
     return max(accumulate(size for _, size in events))
 
 
-def seconds(run) -> float:
+def seconds(run: Callable[[], None]) -> float:
+    """How long `run()` takes, on the GPU too."""
     start = time.perf_counter()
     run()
     if torch.cuda.is_available():
@@ -113,7 +118,7 @@ def main() -> None:
     for count in options.pools:
         bank = AdapterBank(layers, loras[:count], budget=0)
 
-        def run():
+        def run() -> None:
             step(model, bank, count, options.size)  # noqa: B023
 
         with bank.attached():

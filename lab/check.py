@@ -6,12 +6,15 @@ Prints, per skill, the share of pictures in which the detector finds it, and how
 (which should be never). Prompts are captions of held-out scenes.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from lab import detector, model, world
@@ -20,15 +23,17 @@ from lab.model import WEIGHTS
 SEED = 800_000
 
 
-def pictures(pipe, name, count, steps, cfg, batch=16):
-    """Pictures for held-out captions of one skill, [count, SIZE, SIZE, 3] uint8."""
+def pictures(
+    pipe: StableDiffusionPipeline, name: str, count: int, steps: int, cfg: float, batch: int = 16
+) -> np.ndarray:
+    """Pictures for held-out captions of one skill, `[count, SIZE, SIZE, 3]` uint8."""
     captions = world.batch(lambda rng: (name,), count, SEED + world.NAMES.index(name))[1]
     return np.concatenate(
         [model.sample(pipe, captions[i : i + batch], SEED + i, steps, cfg) for i in range(0, count, batch)]
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--model", default=WEIGHTS / "model")

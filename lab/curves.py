@@ -1,5 +1,7 @@
 """Draws the training losses: python -m lab.curves [--scratch DIR] -> lab/losses.png"""
 
+from __future__ import annotations
+
 import argparse
 import csv
 from pathlib import Path
@@ -10,12 +12,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 
-def read(path):
+def read(path: Path) -> tuple[list[int], list[float]]:
+    """Steps and losses of one training, each `[rows]`."""
     rows = list(csv.DictReader(path.open()))
     return [int(r["step"]) for r in rows], [float(r["loss"]) for r in rows]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scratch", type=Path, default=Path.home() / ".cache" / "loratorio-lab")
     parser.add_argument("--out", default="lab/losses.png")

@@ -7,9 +7,13 @@ noised, because a generator's pictures are never as clean as the renders. Its ac
 seed.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +28,9 @@ HELD_OUT_SEED = 900_000  # training seeds stay below
 
 
 class Detector(nn.Module):
-    """Pictures [B, 3, SIZE, SIZE] in 0..1 -> logits [B, skills]."""
+    """Pictures `[B, 3, SIZE, SIZE]` in 0..1 -> logits `[B, skills]`."""
 
-    def __init__(self, width=32):
+    def __init__(self, width: int = 32):
         super().__init__()
         w = width
         self.body = nn.Sequential(
@@ -49,20 +53,22 @@ class Detector(nn.Module):
         # Figures are somewhere (maximum), styles and grounds everywhere (mean).
         self.head = nn.Linear(6 * w, len(world.NAMES))
 
-    def forward(self, pictures):
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         features = self.body(pictures * 2 - 1)
         return self.head(torch.cat([features.amax((2, 3)), features.mean((2, 3))], 1))
 
 
-def to_pictures(images):
-    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in 0..1."""
+def to_pictures(images: np.ndarray) -> torch.Tensor:
+    """Pictures `[B, H, W, 3]` uint8 -> `[B, 3, H, W]` float32 in 0..1."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
-def degrade(pictures, generator):
-    """What separates a generated picture from a render: some blur, a colour cast, noise."""
+def degrade(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures `[B, 3, H, W]` in 0..1 with what separates a generated one from a render: some blur, a colour cast,
+    noise; in 0..1.
+    """
 
-    def uniform(*shape, low=0.0, high=1.0):
+    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         return torch.rand(*shape, generator=generator) * (high - low) + low
 
     n = len(pictures)
@@ -74,12 +80,13 @@ def degrade(pictures, generator):
     return (pictures + noise * uniform(n, 1, 1, 1, high=0.06)).clamp(0, 1)
 
 
-def random_scene(rng):
+def random_scene(rng: np.random.Generator) -> tuple[str, ...]:
+    """The skills of a scene of 0 to 5."""
     count = int(rng.integers(0, 6))
     return world.random_skills(rng, count) if count else ()
 
 
-def load(path, device="cpu"):
+def load(path: Path | str, device: str = "cpu") -> Detector:
     with safe_open(path, "pt") as file:
         detector = Detector(int(file.metadata()["width"]))
         detector.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})
@@ -87,15 +94,17 @@ def load(path, device="cpu"):
 
 
 @torch.no_grad()
-def detect(detector, images, batch=64):
-    """uint8 [B, H, W, 3] -> present, bool [B, skills]."""
+def detect(detector: Detector, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Pictures `[B, H, W, 3]` uint8 -> which skills each shows, `[B, skills]` bool."""
     return torch.cat(
         [detector(to_pictures(part)) > 0 for part in np.array_split(images, -(-len(images) // batch))]
     ).numpy()
 
 
-def accuracy(detector, count=2000, degraded=False):
-    """Held-out accuracy: share of right answers per skill, and share of scenes with every answer right."""
+def accuracy(detector: Detector, count: int = 2000, degraded: bool = False) -> dict[str, Any]:
+    """On `count` held-out scenes: share of right answers for each skill and for all, and share of scenes with every
+    answer right.
+    """
     images, _, targets = world.batch(random_scene, count, HELD_OUT_SEED)
     if degraded:
         pictures = degrade(to_pictures(images), torch.Generator().manual_seed(HELD_OUT_SEED))
@@ -109,7 +118,8 @@ def accuracy(detector, count=2000, degraded=False):
     }
 
 
-def train(steps=500, batch=32, seed=0, width=24):
+def train(steps: int = 500, batch: int = 32, seed: int = 0, width: int = 24) -> Detector:
+    """A detector trained on `steps` batches of `batch` scenes each."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     detector = Detector(width).to(memory_format=torch.channels_last)
@@ -129,7 +139,7 @@ def train(steps=500, batch=32, seed=0, width=24):
     return detector.eval()
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="lab/weights/detector.safetensors")
     parser.add_argument("--steps", type=int, default=500)

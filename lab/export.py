@@ -7,12 +7,17 @@ The .yaml names the text encoder's config and tokenizer as a folder relative to 
 started.
 """
 
+from __future__ import annotations
+
 import argparse
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from lab import model
@@ -31,9 +36,19 @@ RESIDUAL = {
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def _renamed(state, prefixes, inner):
-    """State dict under other names: the longest matching prefix is replaced, then what `inner(new prefix)` renames
-    behind it.
+def _renamed(
+    state: Mapping[str, torch.Tensor],
+    prefixes: Mapping[str, str],
+    inner: Callable[[str], Mapping[str, str]],
+) -> dict[str, torch.Tensor]:
+    """A state dict under other names.
+
+    Args:
+        state: by name.
+        prefixes: new prefixes by old ones; of those that match a name, the longest is replaced.
+        inner: gives, for an old prefix, what is renamed behind it: new beginnings of the rest by old ones.
+
+    Raises KeyError for a name that has none of the prefixes.
     """
     renamed = {}
     for name, tensor in state.items():
@@ -49,8 +64,8 @@ def _renamed(state, prefixes, inner):
     return renamed
 
 
-def unet_names(config):
-    """diffusers' module prefixes -> the original layout's."""
+def unet_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """The UNet's module prefixes in the original layout, by those of diffusers."""
     names = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -79,7 +94,8 @@ def unet_names(config):
     return names
 
 
-def vae_names(config):
+def vae_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """The autoencoder's module prefixes in the original layout, by those of diffusers."""
     names = {part: part for part in ("quant_conv", "post_quant_conv")}
     levels = len(config["block_out_channels"])
     for side, blocks in (("encoder", config["layers_per_block"]), ("decoder", config["layers_per_block"] + 1)):
@@ -91,19 +107,17 @@ def vae_names(config):
         names |= {f"{side}.mid_block.resnets.{i}": f"{side}.mid.block_{i + 1}" for i in range(2)}
         names[f"{side}.mid_block.attentions.0"] = f"{side}.mid.attn_1"
         for level in range(levels):
-            theirs = level if side == "encoder" else levels - 1 - level
-            ours, theirs = (
-                (f"encoder.down_blocks.{level}", f"encoder.down.{theirs}")
-                if side == "encoder"
-                else (f"decoder.up_blocks.{level}", f"decoder.up.{theirs}")
-            )
+            if side == "encoder":
+                ours, theirs = f"encoder.down_blocks.{level}", f"encoder.down.{level}"
+            else:  # the original counts the decoder's levels from the largest picture on
+                ours, theirs = f"decoder.up_blocks.{level}", f"decoder.up.{levels - 1 - level}"
             names |= {f"{ours}.resnets.{i}": f"{theirs}.block.{i}" for i in range(blocks)}
             names[f"{ours}.downsamplers.0"] = f"{theirs}.downsample"
             names[f"{ours}.upsamplers.0"] = f"{theirs}.upsample"
     return names
 
 
-def original_layout(pipe):
+def original_layout(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
     """The pipeline's weights under the names of the original SD1.x checkpoints."""
     unet = _renamed(pipe.unet.state_dict(), unet_names(pipe.unet.config), lambda p: RESIDUAL if "resnets" in p else {})
     vae = _renamed(
@@ -125,77 +139,87 @@ def original_layout(pipe):
     return {k: v.contiguous() for k, v in state.items()}
 
 
-def webui_config(pipe, text_folder):
-    """The .yaml, as a dict."""
-    unet, vae = pipe.unet.config, pipe.vae.config
-    width, first = unet["block_out_channels"][0], vae["block_out_channels"][0]
-    attention = [2**level for level, kind in enumerate(unet["down_block_types"]) if "Attn" in kind]
+def webui_config(pipe: StableDiffusionPipeline, text_folder: str) -> dict[str, Any]:
+    """The .yaml, as a dict; `text_folder` is where the WebUI finds the text encoder's config and tokenizer."""
+    params = {
+        "linear_start": model.SCHEDULE["beta_start"],
+        "linear_end": model.SCHEDULE["beta_end"],
+        "timesteps": model.SCHEDULE["num_train_timesteps"],
+        "num_timesteps_cond": 1,
+        "log_every_t": 200,
+        "first_stage_key": "jpg",
+        "cond_stage_key": "txt",
+        "image_size": 64,
+        "channels": 4,
+        "cond_stage_trainable": False,
+        "conditioning_key": "crossattn",
+        "scale_factor": pipe.vae.config["scaling_factor"],
+        "use_ema": False,
+        "unet_config": _unet_config(pipe.unet.config),
+        "first_stage_config": _vae_config(pipe.vae.config),
+        "cond_stage_config": {
+            "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+            "params": {"version": text_folder},
+        },
+    }
+    return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
+
+
+def _unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The .yaml's part about the UNet, from diffusers' config of it."""
+    width = config["block_out_channels"][0]
     return {
-        "model": {
-            "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
-            "params": {
-                "linear_start": model.SCHEDULE["beta_start"],
-                "linear_end": model.SCHEDULE["beta_end"],
-                "timesteps": model.SCHEDULE["num_train_timesteps"],
-                "num_timesteps_cond": 1,
-                "log_every_t": 200,
-                "first_stage_key": "jpg",
-                "cond_stage_key": "txt",
-                "image_size": 64,
-                "channels": 4,
-                "cond_stage_trainable": False,
-                "conditioning_key": "crossattn",
-                "scale_factor": vae["scaling_factor"],
-                "use_ema": False,
-                "unet_config": {
-                    "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
-                    "params": {
-                        "image_size": 32,
-                        "in_channels": 4,
-                        "out_channels": 4,
-                        "model_channels": width,
-                        "attention_resolutions": attention,
-                        "num_res_blocks": unet["layers_per_block"],
-                        "channel_mult": [c // width for c in unet["block_out_channels"]],
-                        "num_heads": unet["attention_head_dim"],
-                        "use_spatial_transformer": True,
-                        "transformer_depth": 1,
-                        "context_dim": unet["cross_attention_dim"],
-                        "use_checkpoint": False,
-                        "legacy": False,
-                    },
-                },
-                "first_stage_config": {
-                    "target": "ldm.models.autoencoder.AutoencoderKL",
-                    "params": {
-                        "embed_dim": 4,
-                        "monitor": "val/rec_loss",
-                        "lossconfig": {"target": "torch.nn.Identity"},
-                        "ddconfig": {
-                            "double_z": True,
-                            "z_channels": 4,
-                            "resolution": 256,
-                            "in_channels": 3,
-                            "out_ch": 3,
-                            "ch": first,
-                            "ch_mult": [c // first for c in vae["block_out_channels"]],
-                            "num_res_blocks": vae["layers_per_block"],
-                            "attn_resolutions": [],
-                            "dropout": 0.0,
-                        },
-                    },
-                },
-                "cond_stage_config": {
-                    "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
-                    "params": {"version": text_folder},
-                },
-            },
-        }
+        "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+        "params": {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": width,
+            "attention_resolutions": [
+                2**level for level, kind in enumerate(config["down_block_types"]) if "Attn" in kind
+            ],
+            "num_res_blocks": config["layers_per_block"],
+            "channel_mult": [c // width for c in config["block_out_channels"]],
+            "num_heads": config["attention_head_dim"],
+            "use_spatial_transformer": True,
+            "transformer_depth": 1,
+            "context_dim": config["cross_attention_dim"],
+            "use_checkpoint": False,
+            "legacy": False,
+        },
     }
 
 
-def export(weights, models):
-    """Checkpoint, .yaml, text encoder's config and LoRAs into a WebUI's `models` folder. Returns the files written."""
+def _vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The .yaml's part about the autoencoder, from diffusers' config of it."""
+    width = config["block_out_channels"][0]
+    return {
+        "target": "ldm.models.autoencoder.AutoencoderKL",
+        "params": {
+            "embed_dim": 4,
+            "monitor": "val/rec_loss",
+            "lossconfig": {"target": "torch.nn.Identity"},
+            "ddconfig": {
+                "double_z": True,
+                "z_channels": 4,
+                "resolution": 256,
+                "in_channels": 3,
+                "out_ch": 3,
+                "ch": width,
+                "ch_mult": [c // width for c in config["block_out_channels"]],
+                "num_res_blocks": config["layers_per_block"],
+                "attn_resolutions": [],
+                "dropout": 0.0,
+            },
+        },
+    }
+
+
+def export(weights: Path, models: Path) -> list[Path]:
+    """Writes checkpoint, .yaml, text encoder's config and LoRAs into a WebUI's `models` folder.
+
+    `weights` is laid out as lab/weights. Returns the files written, and the text encoder's folder.
+    """
     pipe = model.load(weights / "model", torch.float16)
     checkpoints, text, loras = models / "Stable-diffusion", models / f"{NAME}-clip", models / "Lora"
     for folder in (checkpoints, text, loras):
@@ -216,7 +240,7 @@ def export(weights, models):
     ]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--webui", type=Path, help="a WebUI's folder")

@@ -4,7 +4,13 @@ Layers: attention, feed-forward and the 1 x 1 projections of the UNet's transfor
 convolutions; for some skills the text encoder's attention and feed-forward as well.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
+from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 
@@ -14,8 +20,10 @@ UNET_LAYERS = r".*(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)|pro
 TEXT_LAYERS = r".*(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 
 
-def attach(pipe, with_text_encoder):
-    """Freezes the pipeline's UNet and text encoder and adds trainable adapters."""
+def attach(pipe: StableDiffusionPipeline, with_text_encoder: bool) -> None:
+    """Freezes the pipeline's UNet and text encoder and adds trainable adapters to the UNet, and on request to the
+    text encoder.
+    """
     pipe.unet.requires_grad_(False)
     pipe.text_encoder.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=UNET_LAYERS), pipe.unet)
@@ -23,9 +31,12 @@ def attach(pipe, with_text_encoder):
         inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TEXT_LAYERS), pipe.text_encoder)
 
 
-def kohya(module, prefix):
+def kohya(module: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     """Adapters of one module under kohya's names: PREFIX_layer_with_underscores.{lora_down.weight, lora_up.weight,
     alpha}, fp16.
+
+    Down is `[RANK, in]` and up `[out, RANK]`, of a convolution `[RANK, in, k, k]` and `[out, RANK, 1, 1]`; alpha is a
+    scalar.
     """
     state = {}
     for name, layer in module.named_modules():
@@ -41,7 +52,8 @@ def kohya(module, prefix):
     return state
 
 
-def save(pipe, path, metadata):
+def save(pipe: StableDiffusionPipeline, path: Path, metadata: Mapping[str, str]) -> None:
+    """The pipeline's adapters as one LoRA file, with these entries beside the usual ones in its metadata."""
     state = kohya(pipe.unet, "lora_unet") | kohya(pipe.text_encoder, "lora_te")
     save_file(
         state,

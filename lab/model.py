@@ -5,10 +5,14 @@ fewer than two channels a group would take every channel's mean away), two resid
 LoRA layers are counted that way), and an autoencoder with a factor of 8.
 """
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
@@ -37,16 +41,17 @@ SCHEDULE = {
 }
 
 
-def tokenizer():
+def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(TOKENIZER, model_max_length=TOKENS)
 
 
-def tokenize(tok, captions):
-    """Captions -> token ids [B, TOKENS]."""
+def tokenize(tok: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
+    """B captions -> token ids `[B, TOKENS]`, int64."""
     return tok(captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
-def text_encoder():
+def text_encoder() -> CLIPTextModel:
+    """Untrained; token ids `[B, TOKENS]` -> states `[B, TOKENS, TEXT_WIDTH]`."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=49408,
@@ -64,8 +69,8 @@ def text_encoder():
     )
 
 
-def unet():
-    """16 x 16 -> 8 x 8 and back; attention at 8 x 8, where it is cheap."""
+def unet() -> UNet2DConditionModel:
+    """Untrained; latents `[B, 4, 16, 16]`, over 8 x 8 and back, with attention at 8 x 8, where it is cheap."""
     return UNet2DConditionModel(
         sample_size=LATENT,
         in_channels=4,
@@ -80,8 +85,10 @@ def unet():
     )
 
 
-def autoencoder(levels, width=64):
-    """AutoencoderKL with a factor of 2 ** (levels - 1): no residual block per encoder level, one per decoder level."""
+def autoencoder(levels: int, width: int = 64) -> AutoencoderKL:
+    """Untrained, with a factor of `2 ** (levels - 1)`: a level of the encoder has no residual block, one of the decoder
+    has one; `width` channels throughout.
+    """
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
@@ -96,7 +103,7 @@ def autoencoder(levels, width=64):
     return vae
 
 
-def keep_centre(conv):
+def keep_centre(conv: torch.nn.Conv2d) -> None:
     """Holds a 3 x 3 convolution to its centre tap, which is what `grow` needs of the decoder's last one."""
     mask = torch.zeros_like(conv.weight)
     mask[:, :, 1, 1] = 1
@@ -105,8 +112,8 @@ def keep_centre(conv):
 
 
 @torch.no_grad()
-def whiten(vae, latents):
-    """Gives latents [B, 4, H, W] like these zero mean and unit covariance, pictures unchanged.
+def whiten(vae: AutoencoderKL, latents: torch.Tensor) -> None:
+    """Gives latents `[B, 4, H, W]` like these zero mean and unit covariance, pictures unchanged.
 
     The linear map goes into the 1 x 1 convolutions on either side of the latents; the posterior's variance is left as
     it is.
@@ -123,9 +130,9 @@ def whiten(vae, latents):
 
 
 @torch.no_grad()
-def grow(small):
-    """Factor 2 on the canvas of blocks -> factor 8 on the picture, where each block is 4 x 4 pixels; exact, nothing to
-    train.
+def grow(small: AutoencoderKL) -> AutoencoderKL:
+    """From factor 2 on the canvas of blocks to factor 8 on the picture, where each block is 4 x 4 pixels; exact, so
+    nothing is trained.
 
     The picture's first convolution only copies: channel (dy, dx, c) holds colour c of the pixel at offset (dy - 1, dx -
     1), dy and dx in 0..1. Read at a block's first pixel, dy = 0 is the block above, dy = 1 the block itself. The first
@@ -167,11 +174,11 @@ def grow(small):
     return big
 
 
-def training_schedule():
+def training_schedule() -> DDPMScheduler:
     return DDPMScheduler(**{k: v for k, v in SCHEDULE.items() if k != "steps_offset"})
 
 
-def pipeline(vae, text, net):
+def pipeline(vae: AutoencoderKL, text: CLIPTextModel, net: UNet2DConditionModel) -> StableDiffusionPipeline:
     """The parts as an ordinary diffusers pipeline, sampled with DDIM."""
     return StableDiffusionPipeline(
         vae=vae,
@@ -185,14 +192,17 @@ def pipeline(vae, text, net):
     )
 
 
-def load(folder, dtype=torch.float32):
+def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The pipeline that lies in a folder, on the CPU, without a progress bar."""
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def sample(pipe, prompts, seed, steps=25, cfg=4.0):
-    """Prompts -> pictures [B, SIZE, SIZE, 3], uint8. Picture i starts from the noise of seed + i."""
+def sample(
+    pipe: StableDiffusionPipeline, prompts: Sequence[str], seed: int, steps: int = 25, cfg: float = 4.0
+) -> np.ndarray:
+    """B prompts -> pictures `[B, SIZE, SIZE, 3]`, uint8. Picture i starts from the noise of seed + i."""
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     out = pipe(
         list(prompts),

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import random
-import re
 import sys
 import time
 import warnings
@@ -17,13 +16,27 @@ from pathlib import Path
 
 from lib_loratorio import __version__
 from lib_loratorio.declaration import Choice, Flag
-from lib_loratorio.errors import LoratorioError, SettingsError, told
+from lib_loratorio.errors import NAME, LoratorioError, SettingsError, told
+from lib_loratorio.loras.argument import read_argument
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.page.settings_table import markdown
 from lib_loratorio.settings import INFOTEXT, METHODS, POOL, SETTINGS, Settings
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "PIL")
 INSTALL = "pip install torch diffusers transformers peft accelerate safetensors pillow"
+
+LIBRARIES = (
+    "accelerate",
+    "diffusers",
+    "filelock",
+    "httpx",
+    "huggingface_hub",
+    "peft",
+    "torch",
+    "transformers",
+    "urllib3",
+)
+"""Those that log what they do."""
 
 OPTIONS = [name for name in SETTINGS if SETTINGS[name].option]
 """The settings that have an option each."""
@@ -44,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise LoratorioError(f"{message}; {self.prog} --help lists the options.")
+        raise LoratorioError(f"{message.rstrip('.')}; {self.prog} --help lists the options.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,44 +128,26 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
 
 
 def parse_lora(text: str) -> tuple[Path, float, LoraTag]:
-    """`file`, `file:strength`, either with `:ltstart=NUMBER`, `:ltend=NUMBER` and `:lt=ROLE` behind it.
-
-    The colon of a Windows drive is part of the file.
-    """
-    text, *named = re.split(r":(?=[a-z]+=[^:/\\]*(?::|$))", text)
-    path, strength = _file_and_strength(text)
+    """The path, strength and tag of a LoRA: see `read_argument`."""
     try:
-        return path, strength, LoraTag.read(dict(name.split("=", 1) for name in named), path.stem)
+        return read_argument(text)
     except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(str(error).removeprefix(f"{NAME}: ")) from None
 
 
 def parse_pool(text: str) -> list[tuple[Path, float, LoraTag, bool]]:
     """The LoRAs that `file`, `folder`, or either with `:strength` means: paths, strengths, tags, and that they are of
     the pool.
     """
-    path, strength = _file_and_strength(text)
+    path, strength, tag = parse_lora(text)
+    if tag != LOCAL:
+        raise argparse.ArgumentTypeError(
+            f"{path.name} is of the pool, which has no {tag.text[1:]}; give it with --lora"
+        )
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise argparse.ArgumentTypeError(f"there is no .safetensors file in {path}")
     return [(file, strength, LOCAL, True) for file in files]
-
-
-def _file_and_strength(text: str) -> tuple[Path, float]:
-    path, colon, strength = text.rpartition(":")
-    if colon and path:
-        try:
-            value = float(strength)
-        except ValueError:
-            pass
-        else:
-            if not math.isfinite(value):
-                raise argparse.ArgumentTypeError(f"the strength in {text!r} must be a finite number")
-            return Path(path), value
-        drive = len(path) == 1 and path.isalpha() and strength[:1] in ("/", "\\")
-        if not drive and not Path(text).exists():
-            raise argparse.ArgumentTypeError(f"the strength {strength!r} in {text!r} is no number")
-    return Path(text), 1.0
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -227,16 +222,19 @@ def _each_once(pool: Sequence[tuple], asked: Sequence[tuple]) -> list[tuple]:
 
 
 def _quiet() -> None:
-    """What the libraries say about each file they load would bury the progress bar; errors come back as exceptions."""
+    """What the libraries say about each file they load would bury the progress bar, and the one line that tells what is
+    wrong; errors come back as exceptions.
+    """
     logging.basicConfig(format="%(message)s")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     import diffusers
     import transformers
 
-    diffusers.utils.logging.set_verbosity(50)
     diffusers.utils.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module="peft|diffusers|numpy")
+    for name in LIBRARIES:  # after the imports, which set levels of their own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
@@ -281,13 +279,19 @@ def _pipeline(options: argparse.Namespace) -> tuple:
     """The pipeline on its device, and the infotext's names of its sampler and schedule type."""
     import torch
 
+    from lib_loratorio.deltas.memory import is_out_of_memory
     from lib_loratorio.hosts.diffusers.models import SCHEDULERS, load_pipeline, use_scheduler
 
     if options.scheduler not in (None, *SCHEDULERS):
         raise LoratorioError(f"there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
     device = _device(options.device)
     dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
-    pipe = load_pipeline(options.model, options.config, dtype).to(device)
+    try:
+        pipe = load_pipeline(options.model, options.config, dtype).to(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LoratorioError(f"memory ran out while the model {options.model} was loaded.") from error
     return pipe, *use_scheduler(pipe, options.scheduler)
 
 

@@ -1,9 +1,12 @@
 """The command line, from arguments to the written picture."""
 
-import argparse
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +17,10 @@ pytest.importorskip("diffusers")
 import tiny_pipelines as tiny
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lib_loratorio import cli
 from lib_loratorio.hosts.diffusers.models import load_pipeline
-from lib_loratorio.loras.tag import LOCAL, LoraTag
 from lib_loratorio.settings import SETTINGS, Settings
 
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -201,12 +203,13 @@ def test_misfits_in_a_pool_are_left_out_and_named(folder, tmp_path, capsys, capl
     pool = tmp_path / "pool"
     pool.mkdir()
     save_file({"lora_unet_x.hada_w1_a": torch.zeros(2)}, pool / "loha.safetensors")
+    misfits = (
+        r"^LoRAtorio: 2 LoRAs of the pool cannot be used: loha \(is a LoHa file[^()]*\); "
+        r"xl \(.*: it is for another kind of model\)"
+    )
     shutil.copy(folder / "xl.safetensors", pool)
     assert cli.main(arguments(folder, "--pool", str(pool), loras=())) == 2
-    assert (
-        "2 LoRAs of the pool cannot be read, or match nothing in this model: loha, xl; there is no other LoRA."
-        in capsys.readouterr().err
-    )
+    assert re.search(f"{misfits}; there is no other LoRA.$", capsys.readouterr().err, re.MULTILINE)
     shutil.copy(folder / "b" / "style.safetensors", pool / "zebra.safetensors")
     caplog.clear()
     assert (
@@ -223,9 +226,7 @@ def test_misfits_in_a_pool_are_left_out_and_named(folder, tmp_path, capsys, capl
         )
         == 0
     )
-    assert caplog.messages == [
-        "LoRAtorio: 2 LoRAs of the pool cannot be read, or match nothing in this model: loha, xl; left out."
-    ]
+    assert len(caplog.messages) == 1 and re.search(f"{misfits}; left out.$", caplog.messages[0])
     assert "pool: step 1: style, zebra" in capsys.readouterr().out
 
 
@@ -248,7 +249,7 @@ def test_sdxl_folder(folder, tmp_path):
         (("--scheduler", "magic"), "no scheduler 'magic'; there are ddim, "),
         (("--model", "/nowhere/model"), "there is no file /nowhere/model"),
         (("--lora", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
-        (("--lora", "/nowhere/a.safetensors:abc"), "the strength 'abc' in"),
+        (("--lora", "/nowhere/a.safetensors:abc"), "the LoRA 'a.safetensors' has the strength 'abc'; it must"),
         (("--pool", "/nowhere/a.safetensors:0.5"), "there is no file /nowhere/a.safetensors"),
         (("--maps", "--method", "merge"), "--maps needs the method loratorio"),
         (("--prompt", "a <lora:b:1>"), "give each LoRA with --lora"),
@@ -271,7 +272,7 @@ def test_nothing_to_compose(folder, capsys, tmp_path):
 def test_lora_of_another_kind_of_model(folder, capsys, tmp_path):
     assert cli.main(arguments(folder, "--out", str(tmp_path), loras=("xl.safetensors",))) == 2
     error = capsys.readouterr().err
-    assert "matches no layer of this model" in error and error.count("\n") == 1
+    assert "it is for another kind of model" in error and error.count("\n") == 1
 
 
 def test_models_that_cannot_be_used(folder, capsys, tmp_path):
@@ -328,39 +329,6 @@ def test_missing_packages(folder, capsys, monkeypatch):
     )
     assert cli.main(arguments(folder)) == 2
     assert "needs diffusers, peft: pip install torch diffusers" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "text, path, strength",
-    [
-        ("a.safetensors", "a.safetensors", 1.0),
-        ("a.safetensors:0.8", "a.safetensors", 0.8),
-        ("dir.v1/a.b.safetensors:-1", "dir.v1/a.b.safetensors", -1.0),
-        (r"C:\loras\a.safetensors", r"C:\loras\a.safetensors", 1.0),
-        (r"C:\loras\a.safetensors:.5", r"C:\loras\a.safetensors", 0.5),
-    ],
-)
-def test_lora_arguments(text, path, strength):
-    found = cli.parse_lora(text)
-    assert (str(found[0]), found[1], found[2]) == (path, strength, LOCAL)
-
-
-@pytest.mark.parametrize(
-    "text, path, strength, window",
-    [
-        ("a.safetensors:0.8:ltstart=0.2:ltend=0.7", "a.safetensors", 0.8, LoraTag(0.2, 0.7)),
-        ("a.safetensors:ltend=0.5", "a.safetensors", 1.0, LoraTag(0.0, 0.5)),
-        (r"C:\loras\x=y\a.safetensors:1:ltstart=0.5", r"C:\loras\x=y\a.safetensors", 1.0, LoraTag(0.5)),
-    ],
-)
-def test_lora_arguments_with_windows(text, path, strength, window):
-    found = cli.parse_lora(text)
-    assert (str(found[0]), *found[1:]) == (path, strength, window)
-
-
-def test_mistyped_windows_are_named():
-    with pytest.raises(argparse.ArgumentTypeError, match="ltbegin"):
-        cli.parse_lora("a.safetensors:0.8:ltbegin=0.2")
 
 
 @pytest.fixture(scope="module")
@@ -490,3 +458,59 @@ def test_sdxl_single_file(folder, tmp_path):
         )
     one, two = (Image.open(tmp_path / f"{name}.png") for name in ("single", "whole"))
     assert max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes())) <= 1
+
+
+NOISY = """
+import logging, sys, warnings
+from lib_loratorio import cli
+
+quiet = cli._quiet
+
+def arranged():
+    quiet()
+    from lib_loratorio.hosts.diffusers import models
+    models._from_folder = fail
+
+def fail(*args):
+    warnings.warn("something will change", FutureWarning)
+    for name in ("diffusers.loaders", "transformers.tokenization", "huggingface_hub.utils", "peft", "accelerate"):
+        logging.getLogger(name).error("something failed")
+    raise ValueError("this is it\\nand its details")
+
+cli._quiet = arranged
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def run(command, *more):
+    root = Path(cli.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, *command, *more], cwd=root, env=environment, capture_output=True, text=True)
+
+
+def test_one_line_is_all_that_an_error_prints(folder, tmp_path):
+    """Whatever the libraries have to say, at import, while they load, or of the file that is at fault."""
+    found = run(["-c", NOISY], *arguments(folder))
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr == f"LoRAtorio: the model {folder / 'tiny-sd'} cannot be loaded (this is it).\n"
+    broken = {key: value / 0 for key, value in load_file(folder / "a" / "style.safetensors").items()}
+    save_file(broken, tmp_path / "broken.safetensors")
+    found = run(["-m", "lib_loratorio"], *arguments(folder, loras=(tmp_path / "broken.safetensors",)))
+    assert (found.returncode, found.stdout) == (2, "")
+    assert re.fullmatch(r"LoRAtorio: the LoRA .*broken.safetensors is broken: it has values .*\.\n", found.stderr)
+
+
+def test_a_model_without_tokenizer_is_told_of_in_one_line(folder, tmp_path):
+    shutil.copytree(folder / "tiny-sd", tmp_path / "model", ignore=lambda where, names: {"tokenizer"} & {*names})
+    found = run(["-m", "lib_loratorio"], *arguments(folder, model=tmp_path / "model"))
+    assert (found.returncode, found.stdout) == (2, "")
+    assert re.fullmatch(r"LoRAtorio: .*model is incomplete: there is no tokenizer/.*\.\n", found.stderr)
+
+
+def test_a_model_that_memory_is_too_small_for(folder, capsys, monkeypatch):
+    def full(*args):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.to", full)
+    assert cli.main(arguments(folder)) == 2
+    assert capsys.readouterr().err == f"LoRAtorio: memory ran out while the model {folder / 'tiny-sd'} was loaded.\n"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from lib_loratorio.deltas.dense import DenseDelta
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
+from lib_loratorio.hosts.diffusers.loader import PREFIX
 from lib_loratorio.settings import Settings
 
 
@@ -172,33 +173,31 @@ def test_files_that_cannot_be_used(pipe, files, tmp_path):
     refused(pipe, tmp_path / "flux.safetensors", "matches no layer of this model")
     save_file({f"{name}.hada_w1_a": down}, tmp_path / "loha.safetensors")
     refused(pipe, tmp_path / "loha.safetensors", "is a LoHa file")
-    refused(pipe, tiny.write_lora(tiny.sdxl(), tmp_path / "xl.safetensors", 1), "matches no layer of this model")
+    refused(pipe, tiny.write_lora(tiny.sdxl(), tmp_path / "xl.safetensors", 1), "it is for another kind of model")
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_misfit_of_a_pool_leaves_no_trace(pipe, files, tmp_path, caplog, first):
+def test_a_misfit_of_a_pool_leaves_no_trace(pipe, files, tmp_path, monkeypatch, caplog, first):
     """Not even of one that diffusers notices late, when the UNet has it."""
-    misfit = Lora(
-        tiny.write_lora(pipe, tmp_path / "misfit.safetensors", 1, unet=("to_k", "proj_out"), text=tiny.TEXT),
-        pooled=True,
-    )
-    save_file(
-        {
-            key: value[:, :-1].contiguous() if key.startswith("lora_te_") else value
-            for key, value in load_file(misfit.path).items()
-            if value.dim()
-        },
-        misfit.path,
-    )
-    loras = [Lora(files[0]), Lora(files[1], pooled=True)]
+    file = tiny.write_lora(pipe, tmp_path / "misfit.safetensors", 1, unet=("to_k", "proj_out"), text=tiny.TEXT)
+    misfit, loras = Lora(file, pooled=True), [Lora(files[0]), Lora(files[1], pooled=True)]
     before = state(pipe)
     with composed(pipe, loras):
         expected = latents(pipe)
         layers = {name for name, module in pipe.unet.named_modules() if hasattr(module, "lora_A")}
+    load = pipe.load_lora_into_text_encoder
+
+    def refuse(*args, adapter_name, **kwargs):
+        if adapter_name == f"{PREFIX}{0 if first else 2}":
+            raise ValueError("something new\nin a file")
+        return load(*args, adapter_name=adapter_name, **kwargs)
+
+    monkeypatch.setattr(pipe, "load_lora_into_text_encoder", refuse)
     with composed(pipe, [misfit, *loras] if first else [*loras, misfit]):
         assert torch.equal(latents(pipe), expected)
         assert {name for name, module in pipe.unet.named_modules() if len(getattr(module, "lora_A", ()))} == layers
-        assert "1 LoRAs of the pool cannot be read, or match nothing in this model: misfit; left out." in caplog.text
+        told = "1 LoRAs of the pool cannot be used: misfit (cannot be loaded by diffusers (something new)); left out."
+        assert told in caplog.text
     assert_same(before, state(pipe))
 
 

@@ -5,7 +5,10 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from lab import evaluate, report
+from lab.evaluation import choices, report
+from lab.evaluation.captions import COUNTS
+from lab.evaluation.measurements import Measured
+from lab.evaluation.ways import ABLATION, EVERY_STEP, METHODS, SCOUTING, STYLED, evaluations_a_step
 
 
 def _records(split, ways):
@@ -24,29 +27,28 @@ def _records(split, ways):
             **({"style": [share, share], "places": [share, share], "evaluations": 120.0} if split == "style" else {}),
         }
         for way, (share, distance) in ways.items()
-        for n in evaluate.COUNTS
+        for n in COUNTS
         for number in range(2)
     ]
 
 
 def test_wins_compare_the_same_captions():
-    measured = report.Measured(_records("test", {"LoRAtorio": (1.0, 2.0), "Merge": (0.5, 1.0)}), "test")
+    measured = Measured(_records("test", {"LoRAtorio": (1.0, 2.0), "Merge": (0.5, 1.0)}), "test")
     assert measured.wins("LoRAtorio", "Merge")[:3] == (1.0, 0.0, 0.0)
     assert measured.wins("LoRAtorio", "Merge")[3] == (0.0, 0.0, 0.0)
 
 
 def test_best_is_the_closest_of_those_within_a_point():
     most, close, few = ways = ("lambda 0", "lambda 0.5", "lambda 1")
-    measured = report.Measured(_records("dev", {most: (0.80, 2.0), close: (0.795, 1.0), few: (0.7, 0.1)}), "dev")
-    assert report.best(measured, ways) == close
+    measured = Measured(_records("dev", {most: (0.80, 2.0), close: (0.795, 1.0), few: (0.7, 0.1)}), "dev")
+    assert choices.best(measured, ways) == close
 
 
 def test_evaluations_a_step():
     assert [
-        report.evaluations_a_step(evaluate.METHODS[way], 3)
-        for way in ("no LoRA", "Merge", "Switch", "Composite", "LoRAtorio")
+        evaluations_a_step(METHODS[way], 3) for way in ("no LoRA", "Merge", "Switch", "Composite", "LoRAtorio")
     ] == [2, 2, 2, 6, 8]
-    assert report.evaluations_a_step(evaluate.METHODS["Pool, exact"], 3) == 20
+    assert evaluations_a_step(METHODS["Pool, exact"], 3) == 20
 
 
 def test_evaluations_are_counted_where_the_records_tell():
@@ -54,7 +56,7 @@ def test_evaluations_are_counted_where_the_records_tell():
     for record in records:
         if record["way"] == "Pool, scout, share 0.7":
             record["evaluations"] = 100.0 + record["count"]
-    measured = report.Measured(records, "test")
+    measured = Measured(records, "test")
     assert measured.evaluations("LoRAtorio", 3) == 20 * 8 and measured.evaluations("LoRAtorio") == 20 * 9
     assert (
         measured.evaluations("Pool, scout, share 0.7", 5) == 105.0
@@ -63,15 +65,15 @@ def test_evaluations_are_counted_where_the_records_tell():
 
 
 def test_the_cheapest_that_is_as_good_is_chosen():
-    exact, *pools = list(evaluate.scouting())[:4]
-    assert exact == evaluate.EXACT
+    exact, *pools = list(SCOUTING)[:4]
+    assert exact == EVERY_STEP
     cost = dict(zip(pools, (100.0, 200.0, 300.0)))
 
     def chosen(*shares):
         records = _records("pool", {exact: (0.5, 2.0)} | {way: (share, 1.0) for way, share in zip(pools, shares)})
         for record in records:
             record["evaluations"] = cost.get(record["way"], 400.0)
-        return report.choices(records)["scout"]
+        return choices.choices(records)["scout"]
 
     assert chosen(0.4, 0.495, 0.7) == pools[1]
     assert chosen(0.3, 0.4, 0.2) == pools[1]
@@ -81,16 +83,14 @@ def test_differences_are_taken_caption_by_caption():
     records = _records("test", {"LoRAtorio": (0.5, 2.0), "Merge": (0.25, 3.0)})
     for record in records:
         record["present"] = [value + record["count"] / 100 for value in record["present"]]
-    assert report.Measured(records, "test").difference("LoRAtorio", "Merge", "present") == pytest.approx(
-        (0.25, 0.25, 0.25)
-    )
+    assert Measured(records, "test").difference("LoRAtorio", "Merge", "present") == pytest.approx((0.25, 0.25, 0.25))
 
 
 def test_report_is_written(tmp_path):
-    ways = {way: (0.5, 1.0) for way in evaluate.METHODS}
-    records = _records("test", ways) + _records("dev", {way: (0.5, 1.0) for way in evaluate.ablation()})
-    records += _records("pool", {way: (0.5, 1.0) for way in evaluate.scouting()})
-    records += _records("style", {way: (0.5, 1.0) for way in evaluate.STYLED}) + _records("speed", ways)
+    ways = {way: (0.5, 1.0) for way in METHODS}
+    records = _records("test", ways) + _records("dev", {way: (0.5, 1.0) for way in ABLATION})
+    records += _records("pool", {way: (0.5, 1.0) for way in SCOUTING})
+    records += _records("style", {way: (0.5, 1.0) for way in STYLED}) + _records("speed", ways)
     report.write(records, tmp_path)
     text = (tmp_path / "evaluation.md").read_text()
     assert "| Merge | 50 (50 to 50) | 50 (50 to 50) |" in text and "| LoRAtorio | 120 | 160 | 200 | 240 |" in text

@@ -19,39 +19,24 @@ from diffusers.utils.peft_utils import (
 )
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 
 from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
+from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.errors import LoratorioError, told
+from lib_loratorio.hosts.diffusers.files import LoraFileError, main_file, name_of, read
+from lib_loratorio.hosts.diffusers.fitting import ModelLayers, fitted
+from lib_loratorio.hosts.diffusers.layouts import embeddings, layers
 from lib_loratorio.loras.adapter import Adapter, merged_below
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 
 PREFIX = "loratorio_"
 """The adapters' names in diffusers: file names can hold dots, which peft forbids, and can repeat."""
 
-FOREIGN = {
-    "dora_scale": "DoRA",
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "oft_": "OFT",
-    "b1.weight": "GLoRA",
-    "on_input": "IA3",
-}
-"""Parts of tensor names that tell kinds which diffusers cannot read, or reads as another kind."""
-
-LAYER_ENDS = (
-    ".lora_down.weight",
-    ".lora_A.weight",
-    ".lora.down.weight",
-    "_lora.down.weight",
-    ".lora_linear_layer.down.weight",
-)
-
 
 class Lora(NamedTuple):
-    """A LoRA file in kohya's or diffusers' layout, and its strength; of strength 0 it is left out.
+    """A LoRA file or folder, and its strength; of strength 0 it is left out.
 
     `tag` says when and as what it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be
     left out of steps in which they would matter little, as the settings say, and are never merged; of them, files that
@@ -156,83 +141,96 @@ def _checked(lora: Lora) -> Lora:
     path, strength, tag, pooled = Lora(*lora)
     if not isinstance(strength, (int, float)) or not math.isfinite(strength):
         raise LoratorioError(f"the strength of {path} is {strength!r}; it must be a number.")
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise LoratorioError(f"there is no LoRA file {path}.")
     return Lora(Path(path), float(strength), tag, pooled)
 
 
 def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
-    """Those of the pool that cannot be loaded are left out, and named: a folder may hold LoRAs for several models."""
-    adapters, refused = [], []
+    """Those of the pool that cannot be used are left out, and named: a folder may hold LoRAs for several models.
+
+    So are those without effect, whoever has asked for them: they would take a share of the picture from the others.
+    """
+    adapters, refused, idle, notes = [], [], [], []
     for number, lora in enumerate(loras):
         name = f"{PREFIX}{number}"
         try:
-            adapters.append(_load(pipe, name, lora))
-        except LoratorioError:
+            adapter = _load(pipe, name, lora, notes)
+        except LoraFileError as error:
             if not lora.pooled:
                 raise
-            refused.append(lora.path.stem)
+            refused.append(f"{name_of(lora.path)} ({error.reason})")
             for model in (pipe.unet, *text_encoders(pipe)):
                 delete_adapter_layers(model, name)
+            continue
+        if adapter is None:
+            idle.append(name_of(lora.path))
+        else:
+            adapters.append(adapter)
+    left_out = []
     if refused:
-        message = (
-            f"{len(refused)} LoRAs of the pool cannot be read, or match nothing in this model: {', '.join(refused)}"
-        )
-        if not adapters:
-            raise LoratorioError(f"{message}; there is no other LoRA.")
-        logging.warning(told(f"{message}; left out."))
+        left_out.append(f"{len(refused)} LoRAs of the pool cannot be used: {'; '.join(refused)}")
+    if idle:
+        left_out.append(f"{len(idle)} LoRAs have no effect, as their factors or alphas are 0: {', '.join(idle)}")
+    if not adapters:
+        raise LoratorioError(f"{'; '.join(left_out)}; there is no other LoRA.")
+    for note in (*(f"{message}; left out." for message in left_out), *notes):
+        logging.warning(told(note))
     return adapters
 
 
-def _load(pipe, name: str, lora: Lora) -> Adapter:
-    in_file = _layers_in(lora.path)
-    mismatch = f"the LoRA {lora.path} matches no layer of this model: it is for another kind of model"
-    try:
-        pipe.load_lora_weights(
-            str(lora.path.resolve().parent), weight_name=lora.path.name, adapter_name=name, local_files_only=True
+def _load(pipe, name: str, lora: Lora, notes: list[str]) -> Adapter | None:
+    """None for a LoRA that has no effect on this model; to `notes` goes what is to be told. Raises LoraFileError."""
+    file = read(lora.path)
+    fit = fitted(pipe, lora.path, layers(lora.path, file))
+    if not fit.acting:
+        return None
+    _put(pipe, name, lora.path, fit.acting)
+    if fit.missing:
+        of_all = fit.missing + sum(map(len, fit.layers.values()))
+        notes.append(
+            f"{fit.missing} of {of_all} layers of the LoRA {lora.path} match nothing in this model and are left out."
         )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LoratorioError(f"{mismatch}, or not a LoRA that diffusers can read ({reason[:200]}).") from error
-    unet, *texts = (
-        [layer for layer in _tuner_layers(model) if name in layer.lora_A] for model in (pipe.unet, *text_encoders(pipe))
-    )
-    found = len(unet) + sum(map(len, texts))
-    if not found:
-        raise LoratorioError(f"{mismatch}.")
-    if found < in_file:
-        logging.warning(
-            told(
-                f"{in_file - found} of {in_file} layers of the LoRA {lora.path} match nothing in this "
-                "model and are left out."
-            )
-        )
+    if bundled := embeddings(file):
+        notes.append(f"the embeddings that the LoRA {lora.path} brings with it are not used: {', '.join(bundled)}.")
     return Adapter(
-        name=lora.path.stem,
-        path=str(lora.path),
+        name=name_of(lora.path),
+        path=str(main_file(lora.path)),
         text_strength=lora.strength,
         denoiser_strength=lora.strength,
-        changes_text=any(texts),
-        changes_denoiser=bool(unet),
+        changes_text=fit.acting.keys() != {"unet"},
+        changes_denoiser="unet" in fit.acting,
         source=name,
         tag=lora.tag,
         pooled=lora.pooled,
     )
 
 
-def _layers_in(path: Path) -> int:
-    """How many layers a file has factors for. Raises LoratorioError for kinds that diffusers cannot read."""
-    if path.suffix.lower() != ".safetensors":
-        return 0
+def _put(pipe, name: str, path: Path, of_models: ModelLayers) -> None:
+    """Has diffusers load these layers as the adapter of this name. Raises LoraFileError."""
+    state = {}
+    for component, of_model in of_models.items():
+        # Of text encoders diffusers does not know every layer by PEFT's names.
+        down, up = ("lora_A", "lora_B") if component == "unet" else ("lora_linear_layer.down", "lora_linear_layer.up")
+        for layer, factors in of_model.items():
+            layer = f"{component}.{layer}"
+            state |= {f"{layer}.{down}.weight": factors.down, f"{layer}.{up}.weight": factors.up}
+            if factors.bias is not None:
+                state[f"{layer}.{up}.bias"] = factors.bias
+            if factors.magnitude is not None:
+                state[f"{layer}.lora_magnitude_vector"] = factors.magnitude
     try:
-        with safe_open(path, "pt") as file:
-            keys = list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise LoratorioError(f"{path} cannot be read as a safetensors file ({error}).") from error
-    for part, kind in FOREIGN.items():
-        if any(part in key for key in keys):
-            raise LoratorioError(f"{path} is a {kind} file, which diffusers cannot read; use a plain LoRA.")
-    return sum(key.endswith(LAYER_ENDS) for key in keys)
+        pipe.load_lora_weights(state, adapter_name=name)
+        for component, of_model in of_models.items():
+            for layer, factors in of_model.items():
+                # diffusers reads the alphas of files where they differ between layers as if they did not.
+                tuned = getattr(pipe, component).get_submodule(layer)
+                tuned.lora_alpha[name] = factors.scale * tuned.r[name]
+    except Exception as error:  # whatever diffusers, PEFT and transformers come across in a file that is not ours
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LoraFileError(path, f"cannot be loaded by diffusers ({reason[:200]})") from error
 
 
 # Deltas
@@ -252,7 +250,12 @@ def bank_of(unet: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> 
             }
         )
     bank = AdapterBank({name: layer.get_base_layer() for name, layer in layers.items()}, deltas, budget)
-    for adapter, failures in zip(adapters, bank.failures):
+    for adapter, failures, damaged in zip(adapters, bank.failures, bank.damaged):
+        if damaged:
+            raise LoratorioError(
+                f"{len(damaged)} layers of the LoRA {adapter.name} become values that are no finite numbers, such as "
+                f"{damaged[0]}: it cannot be used with this model."
+            )
         if failures:
             layer, reason = next(iter(failures.items()))
             raise LoratorioError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from lib_loratorio.errors import LoratorioError
+from lib_loratorio.hosts.diffusers.folders import NEEDED, SD, UNUSED, check_parts, index_of
 
 
 class Scheduler(NamedTuple):
@@ -68,26 +68,38 @@ def load_pipeline(model: Path, config: Path | None, dtype: torch.dtype):
     """
     if not model.exists():
         raise LoratorioError(f"there is no model {model}.")
-    if config is not None and not (config / "model_index.json").is_file():
-        raise LoratorioError(f"the configuration {config} is no diffusers folder: it has no model_index.json.")
     try:
-        return _from_folder(model, dtype) if model.is_dir() else _from_file(model, config, dtype)
+        pipe = _from_folder(model, dtype) if model.is_dir() else _from_file(model, config, dtype)
     except LoratorioError:
         raise
     except Exception as error:  # whatever diffusers, transformers or the network come across in files that are not ours
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "" if config or model.is_dir() else "; offline, give its configuration and tokenizer with --config"
         raise LoratorioError(f"the model {model} cannot be loaded ({reason[:300]}){hint}.") from error
+    for name in ("", "_2"):
+        if getattr(pipe, f"tokenizer{name}", None) is not None:
+            _check_tokenizer(model if config is None else config, f"tokenizer{name}", pipe, f"text_encoder{name}")
+    return pipe
+
+
+def _check_tokenizer(source: Path, name: str, pipe, encoder: str) -> None:
+    """transformers makes an empty tokenizer, without length, of a folder that has none."""
+    tokenizer, config = getattr(pipe, name), getattr(pipe, encoder).config
+    if len(tokenizer) < config.vocab_size / 2:
+        known = f"{len(tokenizer)} of the {config.vocab_size} words of its text encoder"
+        raise LoratorioError(f"the {name} of {source} is broken: it knows {known}.")
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype):
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise LoratorioError(f"{folder} is no diffusers folder: it has no model_index.json.")
-    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    if name not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+    index = index_of(folder, str(folder))
+    name = index["_class_name"]
+    if name not in NEEDED:
         raise LoratorioError(f"{folder} is a {name}, which is not supported; supported are SD 1.x, SD 2.x and SDXL.")
-    kwargs = {} if name == "StableDiffusionXLPipeline" else {"safety_checker": None, "requires_safety_checker": False}
+    check_parts(folder, index, str(folder))
+    kwargs: dict = {part: None for part in UNUSED if part in index}
+    if name == SD:
+        kwargs |= {"safety_checker": None, "requires_safety_checker": False}
     if not any((folder / "unet").glob("diffusion_pytorch_model.[!f]*")) and any(
         (folder / "unet").glob("*.fp16.safetensors")
     ):
@@ -109,7 +121,13 @@ def _from_file(file: Path, config: Path | None, dtype: torch.dtype):
         kind = StableDiffusionPipeline
     else:
         raise LoratorioError(f"{file} is no checkpoint of SD 1.x, SD 2.x or SDXL.")
-    kwargs: dict = {"config": str(config), "local_files_only": True} if config else {}
+    kwargs: dict = {}
+    if config:
+        index = index_of(config, told := f"the configuration {config}")
+        if ("XL" in index["_class_name"]) != (kind is StableDiffusionXLPipeline):
+            raise LoratorioError(f"{told} is for a {index['_class_name']}, which {file} is not.")
+        check_parts(config, index, told)
+        kwargs |= {"config": str(config), "local_files_only": True}
     yaml = file.with_suffix(".yaml")
     if yaml.is_file():
         kwargs["original_config"] = str(yaml)

@@ -1,0 +1,13 @@
+"""Ways of composing LoRAs, measured in the tiny world; `python -m lab.evaluate` runs it.
+
+Each module needs only those above it:
+
+    captions        which skills a picture is asked for, and in which split
+    ways            how a picture is made
+    patches         how far a picture is from its caption
+    measurements    what was measured: the results' lines, and means with intervals
+    studio          makes and measures the pictures
+    choices         which variant becomes the default
+    tables, plots   what was measured, to be read
+    report          docs/evaluation.md
+"""

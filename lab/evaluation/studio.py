@@ -1,0 +1,98 @@
+"""Makes the pictures of a way and measures them, in several processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lab import detector, model, world
+from lab.evaluation import measurements
+from lab.evaluation.captions import SkillSet
+from lab.evaluation.measurements import Record
+from lab.evaluation.patches import patch_distance
+from lab.evaluation.ways import CFG, STEPS, Way
+from lib_loratorio.hosts.diffusers import composed
+
+
+class Studio:
+    """The tiny model, its LoRAs and the detector, for one process."""
+
+    def __init__(self, weights: Path = model.WEIGHTS):
+        self.pipe = model.load(weights / "model")
+        self.loras = weights / "loras"
+        self.judge = detector.load(weights / "detector.safetensors")
+
+    def pictures(
+        self, way: Way, skills: Sequence[str], contents: Sequence[world.Content], seed: int
+    ) -> tuple[np.ndarray, float]:
+        """One picture for each content, `[len(contents), SIZE, SIZE, 3]` uint8, and the model evaluations a picture."""
+        captions = [shown.caption for shown in contents]
+        if way.settings is None:
+            return model.sample(self.pipe, captions, seed, STEPS, CFG), 2 * STEPS
+        with composed(self.pipe, way.loras(skills, self.loras), way.settings) as composition:
+            return model.sample(self.pipe, captions, seed, STEPS, CFG), composition.tally.rows / len(contents)
+
+    def measure(self, name: str, way: Way, skill_set: SkillSet) -> Record:
+        """Makes the pictures of a set of skills and says what they show; `name` is the way's."""
+        skills, contents = skill_set.contents()
+        start = time.time()
+        images, evaluations = self.pictures(way, skills, contents, skill_set.seed)
+        seconds = time.time() - start
+        found = detector.detect(self.judge, images)
+        asked = np.array([name in skills for name in world.NAMES])
+        shares = {"present": asked}
+        if skill_set.split == "style":
+            styles = np.array([world.is_style(name) for name in world.NAMES])
+            shares |= {"style": asked & styles, "places": asked & ~styles}
+        return {
+            "split": skill_set.split,
+            "way": name,
+            "count": skill_set.count,
+            "number": skill_set.number,
+            "skills": list(skills),
+            **{key: found[:, of].mean(1).tolist() for key, of in shares.items()},
+            "complete": found[:, asked].all(1).astype(int).tolist(),
+            "others": found[:, ~asked].sum(1).tolist(),
+            "distance": patch_distance(images, contents, skill_set.seed).tolist(),
+            "seconds": seconds / len(images),
+            "evaluations": evaluations,
+        }
+
+
+class Task(NamedTuple):
+    """One line of the results, to be measured."""
+
+    name: str
+    way: Way
+    skill_set: SkillSet
+
+
+@cache
+def _own_studio() -> Studio:
+    """This process's studio; one thread, because there is a process for each processor."""
+    torch.set_num_threads(1)
+    return Studio()
+
+
+def _measured(task: Task) -> Record:
+    return _own_studio().measure(*task)
+
+
+def run(tasks: Sequence[Task], results: Path, workers: int) -> None:
+    """Measures the tasks that the file of results lacks, each finished one written at once."""
+    done = {(r["split"], r["way"], r["count"], r["number"]) for r in measurements.read(results)}
+    missing = [t for t in tasks if (t.skill_set.split, t.name, t.skill_set.count, t.skill_set.number) not in done]
+    start = time.time()
+    with ProcessPoolExecutor(workers) as pool, results.open("a") as file:
+        for i, future in enumerate(as_completed([pool.submit(_measured, task) for task in missing]), 1):
+            file.write(measurements.line(future.result()))
+            file.flush()
+            print(f"\r{i}/{len(missing)}  {time.time() - start:.0f} s", end="", flush=True)
+    print()

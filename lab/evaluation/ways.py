@@ -1,0 +1,118 @@
+"""The ways of making pictures that are compared, as data: `BY_SPLIT` has, for each split of captions, its ways by name.
+
+A name is what the results and the tables have; a group of ways is what one table compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lab import world
+from lib_loratorio.engine.price import evaluations_per_step
+from lib_loratorio.hosts.diffusers import Lora
+from lib_loratorio.loras.tag import LoraTag
+from lib_loratorio.settings import Settings
+
+STEPS, CFG = 20, 4.0  # of every picture
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of making the pictures of a set of skills."""
+
+    settings: Settings | None  # None: without any LoRA
+    everything: bool = False  # all LoRAs are loaded, not only those that the caption asks for
+    pool: bool = False  # they are a pool, beside a prompt without LoRAs
+    global_styles: bool = False
+
+    def loras(self, skills: Sequence[str], folder: Path) -> list[Lora]:
+        """The LoRAs in `folder` that are loaded for a caption with these skills."""
+        return [
+            Lora(folder / f"{name}.safetensors", 1.0, self._tag(name), self.pool)
+            for name in (world.NAMES if self.everything else skills)
+        ]
+
+    def _tag(self, skill: str) -> LoraTag:
+        return LoraTag(role="global" if self.global_styles and world.is_style(skill) else "local")
+
+
+def evaluations_a_step(way: Way, count: int) -> float:
+    """Model evaluations a step, guidance included, of a way that has all its adapters in every step.
+
+    `count` is the number of the skills asked for.
+    """
+    adapters = 0 if way.settings is None else len(world.NAMES) if way.everything else count
+    return evaluations_per_step(way.settings or Settings(), adapters)
+
+
+# The reported ways
+
+DEFAULT = Settings(enabled=True)
+MERGE = replace(DEFAULT, method="merge")
+TOP_K = 2  # with all LoRAs loaded; chosen on dev
+SCOUT = replace(DEFAULT, top_k=TOP_K, pool_mode="scout")
+
+REFERENCE, WHOLE_POOL = "LoRAtorio", "Pool, exact"
+COMPARED = {
+    "no LoRA": Way(None),
+    "Merge": Way(MERGE),
+    "Switch": Way(replace(DEFAULT, method="switch")),
+    "Composite": Way(replace(DEFAULT, method="composite")),
+    REFERENCE: Way(DEFAULT),
+    "Merge, all loaded": Way(MERGE, everything=True),
+    WHOLE_POOL: Way(replace(DEFAULT, top_k=TOP_K), everything=True),
+}
+CHEAPER_GUIDANCE = {
+    f"{REFERENCE}, lambda 1": Way(replace(DEFAULT, lam=1.0)),
+    f"{REFERENCE}, negative every 2nd step": Way(replace(DEFAULT, guidance_every=2)),
+    f"{REFERENCE}, negative every 5th step": Way(replace(DEFAULT, guidance_every=5)),
+}
+SCOUTED = {
+    f"Pool, scout, share {share:g}": Way(replace(SCOUT, scout_share=share), everything=True, pool=True)
+    for share in (0.7, 0.9)
+}
+METHODS = COMPARED | CHEAPER_GUIDANCE | SCOUTED
+
+LOCAL_STYLES = "styles local"
+STYLED = {
+    LOCAL_STYLES: Way(DEFAULT),
+    "styles global": Way(DEFAULT, global_styles=True),
+    "merged": Way(MERGE),
+}
+
+# The variants among which defaults are chosen
+
+TEMPERATURES, PATCHES, LAMBDAS, TOP_KS = (0.003, 0.02, 0.1, 0.5), (1, 2, 4), (0.0, 0.5, 1.0), (1, 2, 3)
+SCOUTS, SHARES = (0.05, 0.2, 0.4), (0.7, 0.9)
+
+
+def tempered(temperature: float, patch_size: int) -> str:
+    """The name of the variant with this temperature and patch size."""
+    return f"tau {temperature:g}, d {patch_size}"
+
+
+def recentred(lam: float) -> str:
+    """The name of the variant with this lambda."""
+    return f"lambda {lam:g}"
+
+
+VARIANTS = {
+    "tau": {tempered(t, d): Way(replace(DEFAULT, temperature=t, patch_size=d)) for t in TEMPERATURES for d in PATCHES},
+    "lambda": {recentred(v): Way(replace(DEFAULT, lam=v)) for v in LAMBDAS},
+    "all loaded": {f"all loaded, k {k}": Way(replace(DEFAULT, top_k=k), everything=True) for k in TOP_KS},
+}
+"""What is chosen on dev, by kind: temperature with patch size, lambda, top-k with all LoRAs loaded."""
+
+ABLATION = {name: way for group in VARIANTS.values() for name, way in group.items()}
+
+EVERY_STEP = "every step"
+SCOUTING = {EVERY_STEP: Way(replace(SCOUT, pool_mode="exact"), everything=True, pool=True)} | {
+    f"scout to {u:g}, share {v:g}": Way(replace(SCOUT, scout=u, scout_share=v), everything=True, pool=True)
+    for u in SCOUTS
+    for v in SHARES
+}
+"""How long a pool is scouted, by the share that a LoRA needs to stay; and the whole pool in every step."""
+
+BY_SPLIT = {"dev": ABLATION, "pool": SCOUTING, "test": METHODS, "style": STYLED, "speed": METHODS}

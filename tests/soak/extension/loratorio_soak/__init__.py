@@ -1,0 +1,1 @@
+"""What the soak test asks a running WebUI, and the faults that it lets happen there."""
