@@ -537,6 +537,19 @@ def test_strengths_as_in_the_prompt(host, tags, adapters):
     assert_clean(host, p)
 
 
+@pytest.mark.parametrize("tag", ["a:0.7:0", "other:0:0.9"])
+def test_all_of_a_lora_may_have_a_strength_of_0(host, tag):
+    p, latents = host.generate(f"a cat <lora:{tag}> <lora:b:0.6>", ON)
+    assert_close(latents, expected(host, [B], one("a cat")))
+    assert_clean(host, p)
+
+
+@pytest.mark.parametrize("strengths", ["0.7:0", "0:0.7"])
+def test_a_lora_for_another_model_is_told_whichever_strength_is_0(host, strengths):
+    with pytest.raises(LoratorioError, match="'foreign' matches nothing"):
+        host.generate(f"a cat <lora:foreign:{strengths}> <lora:b:0.6>", ON)
+
+
 # Kinds of patches
 
 Q, K, V = (0, 0, 8), (0, 8, 8), (0, 16, 8)

@@ -68,12 +68,15 @@ def _loaded_alone(sd_model, wanted: Wanted) -> Adapter:
     original = sd_model.forge_objects_original
     _load(wanted)
     (network,) = networks.loaded_networks
-    alone = sd_model.forge_objects
-    patches = backend.patches(alone.unet, original.unet)
-    text = backend.patches(alone.clip.patcher, original.clip.patcher)
+    unet, clip = sd_model.forge_objects.unet, sd_model.forge_objects.clip
+    patches = backend.patches(unet, original.unet)
+    text = backend.patches(clip.patcher, original.clip.patcher)
     path = network.network_on_disk.filename
     if not patches and not text:
-        raise matches_nothing(wanted.name, path, LAYOUTS)
+        if acts(wanted.te) and acts(wanted.unet):
+            raise matches_nothing(wanted.name, path, LAYOUTS)
+        # reForge does not read what has a strength of 0, so that this may be all there is.
+        _loaded_alone(sd_model, wanted._replace(te=1.0, unet=1.0))
     return Adapter(
         name=wanted.name,
         path=path,
@@ -81,7 +84,7 @@ def _loaded_alone(sd_model, wanted: Wanted) -> Adapter:
         denoiser_strength=wanted.unet,
         changes_text=bool(text) and wanted.te != 0,
         changes_denoiser=bool(patches) and wanted.unet != 0,
-        source=Network(alone.unet, alone.clip, patches if wanted.unet else {}),
+        source=Network(unet, clip, patches if wanted.unet else {}),
         version=(network.mtime, wanted.rank),
     )
 
