@@ -268,6 +268,7 @@ LAYOUTS = {
     "one missing in the middle": [(0, 2), (1, 2), (3, 2)],
     "base in the middle": [(0, 1), (1, 1), (BASE, 1), (2, 1), (3, 1)],
     "one twice": [(0, 1), (1, 1), (0, 1), (1, 1), (2, 1)],
+    "one of the stack missing": [(0, 2), (3, 2)],
     "one alone": [(2, 3)],
     "base alone": [(BASE, 3)],
 }
@@ -303,6 +304,22 @@ def test_every_layout(generator, name, blocks, channels_last):
         )
         assert len(x) == 1 or not layer(x).is_contiguous()
     assert_close(run(bank, layer, x, blocks), expected)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv1", "conv3"])
+def test_a_change_of_the_precision_in_which_the_model_computes(generator, name):
+    """As autocast makes it, or another extension. The factors are taken from the file, not from what was rounded."""
+    layer, shape = make_layer(name)
+    factors = {number: low_rank(layer, generator) for number in range(2)}
+    bank = AdapterBank({"x": layer}, [{"x": factor} for factor in factors.values()], BUDGET)
+    x = torch.randn((3, *shape), generator=generator, dtype=torch.float64)
+    blocks = [(BASE, 1), (0, 1), (1, 1)]
+    deltas = {number: (full_delta(delta), None) for number, delta in factors.items()}
+    expected = expected_rows(layer, x, blocks, deltas)
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        output = run(bank, layer.to(dtype), x.to(dtype), blocks)
+        assert output.dtype == dtype
+        assert_close(output.double(), expected, TOLERANCE[dtype])
 
 
 def test_a_row_does_not_depend_on_the_others(generator):
@@ -549,6 +566,20 @@ def test_quantised_linear_layers_without_sizes_take_factors(generator, packed):
         y = layer(x)
     torch.testing.assert_close(y[:1], F.linear(x[:1], weight))
     torch.testing.assert_close(y[1:], F.linear(x[1:], weight + delta.up @ delta.down))
+
+
+def test_spans_of_an_adapter_that_touch_are_one_and_others_are_not():
+    layout = Layout((Block((0,), 1), Block((0, 1), 2), Block((1,), 1), Block((), 1), Block((0, 1), 1)))
+    assert layout.runs((0,)) == [(0, 3, 0, 1), (5, 1, 0, 1)]
+    assert layout.runs((1,)) == [(1, 3, 0, 1), (5, 1, 0, 1)]
+
+
+def test_runs_are_of_equal_rows_that_touch_and_of_adapters_beside_each_other_in_the_stack():
+    one_each = Layout((Block((0,), 2), Block((1,), 2), Block((2,), 2), Block((3,), 1)))
+    assert one_each.runs((0, 1, 2, 3)) == [(0, 2, 0, 3), (6, 1, 3, 1)]
+    assert one_each.runs((0, 2)) == [(0, 2, 0, 1), (4, 2, 1, 1)]
+    without_1 = Layout((Block((0,), 2), Block((2,), 2)))
+    assert without_1.runs((0, 1, 2)) == [(0, 2, 0, 1), (2, 2, 2, 1)]
 
 
 def test_layouts_count_their_rows():

@@ -42,6 +42,14 @@ def test_patch_of_one_pixel_and_patch_larger_than_the_latent(predictions):
     torch.testing.assert_close(whole[..., 0, 0], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("factor", [0.3, -0.3])
+def test_similarity_stays_between_minus_one_and_one_where_rounding_would_leave_them(factor):
+    base = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    similarity = patch_similarity(base, factor * base.unsqueeze(0), 1)
+    assert similarity.abs().max() == 1
+    assert (similarity * math.copysign(1, factor)).min() > 1 - 1e-6
+
+
 def test_zero_patch_is_no_divergence():
     base = torch.ones(1, 1, 2, 4)
     base[..., :2] = 0

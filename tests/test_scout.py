@@ -89,8 +89,9 @@ def test_a_second_scouting_starts_anew():
 
 
 def test_an_adapter_stays_for_a_batch_where_one_picture_needs_it():
-    scout = Scout(Settings(pool_mode="scout", scout=0.2, scout_share=0.5), POOL)
-    assert run(scout, EVERYONE, [5, 5, 0, 0, 0], [5, 0, 0, 5, 0])[-1] == (0, 1, 3)
+    """The mean over the images would be half of what it has there, and not enough."""
+    scout = Scout(Settings(pool_mode="scout", scout=0.2, scout_share=0.4), POOL)
+    assert run(scout, EVERYONE, [7, 3, 0, 0, 0], [7, 0, 0, 3, 0])[-1] == (0, 1, 3)
 
 
 def test_the_prompts_own_stay_and_the_best_of_the_pool_where_nobody_would():

@@ -42,10 +42,13 @@ def test_every_method_is_implemented():
         ("method", ["loratorio"], "one of loratorio, composite, switch, merge"),
         ("pool_mode", "all", "one of exact, scout"),
         ("scout", 1.5, "a number from 0 to 1"),
+        ("scout", -0.1, "a number from 0 to 1"),
         ("scout_every", -1, "a whole number from 0 up"),
         ("scout_every", 0.5, "a whole number from 0 up"),
         ("scout_share", -0.5, "a number from 0 to 1"),
+        ("scout_share", 1.01, "a number from 0 to 1"),
         ("guidance_every", 0, "a whole number from 1 up"),
+        ("guidance_every", 1.5, "a whole number from 1 up"),
         ("guidance_every", 10**400, "a whole number from 1 up"),
         ("pool", 3, "text, or a list of texts"),
         ("pool", ["a", 3], "text, or a list of texts"),
@@ -59,6 +62,12 @@ def test_refusals_name_field_value_and_range(name, value, allowed):
     with pytest.raises(SettingsError) as error:
         Settings.from_api({name: value})
     assert str(error.value) == f"LoRAtorio: {name} is {value!r}; it must be {allowed}."
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_setting_takes_any_value(name):
+    with pytest.raises(SettingsError, match=rf"LoRAtorio: {name} is \["):
+        Settings.from_api({name: [object()]})
 
 
 @pytest.mark.parametrize("name", SETTINGS)

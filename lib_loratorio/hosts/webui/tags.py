@@ -90,7 +90,7 @@ def _added_to_prompt(params: Sequence[Any]) -> list[Any]:
     added = getattr(shared.opts, "sd_lora", "None")
     if added == "None" or added not in networks.available_networks or any(one.items[0] == added for one in params):
         return []
-    return [ExtraNetworkParams(items=[added, shared.opts.extra_networks_default_multiplier])]
+    return [ExtraNetworkParams(items=[added, str(shared.opts.extra_networks_default_multiplier)])]
 
 
 def _read(params) -> Requested:

@@ -1,4 +1,4 @@
-"""What the hosts' contract tests have in common: the patch weights in plain loops, and comparisons of latents."""
+"""The patch weights in plain loops, and comparisons of latents."""
 
 import math
 
