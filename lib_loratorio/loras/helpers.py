@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.metadata import metadata_of
 
 ACCELERATES = ("lcm", "lightning", "hyper", "turbo", "dmd", "dmd2", "pcm", "tcd", "sdxl-lightning", "hyper-sd")
@@ -22,6 +24,18 @@ def acts_everywhere(path: str) -> bool:
     texts = [Path(path).stem, *(str(metadata.get(key, "")) for key in TOLD_BY)]
     words = {word for text in texts for word in re.split(r"[^a-z0-9]+", _spaced(text).lower())}
     return not words.isdisjoint(ACCELERATES) or any(word.startswith(SLIDER) for word in words)
+
+
+def role_advice(adapters: Sequence[Adapter]) -> str:
+    """What is told of LoRAs that compete for patches though they are meant for the whole image; empty without."""
+    competing = [adapter for adapter in adapters if not adapter.is_global]
+    names = [adapter.name for adapter in competing if acts_everywhere(adapter.path)]
+    if not names or len(competing) == 1:
+        return ""
+    return (
+        f"{', '.join(names)}: acceleration LoRAs and sliders are meant for the whole picture, but compete for "
+        "places here like any other; write :lt=global into the tag."
+    )
 
 
 def _spaced(text: str) -> str:

@@ -24,6 +24,8 @@ from lab import export
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.hosts.diffusers.loader import loaded
+from lib_loratorio.loras.tag import LoraTag
+from lib_loratorio.settings import Settings
 
 NAN, INF = math.nan, math.inf
 UNET, TEXT = ("to_q", "to_out.0", "proj_in"), ("q_proj", "out_proj", "fc1")
@@ -618,3 +620,14 @@ def test_odd_files_never_take_a_pool_down(pipe, kohya, peft, written, tmp_path, 
         assert [adapter.name for adapter in adapters] == ["good"]
     assert "7 LoRAs of the pool cannot be used: half (is incomplete" in caplog.text
     assert all(f"{name} (" in caplog.text for name in odd)
+
+
+@pytest.mark.parametrize(
+    "role, method, is_told",
+    [("local", "loratorio", True), ("global", "loratorio", False), ("local", "merge", False)],
+)
+def test_loras_for_the_whole_picture_are_told_of(pipe, kohya, peft, written, caplog, role, method, is_told):
+    loras = [Lora(written(kohya, "lcm-lora-sdv1-5"), tag=LoraTag(role=role)), Lora(written(peft, "cat"))]
+    with composed(pipe, loras, Settings(method=method)):
+        pass
+    assert ("lcm-lora-sdv1-5: acceleration LoRAs and sliders" in caplog.text) == is_told == bool(caplog.messages)

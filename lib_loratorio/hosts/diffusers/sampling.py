@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +15,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2
 from lib_loratorio.engine.composer import Composer, Tally
 from lib_loratorio.engine.trees import map_tensors, take_rows
 from lib_loratorio.engine.weight_maps import WeightMaps
-from lib_loratorio.errors import LoratorioError
+from lib_loratorio.errors import LoratorioError, told
 from lib_loratorio.hosts.diffusers.loader import Lora, activate, bank_of, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
 from lib_loratorio.loras.adapter import BASE, Adapter, numbered_names
+from lib_loratorio.loras.helpers import role_advice
 from lib_loratorio.loras.text import readings
 from lib_loratorio.loras.trigger_words import appended, trigger_words
 from lib_loratorio.settings import Settings
@@ -52,6 +54,8 @@ def composed(
     if settings.traits.apart:
         check_scheduler(pipe.scheduler)
     with loaded(pipe, loras) as adapters:
+        if settings.traits.apart and (advice := role_advice(adapters)):
+            logging.warning(told(advice))
         composition = Composition(pipe, adapters, settings, dense_budget)
         with composition.running():
             yield composition

@@ -14,7 +14,7 @@ from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.loras.adapter import Adapter, numbered_names
-from lib_loratorio.loras.helpers import acts_everywhere
+from lib_loratorio.loras.helpers import role_advice
 from lib_loratorio.settings import INFOTEXT, POOL, Settings
 
 VERIFY = "LoRAtorio verify"
@@ -106,14 +106,8 @@ def tell_what_merge_leaves_out(p, adapters: Sequence[Adapter]) -> None:
 
 def suggest_roles(p, adapters: Sequence[Adapter]) -> None:
     """Tells of LoRAs that compete for patches though they are meant for the whole image."""
-    competing = [adapter for adapter in adapters if not adapter.is_global]
-    names = [adapter.name for adapter in competing if acts_everywhere(adapter.path)]
-    if names and len(competing) > 1:
-        note(
-            p,
-            f"{', '.join(names)}: acceleration LoRAs and sliders are meant for the whole picture, but compete for "
-            "places here like any other; write :lt=global into the tag.",
-        )
+    if advice := role_advice(adapters):
+        note(p, advice)
 
 
 def report_verification(p) -> None:
