@@ -17,7 +17,7 @@ from pathlib import Path
 from lib_loratorio import __version__
 from lib_loratorio.declaration import Choice, Flag
 from lib_loratorio.errors import NAME, LoratorioError, SettingsError, told
-from lib_loratorio.loras.argument import read_argument
+from lib_loratorio.loras.argument import name_of, read_argument
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.page.settings_table import markdown
 from lib_loratorio.settings import INFOTEXT, METHODS, POOL, SETTINGS, Settings
@@ -195,7 +195,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.pool and not METHODS[options.method].apart:
         print(told("the method merge has no pool; only the LoRAs of --lora are merged."), file=sys.stderr)
         options.pool = []
-    names = [f"{path.stem}:{strength:g}" for path, strength, *_ in options.pool]
+    names = [f"{name_of(path)}:{strength:g}" for path, strength, *_ in options.pool]
     settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in OPTIONS})
     if not options.lora and not options.pool:
         raise LoratorioError("there is no LoRA of a strength other than 0; give at least one with --lora or --pool.")
@@ -346,7 +346,7 @@ def _save(options: argparse.Namespace, images: Sequence, seeds: Sequence[int], f
     from lib_loratorio.page.weight_panel import weight_panel
 
     tags = " ".join(
-        f"<lora:{path.stem}:{strength:g}{tag.text}>" for path, strength, tag in options.lora if acts(strength)
+        f"<lora:{name_of(path)}:{strength:g}{tag.text}>" for path, strength, tag in options.lora if acts(strength)
     )
     written = []
     for number, (image, seed) in enumerate(zip(images, seeds)):

@@ -1,10 +1,14 @@
 """What the command line reads of `--lora` and `--pool`, however it is written."""
 
 import argparse
+import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lib_loratorio import cli
+from lib_loratorio.loras.argument import name_of
 from lib_loratorio.loras.tag import LOCAL, LoraTag
 
 GLOBAL = LoraTag(role="global")
@@ -112,3 +116,27 @@ def test_the_message_is_one_sentence(capsys, option):
         f"LoRAtorio: argument {option}: the LoRA 'a.safetensors' has the strength '0,8'; it must be a number, such as "
         "0.8, with a point; python -m lib_loratorio generate --help lists the options.\n"
     )
+
+
+PIECES = st.sampled_from(
+    [":", "=", "lt", "LTSTART", "ltend", "global", "0.5", "nan", " ", "/", "\\", "a.safetensors", "\0"]
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=9).map("".join))
+def test_any_text_is_read_or_refused(text):
+    try:
+        path, strength, tag = cli.parse_lora(text)
+    except argparse.ArgumentTypeError as error:
+        assert "LoRA" in str(error)
+        return
+    assert str(path) and math.isfinite(strength) and 0 <= tag.start < tag.end <= 1
+
+
+def test_names(tmp_path):
+    assert name_of(cli.Path("folder/a.b.safetensors")) == "a.b"
+    for name in ("adapter_model.safetensors", "pytorch_lora_weights.bin"):
+        assert name_of(tmp_path / "my.style" / name) == "my.style"
+    (tmp_path / "my.style").mkdir()
+    assert name_of(tmp_path / "my.style") == "my.style"

@@ -1,4 +1,4 @@
-"""A LoRA as an argument of the command line: a file or folder, and what a prompt's tag has behind its colons."""
+"""A LoRA as an argument of the command line: a file or folder, and what a prompt's tag has behind its name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from pathlib import Path
 
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.tag import NAMES, LoraTag, read_strength
+
+PEFT, DIFFUSERS = "adapter_model", "pytorch_lora_weights"
+"""The names, without extension, that PEFT and diffusers save a folder's LoRA by."""
+
+
+def name_of(path: Path) -> str:
+    """What a user calls a LoRA: its folder's name where the file's says nothing."""
+    if path.is_dir():
+        return path.resolve().name
+    return path.resolve().parent.name if path.stem in (PEFT, DIFFUSERS) else path.stem
 
 
 def read_argument(text: str) -> tuple[Path, float, LoraTag]:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +17,19 @@ pytest.importorskip("diffusers")
 import tiny_pipelines as tiny
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from lab import export
+from lib_loratorio.deltas.precision import in_floats
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
+from lib_loratorio.hosts.diffusers.files import LoraFile, LoraFileError
+from lib_loratorio.hosts.diffusers.fitting import fitted
+from lib_loratorio.hosts.diffusers.layouts import layers
 from lib_loratorio.hosts.diffusers.loader import loaded
 from lib_loratorio.loras.tag import LoraTag
 from lib_loratorio.settings import Settings
@@ -631,3 +638,45 @@ def test_loras_for_the_whole_picture_are_told_of(pipe, kohya, peft, written, cap
     with composed(pipe, loras, Settings(method=method)):
         pass
     assert ("lcm-lora-sdv1-5: acceleration LoRAs and sliders" in caplog.text) == is_told == bool(caplog.messages)
+
+
+def pieces(*texts):
+    return st.sampled_from(texts)
+
+
+PREFIX = pieces("lora_unet_", "lora_te_", "lora_te2_", "unet.", "text_encoder.", "base_model.model.", "bundle_emb.", "")
+LAYER = pieces(
+    "down_blocks_1_attentions_0_proj_in",
+    "down_blocks.1.attentions.0.proj_in",
+    "input_blocks_4_1_proj_in",
+    "input_blocks.x.y.z",
+    "text_model.encoder.layers.0.mlp.fc1",
+    "encoder.layers.0.self_attn.to_q_lora",
+    "output_blocks",
+    "",
+)
+END = pieces(
+    *(".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".lora_A.default.weight"),
+    *(".lora.down.weight", ".up.weight", ".alpha", ".lora_mid.weight", ".diff", ".weight", ".lora_B.bias", "", "."),
+)
+SHAPE = st.lists(st.integers(0, 4), max_size=4)
+DTYPE = pieces(torch.float32, torch.float16, torch.float8_e5m2, torch.int8, torch.bool)
+TENSORS = st.dictionaries(
+    st.one_of(st.tuples(PREFIX, LAYER, END).map("".join), st.text(max_size=8)), st.tuples(SHAPE, DTYPE), max_size=6
+)
+ODD = st.one_of(st.none(), st.floats(), st.text(max_size=3), st.lists(st.integers(), max_size=2))
+CONFIGS = st.dictionaries(
+    pieces("lora_alpha", "alpha_pattern", "use_rslora"), st.one_of(ODD, st.dictionaries(st.text(max_size=3), ODD))
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(TENSORS, CONFIGS)
+def test_any_tensors_are_read_or_refused(pipe, tensors, config):
+    made = {name: in_floats(torch.ones(shape).to(dtype)) for name, (shape, dtype) in tensors.items()}
+    try:
+        fit = fitted(pipe, Path("odd"), layers(Path("odd"), LoraFile(made, {"": config})))
+    except LoraFileError as error:
+        assert str(error).startswith("LoRAtorio: the LoRA odd ")
+        return
+    assert fit.layers and all(math.isfinite(one.scale) for of in fit.layers.values() for one in of.values())

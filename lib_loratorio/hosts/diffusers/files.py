@@ -12,9 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from lib_loratorio.deltas.precision import in_floats
 from lib_loratorio.errors import LoratorioError
-
-PEFT, DIFFUSERS = "adapter_model", "pytorch_lora_weights"
-"""The names, without extension, that PEFT and diffusers save a folder's LoRA by."""
+from lib_loratorio.loras.argument import DIFFUSERS, PEFT
 
 CONFIG = "adapter_config.json"
 """What PEFT has beside its file: rank and alpha, among others."""
@@ -60,13 +58,6 @@ def read(path: Path) -> LoraFile:
 def main_file(path: Path) -> Path:
     """The file of a LoRA that may be a folder. Raises LoraFileError."""
     return next(iter(_files(path).values()))
-
-
-def name_of(path: Path) -> str:
-    """What a user calls a LoRA: its folder's name where the file's says nothing."""
-    if path.is_dir():
-        return path.resolve().name
-    return path.resolve().parent.name if path.stem in (PEFT, DIFFUSERS) else path.stem
 
 
 def _files(path: Path) -> dict[str, Path]:

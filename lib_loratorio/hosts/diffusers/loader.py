@@ -25,10 +25,11 @@ from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.errors import LoratorioError, told
-from lib_loratorio.hosts.diffusers.files import LoraFileError, main_file, name_of, read
+from lib_loratorio.hosts.diffusers.files import LoraFileError, main_file, read
 from lib_loratorio.hosts.diffusers.fitting import ModelLayers, fitted
 from lib_loratorio.hosts.diffusers.layouts import embeddings, layers
 from lib_loratorio.loras.adapter import Adapter, merged_below
+from lib_loratorio.loras.argument import name_of
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 
 PREFIX = "loratorio_"
