@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 SCRIPT, NOTE, VERIFY = "LoRAtorio", "LoRAtorio note", "LoRAtorio verify"
 EXTENSION = Path(__file__).parent / "extension"
-PATIENCE = 900
+PATIENCE = 3600
 """Seconds that a request may take."""
 
 
