@@ -164,14 +164,22 @@ def _request(rng: random.Random, offer: Offer) -> dict[str, Any]:
         fields["styles"] = [STYLE["name"]]
     made = {"fields": fields, "settings": _settings(rng, offer) if rng.random() < 0.92 else None}
     if fields["sampler_name"] in SLOW:
-        fields |= {"batch_size": 1, "n_iter": 1, "width": 64, "height": 64, "prompt": _prompt(rng, tags[:1])}
-        (made["settings"] or {}).pop("pool", None)
-    shape = _choice(rng, {"plain": 10, "hires": 3, "img2img": 2, "inpaint": 3, "plot": 1})
-    if fields["sampler_name"] not in SLOW:
-        {"plain": _plain, "hires": _hires, "img2img": _img2img, "inpaint": _inpaint, "plot": _plot}[shape](
-            rng, made, offer
-        )
+        _short(rng, made, tags[0], offer)
+    else:
+        shape = _choice(rng, {_plain: 10, _hires: 3, _img2img: 2, _inpaint: 3, _plot: 1})
+        shape(rng, made, offer)
     return made
+
+
+def _short(rng: random.Random, made: dict, one: str, offer: Offer) -> None:
+    """Little for a slow sampler to do; it is composed in its first calls only, or in all of them."""
+    made["fields"] |= {"batch_size": 1, "n_iter": 1, "width": 64, "height": 64, "prompt": _prompt(rng, [one])}
+    settings = made["settings"]
+    if settings:
+        for name in ("pool", "start"):
+            settings.pop(name, None)
+        if offer.work < 100 or rng.random() < 0.7:
+            settings["end"] = 0.9
 
 
 def _edge(rng: random.Random, offer: Offer) -> int:
@@ -432,6 +440,9 @@ def _checkpoint(rng: random.Random, made: dict, offer: Offer) -> dict | None:
         return None
     title, prefix = rng.choice(offer.checkpoints)
     fields = made["fields"]
+    if fields.get("enable_hr") and prefix == PREFIX and rng.random() < 0.6:
+        fields["hr_checkpoint_name"] = title
+        return {"title": title, "how": "hires"}
     if prefix != PREFIX:
         for name in ("prompt", "hr_prompt"):
             if name in fields:

@@ -166,8 +166,8 @@ class Host:
     def has_script(self) -> bool:
         return requests.get(f"{self.url}/openapi.json", timeout=PATIENCE).text.count("/loratorio-soak/state") > 0
 
-    def state(self, thorough: bool = False) -> dict[str, Any]:
-        return self.get("/loratorio-soak/state", thorough=int(thorough))
+    def state(self, thorough: bool = False, conditions: bool = True) -> dict[str, Any]:
+        return self.get("/loratorio-soak/state", thorough=int(thorough), conditions=int(conditions))
 
     @contextmanager
     def armed(self, kind: str, **fault) -> Iterator[dict[str, int]]:
