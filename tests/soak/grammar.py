@@ -13,6 +13,7 @@ A request is a dict that JSON can hold:
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,12 +125,21 @@ def tag(rng: random.Random, name: str, part: str | None = None) -> str:
     return f"<lora:{name}:{strength}{_part(rng) if part is None else part}>"
 
 
-def _tags(rng: random.Random, offer: Offer, prefix: str = PREFIX) -> list[str]:
+READING = {"dora", "oft", "oft_diag", "boft", "ia3", "ia3_input", "glora"}
+"""Kinds that read the weight which they change: they read it with all global LoRAs, also in steps that one of these
+sits out (README, Limits), so beside them global LoRAs have no window.
+"""
+
+
+def _tags(rng: random.Random, offer: Offer) -> list[str]:
     count = _choice(rng, {1: 5, 2: 8, 3: 6, 4: 3, 5: 2, 6: 2})
     kinds = rng.sample(offer.kinds, min(count, len(offer.kinds)))
     if count > 1 and rng.random() < 0.05:
         kinds[-1] = kinds[0]
-    return [tag(rng, prefix + kind) for kind in kinds]
+    tags = [tag(rng, PREFIX + kind) for kind in kinds]
+    if READING.isdisjoint(kinds):
+        return tags
+    return [re.sub(r":lt(start|end)=[\d.]+(?=.*:lt=global)", "", one) for one in tags]
 
 
 def _prompt(rng: random.Random, tags: Sequence[str]) -> str:
