@@ -83,7 +83,7 @@ def memory(records: list[dict[str, Any]]) -> tuple[int, int, int, int]:
         return 0, 0, 0, 0
     sizes = [size for _, size in measured]
     few, half = max(1, len(sizes) // 10), len(sizes) // 2
-    start, middle, end = sizes[:few], sizes[max(0, half - few) : half + few], sizes[-few:]
+    start, middle, end = sizes[:few], sizes[max(0, half - few) : half + few + 1], sizes[-few:]
     pages = sum(record.get("page", 0) for record in records[len(records) // 2 :])
     return int(median(start)), int(median(middle)), int(median(end)), pages
 

@@ -13,6 +13,7 @@ A request is a dict that JSON can hold:
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,9 +88,16 @@ def _text(rng: random.Random) -> str:
     )
 
 
-def _strength(rng: random.Random) -> str:
+LARGEST = {"glora": 0.4}
+"""Strengths above which a made LoRA of a kind turns the model into one whose predictions depend on their rounding: with
+GLoRA at -1.38 they change by 6e-4 where the input changes by 6e-8, and by 8e-4 where the WebUI's own merge evaluates a
+batch's rows one by one.
+"""
+
+
+def _strength(rng: random.Random, largest: float) -> str:
     def one() -> float:
-        return round(rng.choice((1, 1, 1, 1, 1, -1)) * rng.uniform(0.05, 1.4), 2)
+        return round(rng.choice((1, 1, 1, 1, 1, -1)) * rng.uniform(0.05, largest), 2)
 
     return _choice(
         rng,
@@ -99,7 +107,7 @@ def _strength(rng: random.Random) -> str:
             f"te={one()}:unet={one()}": 1,
             f"{one()}:{one()}:2": 1,
             "0": 0.5,
-            "1": 2,
+            f"{min(largest, 1)}": 2,
         },
     )
 
@@ -113,15 +121,25 @@ def _part(rng: random.Random) -> str:
 
 
 def tag(rng: random.Random, name: str, part: str | None = None) -> str:
-    return f"<lora:{name}:{_strength(rng)}{_part(rng) if part is None else part}>"
+    strength = _strength(rng, LARGEST.get(name.rpartition("_")[2], 1.4))
+    return f"<lora:{name}:{strength}{_part(rng) if part is None else part}>"
 
 
-def _tags(rng: random.Random, offer: Offer, prefix: str = PREFIX) -> list[str]:
+READING = {"dora", "oft", "oft_diag", "boft", "ia3", "ia3_input", "glora"}
+"""Kinds that read the weight which they change: they read it with all global LoRAs, also in steps that one of these
+sits out (README, Limits), so beside them global LoRAs have no window.
+"""
+
+
+def _tags(rng: random.Random, offer: Offer) -> list[str]:
     count = _choice(rng, {1: 5, 2: 8, 3: 6, 4: 3, 5: 2, 6: 2})
     kinds = rng.sample(offer.kinds, min(count, len(offer.kinds)))
     if count > 1 and rng.random() < 0.05:
         kinds[-1] = kinds[0]
-    return [tag(rng, prefix + kind) for kind in kinds]
+    tags = [tag(rng, PREFIX + kind) for kind in kinds]
+    if READING.isdisjoint(kinds):
+        return tags
+    return [re.sub(r":lt(start|end)=[\d.]+(?=.*:lt=global)", "", one) for one in tags]
 
 
 def _prompt(rng: random.Random, tags: Sequence[str]) -> str:
@@ -164,14 +182,22 @@ def _request(rng: random.Random, offer: Offer) -> dict[str, Any]:
         fields["styles"] = [STYLE["name"]]
     made = {"fields": fields, "settings": _settings(rng, offer) if rng.random() < 0.92 else None}
     if fields["sampler_name"] in SLOW:
-        fields |= {"batch_size": 1, "n_iter": 1, "width": 64, "height": 64, "prompt": _prompt(rng, tags[:1])}
-        (made["settings"] or {}).pop("pool", None)
-    shape = _choice(rng, {"plain": 10, "hires": 3, "img2img": 2, "inpaint": 3, "plot": 1})
-    if fields["sampler_name"] not in SLOW:
-        {"plain": _plain, "hires": _hires, "img2img": _img2img, "inpaint": _inpaint, "plot": _plot}[shape](
-            rng, made, offer
-        )
+        _short(rng, made, tags[0], offer)
+    else:
+        shape = _choice(rng, {_plain: 10, _hires: 3, _img2img: 2, _inpaint: 3, _plot: 1})
+        shape(rng, made, offer)
     return made
+
+
+def _short(rng: random.Random, made: dict, one: str, offer: Offer) -> None:
+    """Little for a slow sampler to do; it is composed in its first calls only, or in all of them."""
+    made["fields"] |= {"batch_size": 1, "n_iter": 1, "width": 64, "height": 64, "prompt": _prompt(rng, [one])}
+    settings = made["settings"]
+    if settings:
+        for name in ("pool", "start"):
+            settings.pop(name, None)
+        if offer.work < 100 or rng.random() < 0.7:
+            settings["end"] = 0.9
 
 
 def _edge(rng: random.Random, offer: Offer) -> int:
@@ -432,6 +458,9 @@ def _checkpoint(rng: random.Random, made: dict, offer: Offer) -> dict | None:
         return None
     title, prefix = rng.choice(offer.checkpoints)
     fields = made["fields"]
+    if fields.get("enable_hr") and prefix == PREFIX and rng.random() < 0.6:
+        fields["hr_checkpoint_name"] = title
+        return {"title": title, "how": "hires"}
     if prefix != PREFIX:
         for name in ("prompt", "hr_prompt"):
             if name in fields:

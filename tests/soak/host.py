@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 SCRIPT, NOTE, VERIFY = "LoRAtorio", "LoRAtorio note", "LoRAtorio verify"
 EXTENSION = Path(__file__).parent / "extension"
-PATIENCE = 900
+PATIENCE = 3600
 """Seconds that a request may take."""
 
 
@@ -166,8 +166,8 @@ class Host:
     def has_script(self) -> bool:
         return requests.get(f"{self.url}/openapi.json", timeout=PATIENCE).text.count("/loratorio-soak/state") > 0
 
-    def state(self, thorough: bool = False) -> dict[str, Any]:
-        return self.get("/loratorio-soak/state", thorough=int(thorough))
+    def state(self, thorough: bool = False, conditions: bool = True) -> dict[str, Any]:
+        return self.get("/loratorio-soak/state", thorough=int(thorough), conditions=int(conditions))
 
     @contextmanager
     def armed(self, kind: str, **fault) -> Iterator[dict[str, int]]:

@@ -42,7 +42,7 @@ def table(run: Record, records: Sequence[Record]) -> str:
     fired = Counter(record["fault"] for record in records if record.get("fired"))
     outcomes = Counter(record["outcome"] for record in records)
     start, middle, end, pages = (size / 2**20 for size in memory(list(records)))
-    seconds = sum(record["seconds"] for record in records)
+    seconds = sum(record.get("seconds", 0) for record in records)
     told = {
         "host": run["host"],
         "seed": run["seed"],

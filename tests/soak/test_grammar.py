@@ -1,6 +1,7 @@
 """The soak test's requests: repeatable, of all kinds, affordable, and fit for JSON."""
 
 import json
+import re
 from collections import Counter
 
 import grammar
@@ -55,6 +56,12 @@ def test_every_kind_of_fault_and_of_picture_comes_up(requests):
 def test_one_to_six_loras(requests):
     plain = [request for request in requests if not request["fault"] and "enable_hr" not in request["fields"]]
     assert {request["fields"]["prompt"].count("<lora:") for request in plain} == {1, 2, 3, 4, 5, 6}
+
+
+def test_global_loras_have_no_window_beside_kinds_that_read_weights(requests):
+    prompts = [request["fields"]["prompt"] for request in requests]
+    windowed = [prompt for prompt in prompts if re.search(r"<lora:[^>]*:lt(start|end)=[^>]*:lt=global>", prompt)]
+    assert windowed and not any("soak_dora" in prompt for prompt in windowed)
 
 
 def test_kinds_of_faults_can_be_left_out():

@@ -12,24 +12,39 @@ import time
 import checks
 import faults
 import pytest
+import requests
 
 pytestmark = pytest.mark.e2e
 
 
 def test_request(campaign, number):
     request = campaign.request(number)
+    try:
+        record = _carried_out(campaign, number, request)
+    except requests.ConnectionError as error:
+        problems = [f"the WebUI does not answer any more: {error}"]
+        campaign.record({"number": number, "fault": _kind(request), "outcome": "gone", "problems": problems})
+        pytest.exit(_told(campaign, number, request, problems), returncode=1)
+    campaign.record(record)
+    if record["problems"]:
+        pytest.fail(_told(campaign, number, request, record["problems"]), pytrace=False)
+
+
+def _carried_out(campaign, number, request):
+    """One request, and all that has to hold after it; told as a line of the log."""
     start = time.monotonic()
-    before = campaign.host.state(thorough=True)["rss"] if _reloads(request) else 0
+    reloads = _kind(request) == "Reload UI"
+    before = campaign.host.state(thorough=True)["rss"] if reloads else 0
     result = faults.carry_out(campaign.stage, request)
     compared = number % checks.EVERY == checks.EVERY - 1
     if compared:
         result.problems += campaign.baseline.changed_pictures()
-    thorough = compared or _reloads(request) or number % 5 == 0
-    state = campaign.host.state(thorough)
+    thorough = compared or reloads or number % 5 == 0
+    state = campaign.host.state(thorough, conditions=_kind(request) != "options" or compared)
     result.problems += campaign.baseline.after(state)
     record = {
         "number": number,
-        "fault": request["fault"] and request["fault"]["kind"],
+        "fault": _kind(request),
         "fired": result.fired,
         "outcome": result.outcome,
         "verify": result.worst,
@@ -41,17 +56,15 @@ def test_request(campaign, number):
         "seconds": round(time.monotonic() - start, 1),
         "problems": result.problems,
     }
-    if _reloads(request):
+    if reloads:
         record["page"] = state["rss"] - before
     if result.problems:
         record["request"] = request
-    campaign.record(record)
-    if result.problems:
-        pytest.fail(_told(campaign, number, request, result.problems), pytrace=False)
+    return record
 
 
-def _reloads(request):
-    return bool(request["fault"]) and request["fault"]["kind"] == "Reload UI"
+def _kind(request):
+    return request["fault"] and request["fault"]["kind"]
 
 
 def _told(campaign, number, request, problems):

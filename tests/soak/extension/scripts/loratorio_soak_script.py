@@ -2,7 +2,7 @@
 
 Routes, besides the WebUI's own:
 
-    GET  /loratorio-soak/state       what is left of the last request; `?thorough=1` also how much memory is held
+    GET  /loratorio-soak/state       what is left of the last request; with `?thorough=1` also of what is held
     GET  /loratorio-soak/weights     the hash of each weight
     POST /loratorio-soak/arm         a fault for the next request, see `loratorio_soak.faults.Fault`
     POST /loratorio-soak/disarm      takes it away, and tells whether it has happened
@@ -61,8 +61,12 @@ class SoakScript(scripts.Script):
         faults.at("postprocess")
 
 
-def state(thorough: bool = False) -> dict:
-    """What is left of the last request. Memory is told truly only when `thorough`, which takes a second."""
+def state(thorough: bool = False, conditions: bool = True) -> dict:
+    """What is left of the last request.
+
+    thorough: after all that nobody holds was freed, which takes a second, and without which memory tells little.
+    conditions: whether the host's cached ones are encoded anew; not after a request with options of its own.
+    """
     with queue_lock:
         left = traces.left() if model.is_loaded() else []
         if thorough or left:
@@ -79,7 +83,8 @@ def state(thorough: bool = False) -> dict:
             "networks": traces.changed_networks(),
             "instances": dict(traces.instances()) if thorough else {},
         }
-        told["conditions"], told["wrong_conditions"] = model.wrong_conditions(traces.tags_at_sampling())
+        tags = traces.tags_at_sampling() if conditions else None
+        told["conditions"], told["wrong_conditions"] = model.wrong_conditions(tags)
         return told
 
 
