@@ -63,9 +63,6 @@ class A1111(WebUI):
         self.networks.loads.clear()
         return self.networks.loads
 
-    def keep_networks_in_memory(self) -> None:
-        self.shared.opts.lora_in_memory_limit = 10
-
     # Requests
 
     def request(self, prompt, settings=None, before=(), after=(), **fields) -> Any:

@@ -2,11 +2,14 @@
 
 from contextlib import contextmanager
 
-import a1111_webui
-import forge_webui
 import pytest
 import standin
 from standin import forge_host
+
+pytest.register_assert_rewrite("a1111_webui", "equations", "forge_webui", "webui")
+
+import a1111_webui  # noqa: E402
+import forge_webui  # noqa: E402
 
 HOSTS = {"a1111": a1111_webui.A1111, **dict.fromkeys(forge_host.FOLDERS, forge_webui.Forge)}
 

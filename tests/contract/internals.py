@@ -35,6 +35,20 @@ def running_pass(host):
     return module(f"{host.package}.sampling")._current
 
 
+def state_of(p):
+    """What the extension keeps on a request while that runs, else None."""
+    return getattr(p, "loratorio", None)
+
+
+ATTRIBUTES = {"loratorio"}
+"""What the extension adds to a request."""
+
+
+def instead_of_sampling():
+    """The function by which a sampler's next sampling is replaced."""
+    return module("webui.messages").instead_of_sampling
+
+
 def entries_are_called(host, monkeypatch):
     """Names of the entry points that change or tell anything, as they are called."""
     called = []

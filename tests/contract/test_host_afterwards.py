@@ -28,7 +28,7 @@ def test_disabled_does_nothing(host, settings, monkeypatch):
     assert called == []
     assert torch.equal(latents, expected)
     assert p.extra_generation_params == {} and p.comments == {}
-    assert vars(p).keys() - vars(plain).keys() <= {"loratorio"} and getattr(p, "loratorio", None) is None
+    assert vars(p).keys() - vars(plain).keys() <= internals.ATTRIBUTES and internals.state_of(p) is None
     assert host.gradio.warnings == [] and host.errors.reported == []
     host.assert_clean(p)
 
@@ -205,7 +205,7 @@ def test_another_extensions_launch_sampling_is_called_and_kept(host):
         def launch_sampling(self, steps, func):
             return "the host's"
 
-    sampler, instead_of_sampling = Sampler(), internals.module("webui.messages").instead_of_sampling
+    sampler, instead_of_sampling = Sampler(), internals.instead_of_sampling()
     sampler.launch_sampling = another = lambda steps, func: "another's"
     for word in ("first", "second"):
         instead_of_sampling(

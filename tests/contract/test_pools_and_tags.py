@@ -78,7 +78,7 @@ def test_adapters_take_part_within_their_windows(host, monkeypatch):
         *((step, (1, 2)) for step in (4, 5)),
     ]
     assert_close(latents, by_equations(host, [A, TEXT, B], one("a cat"), steps=8, windows=windows))
-    assert p.loratorio is None
+    assert internals.state_of(p) is None
     assert p.extra_generation_params[VERIFY].endswith("over 8 calls") and verified(p) < 1e-9
     host.assert_clean(p)
 
@@ -139,11 +139,10 @@ def test_a_pool_is_composed_like_the_prompts_own(host, pool, tag, pooled):
     host.assert_clean(p)
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_a_pool_keeps_its_strengths_where_a_later_prompt_has_others(host, in_memory):
+@pytest.mark.parametrize("limit", [0, 10])
+def test_a_pool_keeps_its_strengths_where_a_later_prompt_has_others(host, limit):
     """A host that keeps networks in memory sets their strengths anew for each prompt."""
-    if in_memory:
-        host.keep_networks_in_memory()
+    host.shared.opts.lora_in_memory_limit = limit
     _, latents = host.generate(
         "a cat <lora:a:0.8>",
         {**ON, "pool": "b:0.6"},
@@ -156,12 +155,11 @@ def test_a_pool_keeps_its_strengths_where_a_later_prompt_has_others(host, in_mem
     assert_close(latents, by_equations(host, [A, ("b", 0.1, 0.1)], one("a dog") * 2, x=x, size=(96, 80)))
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("limit", [0, 10])
 @pytest.mark.parametrize("name", ["a", "anna"])
-def test_what_the_prompt_switches_off_is_not_in_the_pool(host, name, in_memory):
+def test_what_the_prompt_switches_off_is_not_in_the_pool(host, name, limit):
     host.add_alias("a", "anna")
-    if in_memory:
-        host.keep_networks_in_memory()
+    host.shared.opts.lora_in_memory_limit = limit
     _, latents = host.generate(f"a cat <lora:{name}:0> <lora:b:0.6>", {**ON, "pool": "a:0.8, text:0.7"})
     assert_close(latents, by_equations(host, [B, ("text", 0.7, 0.7)], one("a cat")))
 

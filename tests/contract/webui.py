@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import internals
 import torch
 
 
-class WebUI:
+class WebUI(ABC):
     """A running stand-in. What all of them have alike is reached through it; what each does in its own way is here.
 
     name: of the host. package: of the extension, for the host.
@@ -42,15 +43,15 @@ class WebUI:
 
     # Networks
 
+    @abstractmethod
     def add(self, name: str, layers: dict, seed: int = 8, **fields) -> Any:
         """Puts a file into the folder of networks: kinds of random weights by layer, "fc1" and "fc2" the text
         encoder's. Of the kinds "misfit" and "misfit lora" are weights of another shape.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def add_broken(self, name: str) -> None:
         """A file that the host cannot read."""
-        raise NotImplementedError
 
     def add_alias(self, name: str, alias: str) -> None:
         """Another name of a file, as its metadata gives it."""
@@ -62,11 +63,11 @@ class WebUI:
 
     # Requests
 
+    @abstractmethod
     def request(self, prompt, settings=None, before=(), after=(), **fields) -> Any:
         """Other extensions, functions of the request, run before and after the script. `p.former` is what it finds in
         the host.
         """
-        raise NotImplementedError
 
     def generate(self, prompt, settings=None, **fields) -> tuple[Any, torch.Tensor]:
         p = self.request(prompt, settings, **fields)
@@ -86,15 +87,16 @@ class WebUI:
     def extreme_portions(self) -> tuple:
         return self.portions[0], self.portions[-1]
 
+    @abstractmethod
     def set_portion(self, portion) -> None:
-        raise NotImplementedError
+        """Makes it one of these settings."""
 
     # What a test watches, and breaks
 
     @property
+    @abstractmethod
     def model_class(self) -> type:
         """Has `apply_model(x, ...)`."""
-        raise NotImplementedError
 
     def replace_model(self, monkeypatch, replacement) -> None:
         """Every model call becomes `replacement(apply_model, x)`, where `apply_model()` is the call itself."""
@@ -132,12 +134,9 @@ class WebUI:
         )
         return encoded
 
+    @abstractmethod
     def files_read(self, monkeypatch) -> list[str]:
         """The names of networks whose files the host reads, as it does."""
-        raise NotImplementedError
-
-    def keep_networks_in_memory(self) -> None:
-        """Where the host has a setting for it."""
 
     # The host as it was
 
@@ -156,19 +155,21 @@ class WebUI:
         weights, original = self.weights(), self.original_weights()
         assert all(torch.equal(value, original[name]) for name, value in weights.items())
 
+    @abstractmethod
     def assert_own_state(self, p) -> None:
         """What only this kind of host has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def denoiser_model(self, checkpoint=None) -> torch.nn.Module:
-        raise NotImplementedError
+        """What holds the layers of the UNet of a checkpoint, by default of the one at hand."""
 
+    @abstractmethod
     def weights(self) -> dict[str, torch.Tensor]:
-        raise NotImplementedError
+        """Every weight of the checkpoint."""
 
+    @abstractmethod
     def original_weights(self) -> dict[str, torch.Tensor]:
         """Those of a new model like the checkpoint."""
-        raise NotImplementedError
 
     def cached_conditions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What the host has kept of the first picture's prompt, and of its negative prompt."""
@@ -177,14 +178,13 @@ class WebUI:
 
     # What the equations ask
 
+    @abstractmethod
     def load(self, adapters) -> None:
         """By the host's own loader."""
-        raise NotImplementedError
 
-    @contextmanager
-    def put_back(self) -> Iterator[None]:
+    @abstractmethod
+    def put_back(self) -> AbstractContextManager[None]:
         """Afterwards the host has loaded what it had loaded before, by name and in its weights."""
-        raise NotImplementedError
 
     def encode(self, adapters, text: str, size: tuple[int, int]) -> Any:
         self.load(adapters)
@@ -194,17 +194,17 @@ class WebUI:
         """The negative prompt's condition, where the host makes it as long as the prompt's."""
         return text
 
+    @abstractmethod
     def predict(self, adapters, row) -> torch.Tensor:
         """What the model makes of one row with these networks merged."""
-        raise NotImplementedError
 
     def predicts_noise(self, config) -> bool:
         """Whether a sampler's model gives the noise, rather than the picture."""
         return False
 
+    @abstractmethod
     def unguided(self, conditional, weights) -> torch.Tensor:
         """What the host makes of sub-prompts in a step without guidance."""
-        raise NotImplementedError
 
 
 def names(networks) -> list[str]:
