@@ -72,6 +72,15 @@ def test_a_network_without_strength_stays_loaded(a1111):
     a1111.assert_clean(p)
 
 
+def test_a_refiner_loaded_from_its_file_leaves_no_network_loaded(a1111, monkeypatch):
+    """To encode an empty prompt for a model that it has loaded, the host unloads all networks."""
+    monkeypatch.setattr(a1111.processing.Processing, "model_changed", lambda p: a1111.networks.load_networks([]))
+    refiner = {"refiner": a1111.model.SdModel(seed=9), "refiner_switch_at": 0.5}
+    for settings in (None, ON):
+        a1111.generate(f"a cat {TEXT_TAGS}", settings, **refiner)
+        assert a1111.networks.loaded_networks == []
+
+
 def test_words_that_a_network_brings_along(a1111):
     a1111.add("word", {"to_q": "lora"}, seed=6, embeddings={"glyph": torch.arange(6.0)})
     _, latents = a1111.generate("a glyph <lora:word:1> <lora:b:0.6>", ON)

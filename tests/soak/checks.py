@@ -21,7 +21,12 @@ ORDINARY = (
     "a [cat:dog:0.5] AND a red bird <lora:soak_full:0.7> <lora:soak_lora:-0.4>",
 )
 
-SINGLE = ("lib_loratorio.settings.", "lib_loratorio.page.accordion.Control", "lib_loratorio.loras.tag.LoraTag")
+SINGLE = (
+    "lib_loratorio.settings.",
+    "lib_loratorio.declaration.",
+    "lib_loratorio.page.accordion.Control",
+    "lib_loratorio.loras.tag.LoraTag",
+)
 """Objects of ours that modules hold for as long as they are loaded."""
 
 

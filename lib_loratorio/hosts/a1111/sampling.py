@@ -78,6 +78,7 @@ class Pass(passes.Pass):
         """on_cfg_denoiser: from here to `finish` the model is the base."""
         self.call = None
         if self.denoiser.inner_model is not self.model:
+            self.loaded = list(networks.loaded_networks)  # none where the host had to load the refiner from its file
             self.leave_to_refiner()
             return
         step = self.plan()

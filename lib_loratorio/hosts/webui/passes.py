@@ -125,6 +125,6 @@ class Pass:
     def leave_to_refiner(self) -> None:
         note(
             self.p,
-            "LoRAtorio stops where the refiner takes over; from there on the WebUI's ordinary merged LoRAs apply.",
+            "LoRAtorio stops where the refiner takes over; from there on the WebUI treats LoRAs as it does by itself.",
         )
         self.denoiser = None

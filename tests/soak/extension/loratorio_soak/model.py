@@ -93,7 +93,8 @@ def _without_merges() -> Iterator[tuple[str, torch.Tensor | None]]:
         return
     kept = _kept_by_a1111()
     for name, tensor in shared.sd_model.state_dict().items():
-        yield name, kept.get(name, tensor)
+        if name != "alphas_cumprod":  # A1111 computes it anew for every request, by an option
+            yield name, kept.get(name, tensor)
 
 
 def _kept_by_forge(patcher: Any) -> dict[str, torch.Tensor]:

@@ -162,7 +162,7 @@ def forget_sampling() -> None:
 def remember_sampling(p: Any) -> None:
     """A sampling is about to begin: the host has loaded its LoRAs, and LoRAtorio has done nothing yet."""
     data = p.hr_extra_network_data if getattr(p, "is_hr_pass", False) else p.extra_network_data
-    _at_sampling.update(loaded=loaded(), data=data, checkpoint=model.checkpoint())
+    _at_sampling.update(loaded=loaded(), data=data, model=weakref.ref(shared.sd_model))
 
 
 def tags_at_sampling() -> Any:
@@ -170,9 +170,9 @@ def tags_at_sampling() -> Any:
 
 
 def changed_networks() -> list[str]:
-    """How what is loaded differs from what was loaded where the last sampling began, with the same checkpoint."""
+    """How what is loaded differs from what was loaded where the last sampling began, with the same model."""
     before, now = _at_sampling.get("loaded"), loaded()
-    if before is None or before == now or _at_sampling["checkpoint"] != model.checkpoint():
+    if before is None or before == now or _at_sampling["model"]() is not shared.sd_model:
         return []
     return [f"{name} was {before[name]}, is {now[name]}" for name in now if before.get(name) != now[name]]
 
