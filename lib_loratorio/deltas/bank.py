@@ -86,7 +86,8 @@ class AdapterBank:
         budget: bytes that cached dense deltas may take.
 
     After construction `failures[i]` holds adapter i's layers whose delta the host's rule could not compute, with the
-    error; they are left out, as the host itself leaves them out. `counts[i]` is the number of its other layers;
+    error; they are left out, as the host itself leaves them out, but for a weight or bias that fits where the host goes
+    on with it. `counts[i]` is the number of its other layers;
     `damaged[i]` are the names of those with values that are no finite numbers, and `effective[i]` tells whether any of
     them changes anything.
     """
@@ -117,7 +118,7 @@ class AdapterBank:
                     if computed:
                         dense[number] = computed
             for number, delta in {**low_rank, **dense}.items():
-                self.counts[number] += 1
+                self.counts[number] += name not in self.failures[number]
                 self.effective[number] |= delta.has_effect
                 if not delta.is_finite:
                     self.damaged[number].append(name)
@@ -136,6 +137,8 @@ class AdapterBank:
                 raise
             self.failures[number][name] = error
             return None
+        if dense.left_out:
+            self.failures[number][name] = dense.left_out
         return dense
 
     @contextmanager

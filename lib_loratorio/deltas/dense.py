@@ -17,11 +17,23 @@ class DeltaError(RuntimeError):
     """A layer's delta that cannot be computed, for a reason that a user can do something about, which it says."""
 
 
+class PartialDeltaError(RuntimeError):
+    """A rule that fits only one of a layer's two parameters, for a host that goes on with that one.
+
+    rest: the delta without the other, as `(weight delta, bias delta or None)`.
+    """
+
+    def __init__(self, message: str, rest: tuple[torch.Tensor, torch.Tensor | None]):
+        super().__init__(message)
+        self.rest = rest
+
+
 @dataclass(frozen=True)
 class Dense:
     """A delta of the layer's full shape. `compute()` gives `(weight delta, bias delta or None)`.
 
-    It reads the layer's own weight, so it is called only while that is the base model's.
+    It reads the layer's own weight, so it is called only while that is the base model's. It raises RuntimeError where
+    the host's rule does not fit, and PartialDeltaError where a part of it fits.
     """
 
     compute: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
@@ -30,18 +42,23 @@ class Dense:
 class DenseDelta:
     """One adapter's dense delta of one layer, cached where the budget allows it.
 
-    is_finite, has_effect: whether its values are numbers, and not all zero; known once it was computed.
+    is_finite, has_effect: whether its values are numbers, and not all zero; known once it was computed. left_out: why
+    the delta lacks the change of one of the layer's parameters, or None.
     """
 
     def __init__(self, layer: nn.Module, delta: Dense, budget: MemoryBudget):
         self.layer, self.delta, self.budget = layer, delta, budget
         self.cached: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.is_finite = self.has_effect = True
+        self.left_out: PartialDeltaError | None = None
 
     def compute(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The delta in the layer's shape. Raises RuntimeError where the host's rule does not fit the layer."""
         try:
             weight, bias = self.delta.compute()
+        except PartialDeltaError as error:
+            self.left_out = error
+            weight, bias = error.rest
         except RuntimeError as error:
             if "not implemented for 'Half'" in str(error):
                 raise DeltaError(

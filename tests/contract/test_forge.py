@@ -169,6 +169,17 @@ def test_layers_that_the_host_cannot_merge_are_named_with_its_reason(forge):
     assert re.search(r"the WebUI cannot merge \(.*shape '\[", p.extra_generation_params[NOTE])
 
 
+@pytest.mark.parametrize("flat", ["neo", "reforge"])
+def test_a_bias_is_merged_also_where_the_weight_does_not_fit(flat, request):
+    """As these hosts do, which log what does not fit and go on."""
+    host = request.getfixturevalue(flat)
+    host.add("half", {"conv_in": "lora", "to_out": "misfit", "to_out.bias": "full"}, seed=8)
+    p, _ = host.generate("a cat <lora:half:1> <lora:b:0.6>", {**ON, "verify": True})
+    assert verified(p) < SINGLE
+    assert "1 of 2 layers of the LoRA 'half'" in p.extra_generation_params[NOTE]
+    host.assert_clean(p)
+
+
 # Guidance, memory, passes
 
 

@@ -7,6 +7,9 @@ from webui_server import NOTE, assert_identical, check_composed, lora
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 
+MISFIT = "cannot merge"
+"""What a note tells of an input layer of 4 channels, which some WebUIs do not merge into an inpainting model."""
+
 
 @pytest.fixture
 def checkpoint(webui, request):
@@ -41,12 +44,13 @@ def test_inpainting_model(webui, checkpoint, sampler, kind):
         inpaint_full_res=False,
         denoising_strength=0.8,
         sampler_name=sampler,
+        left_out=MISFIT,
     )
 
 
 @pytest.mark.parametrize("checkpoint", ["tiny-inpainting"], indirect=True)
 def test_inpainting_model_without_a_mask(webui, checkpoint):
-    check_composed(webui, f"a cat {lora('lora', 0.8)} {lora('full', 0.6)}", calls=4, batch_size=2)
+    check_composed(webui, f"a cat {lora('lora', 0.8)} {lora('full', 0.6)}", calls=4, batch_size=2, left_out=MISFIT)
 
 
 @pytest.fixture

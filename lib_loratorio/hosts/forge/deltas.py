@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from lib_loratorio.deltas.bank import AdapterBank
-from lib_loratorio.deltas.dense import Dense
+from lib_loratorio.deltas.dense import DeltaError, Dense, PartialDeltaError
 from lib_loratorio.deltas.layers import weight_shape
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
+from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.deltas.precision import FLOATS, in_full
 from lib_loratorio.hosts.forge.backend import Factors, Patches
 from lib_loratorio.hosts.forge.loader import LAYOUTS, backend
@@ -44,9 +45,7 @@ def _delta(layer: torch.nn.Module, name: str, of_layer: dict[str, list], below: 
             low_rank = _low_rank(layer, factors)
             if low_rank and fits_low_rank(layer, low_rank):
                 return low_rank
-    return Dense(
-        lambda: (_difference(layer, name, of_layer, "weight", below), _difference(layer, name, of_layer, "bias", below))
-    )
+    return Dense(lambda: _differences(layer, name, of_layer, below))
 
 
 def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | None:
@@ -84,6 +83,31 @@ def _placed(part: torch.Tensor, dim: int, start: int, length: int, size: int) ->
     whole = part.new_zeros(shape)
     whole.narrow(dim, start, length).copy_(part)
     return whole
+
+
+def _differences(
+    layer: torch.nn.Module, name: str, of_layer: dict[str, list], below: Sequence[Patches]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Those of weight and bias. The hosts merge the one also where the other does not fit, which is raised as
+    PartialDeltaError.
+    """
+    found, misfits = {}, []
+    for parameter in ("weight", "bias"):
+        try:
+            found[parameter] = _difference(layer, name, of_layer, parameter, below)
+        except DeltaError:
+            raise
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            misfits.append(error)
+            found[parameter] = _difference(layer, name, {}, parameter, below)
+    if len(misfits) == len(of_layer):
+        raise misfits[0]
+    rest = found["weight"], found["bias"]
+    if misfits:
+        raise PartialDeltaError(str(misfits[0]), rest) from misfits[0]
+    return rest
 
 
 def _difference(
