@@ -224,8 +224,9 @@ def _judge_picture(stage: Stage, request: Request, fault: dict[str, Any], result
     answer, settings = result.answer, request["settings"]
     if result.worst is not None and not result.worst < CLOSE:
         result.problems.append(f"verification finds {result.worst:.1e}")
-    stopped = fault["kind"] in ("interrupt", "skip") and result.fired
-    told = VERIFY in answer.params or answer.message or settings["method"] == "merge" or "plot" in request or stopped
+    plot = "plot" in request
+    stopped = result.fired and (plot or fault["kind"] in ("interrupt", "skip"))  # a plot goes on without what failed
+    told = VERIFY in answer.params or answer.message or settings["method"] == "merge" or plot or stopped
     if not told:
         result.problems.append("it was neither composed nor told why not")
     if not answer.images and not stopped:
