@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lib_loratorio.beside import Beside
 from lib_loratorio.declaration import Choice, Flag, Whole
 from lib_loratorio.settings import SETTINGS, Settings
 
 PREFIX = "[LoRAtorio] "
 
+_axes: Beside[dict[str, Any]] = Beside()
+"""The values that a plot has set on a request."""
+
 
 def with_axes(p: Any, args: Sequence[Any]) -> Sequence[Any]:
     """A script's arguments with the values that the axes of an X/Y/Z plot have set on the request `p`."""
-    axes = getattr(p, "loratorio_axes", None)
+    axes = _axes.get(p)
     return [{**Settings.named(args), **axes}] if axes else args
 
 
 def _apply(*names: str, read: Callable[[Any], Iterable[Any]] = lambda x: (x,)) -> Callable:
     def apply(p, x, xs) -> None:
-        # A new dict: the plot's requests are shallow copies of one.
-        p.loratorio_axes = {**getattr(p, "loratorio_axes", {}), **dict(zip(names, read(x), strict=True))}
+        _axes.set(p, {**(_axes.get(p) or {}), **dict(zip(names, read(x), strict=True))})
 
     return apply
 

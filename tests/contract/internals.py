@@ -37,11 +37,12 @@ def running_pass(host):
 
 def state_of(p):
     """What the extension keeps on a request while that runs, else None."""
-    return getattr(p, "loratorio", None)
+    return module("webui.state").known_state(p)
 
 
-ATTRIBUTES = {"loratorio"}
-"""What the extension adds to a request."""
+def is_ours(value):
+    """Whether it is an object or function of the extension's."""
+    return getattr(value, "__module__", type(value).__module__ or "").startswith("lib_loratorio")
 
 
 def instead_of_sampling():

@@ -28,9 +28,26 @@ def test_disabled_does_nothing(host, settings, monkeypatch):
     assert called == []
     assert torch.equal(latents, expected)
     assert p.extra_generation_params == {} and p.comments == {}
-    assert vars(p).keys() - vars(plain).keys() <= internals.ATTRIBUTES and internals.state_of(p) is None
+    assert vars(p).keys() == vars(plain).keys() and internals.state_of(p) is None
     assert host.gradio.warnings == [] and host.errors.reported == []
     host.assert_clean(p)
+
+
+def test_a_request_that_runs_has_no_attribute_or_value_of_ours(host, monkeypatch):
+    """Others copy it, compare it, and send it to other machines as JSON."""
+    plain, _ = host.generate(f"a cat {TEXT_TAGS}", enable_hr=True)
+    added, ours, states, get_conds = set(), [], [], host.processing.Processing.get_conds
+
+    def noted(p):
+        added.update(vars(p).keys() - vars(plain).keys())
+        ours.extend(filter(internals.is_ours, [*vars(p).values(), *p.extra_generation_params.values()]))
+        states.append(internals.state_of(p) is not None)
+        return get_conds(p)
+
+    monkeypatch.setattr(host.processing.Processing, "get_conds", noted)
+    p, _ = host.generate(f"a cat {TEXT_TAGS}", {**ON, "maps": True}, enable_hr=True)
+    assert any(states) and internals.state_of(p) is None
+    assert added == set() and ours == []
 
 
 # Text conditions

@@ -18,7 +18,7 @@ from lib_loratorio.loras.adapter import Adapter
 
 
 def bank_of(p, adapters: Sequence[Adapter]) -> AdapterBank:
-    """The adapters' deltas for the model at hand, kept on `p` for its further batches. Raises as `banks.bank_of`."""
+    """The adapters' deltas for the model at hand, kept for its further batches. Raises as `banks.bank_of`."""
 
     def layers() -> Mapping[str, torch.nn.Module]:
         restore_base()

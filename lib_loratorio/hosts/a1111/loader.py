@@ -12,6 +12,7 @@ from modules import shared
 
 from lib_loratorio.hosts.webui.failures import matches_nothing
 from lib_loratorio.hosts.webui.pool import pooled
+from lib_loratorio.hosts.webui.state import state_of
 from lib_loratorio.hosts.webui.tags import is_available, names, requested, requested_in_hires, require, tags_by_name
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.kinds import KOHYA
@@ -78,7 +79,7 @@ def requested_adapters(p) -> list[Adapter]:
 
 def _of_pool(p, name: str, strength: float) -> Adapter:
     """One of the pool's adapters, loaded once a request and model; the caller puts back what is loaded."""
-    known, key = p.loratorio.adapters, (shared.sd_model.sd_checkpoint_info, name, strength)
+    known, key = state_of(p).adapters, (shared.sd_model.sd_checkpoint_info, name, strength)
     if key not in known:
         on_disk = networks.available_networks[name]
         if _is_for_another_model(on_disk):

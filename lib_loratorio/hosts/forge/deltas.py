@@ -19,7 +19,7 @@ from lib_loratorio.loras.adapter import Adapter
 
 
 def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBank:
-    """The adapters' deltas, kept on `p` for its further batches. The model's weights must be the base's.
+    """The adapters' deltas, kept for its further batches. The model's weights must be the base's.
 
     Raises as `banks.bank_of`.
     """

@@ -13,6 +13,7 @@ from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.hosts.forge.backend import Patches, this_backend
 from lib_loratorio.hosts.webui.failures import matches_nothing
 from lib_loratorio.hosts.webui.pool import pooled
+from lib_loratorio.hosts.webui.state import state_of
 from lib_loratorio.hosts.webui.tags import Wanted, is_available, names, requested, requested_in_hires, require
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.kinds import DIFFUSERS, KOHYA, PEFT
@@ -58,7 +59,7 @@ def requested_adapters(p) -> list[Adapter]:
 
 def _adapter(p, wanted: Wanted, tag: LoraTag) -> Adapter:
     """An adapter, loaded once a request and model: the batches of a request prepare their samplings anew."""
-    known, key = p.loratorio.adapters, (id(p.sd_model), wanted)
+    known, key = state_of(p).adapters, (id(p.sd_model), wanted)
     if key not in known:
         known[key] = _loaded_alone(p.sd_model, wanted)
     return replace(known[key], tag=tag)

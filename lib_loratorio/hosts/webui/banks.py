@@ -11,6 +11,7 @@ from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank
 from lib_loratorio.hosts.webui.failures import report_failures
 from lib_loratorio.hosts.webui.options import dense_budget
+from lib_loratorio.hosts.webui.state import state_of
 from lib_loratorio.loras.adapter import Adapter, merged_below
 
 Deltas = Mapping[str, LowRank | Dense]
@@ -35,7 +36,7 @@ def bank_of(
 
     Raises LeftOutError, and LoratorioError for a LoRA that cannot be applied.
     """
-    budget, state = dense_budget(), p.loratorio
+    budget, state = dense_budget(), state_of(p)
     key = (model, tuple((*adapter.key, adapter.tag.role) for adapter in adapters), budget)
     if state.bank is None or state.bank_key != key:
         named = layers()

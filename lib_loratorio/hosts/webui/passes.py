@@ -13,6 +13,7 @@ from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.webui import pool, request
 from lib_loratorio.hosts.webui.failures import LeftOutError, tell_left_out
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
+from lib_loratorio.hosts.webui.state import state_of
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.settings import INFOTEXT, POOL, Settings
 
@@ -49,7 +50,7 @@ def prepare(
         instead_of_sampling(p.sampler, composed.sample)
     else:
         request.tell_what_merge_leaves_out(p, adapters)
-    p.loratorio.composed = True
+    state_of(p).composed = True
     p.extra_generation_params[INFOTEXT] = settings.to_infotext()
 
 
@@ -60,7 +61,7 @@ def _suiting(
     make_pass: Callable[[Any, Settings, Sequence[Adapter]], Pass],
 ) -> tuple[Sequence[Adapter], Pass | None]:
     """The adapters that suit the model, and the pass that composes them; none of it where the host merges them."""
-    without_effect = p.loratorio.without_effect
+    without_effect = state_of(p).without_effect
     while True:
         adapters = [adapter for adapter in adapters_of(p, settings) if adapter.key not in without_effect]
         try:
@@ -86,7 +87,7 @@ class Pass:
         self.error: Exception | None = None
 
     def composer_of(self, bank: AdapterBank) -> Composer:
-        return Composer(self.settings, self.adapters, bank, self, tally=self.p.loratorio.tally)
+        return Composer(self.settings, self.adapters, bank, self, tally=state_of(self.p).tally)
 
     def sample(self, launch_sampling, steps, func):
         with self.running():

@@ -10,6 +10,7 @@ from modules import shared
 
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.webui.messages import note
+from lib_loratorio.hosts.webui.state import state_of
 from lib_loratorio.hosts.webui.tags import names, requested
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.pool import entries, resolved
@@ -69,7 +70,7 @@ def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str,
 
 def refused(p) -> list[str]:
     """The pool's LoRAs that this request has found not to suit the model at hand; further ones are added to it."""
-    return p.loratorio.refused.setdefault(shared.sd_model.sd_checkpoint_info, [])
+    return state_of(p).refused.setdefault(shared.sd_model.sd_checkpoint_info, [])
 
 
 def tell_refused(p) -> None:

@@ -1,17 +1,15 @@
-"""What one request keeps from one pass and batch to the next, and what its user is told about it."""
+"""Begin and end of a request, and what its user is told about it."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from PIL.Image import Image
 
-from lib_loratorio.deltas.bank import AdapterBank
-from lib_loratorio.engine.composer import Tally
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
+from lib_loratorio.hosts.webui.state import forget_state, known_state, state_of
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.loras.adapter import Adapter, numbered_names
 from lib_loratorio.loras.helpers import role_advice
@@ -20,28 +18,9 @@ from lib_loratorio.settings import INFOTEXT, POOL, Settings
 VERIFY = "LoRAtorio verify"
 
 
-@dataclass
-class RequestState:
-    """What one request keeps on its `p` from one pass and batch to the next.
-
-    composed: whether any pass was. tally: over all passes and batches. adapters: those loaded so far, by what the host
-    was asked for. refused: by checkpoint, the pool's LoRAs that do not suit it. without_effect: of the prompt's LoRAs,
-    the keys of those that change nothing.
-    """
-
-    composed: bool = False
-    tally: Tally = field(default_factory=Tally)
-    bank: AdapterBank | None = None
-    bank_key: Hashable = None
-    panels: Panels | None = None
-    adapters: dict[Hashable, Adapter] = field(default_factory=dict)
-    refused: dict[Hashable, list[str]] = field(default_factory=dict)
-    without_effect: set[Hashable] = field(default_factory=set)
-
-
 def start(p) -> None:
     """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
-    p.loratorio = RequestState()
+    forget_state(p)
     for key in (NOTE, VERIFY, SHARES, POOL):
         p.extra_generation_params.pop(key, None)
     forget_conditions()  # a request that failed never came to `finish`
@@ -49,15 +28,16 @@ def start(p) -> None:
 
 def finish(p, processed) -> None:
     """A request is over: its memory is given back, as are text conditions where the host keeps none either."""
-    if p.loratorio and p.loratorio.panels:
-        p.loratorio.panels.hand_over(p, processed)
-    p.loratorio = None
+    state = known_state(p)
+    if state and state.panels:
+        state.panels.hand_over(p, processed)
+    forget_state(p)
     forget_conditions()
 
 
 def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps | None:
     """The maps of the pass about to begin, which is composed of these LoRAs; None where none are wanted."""
-    state = p.loratorio
+    state = state_of(p)
     if not settings.maps:
         return None
     if not settings.traits.weighs:
@@ -73,9 +53,10 @@ def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps
 
 def image_done(p, image: Image) -> None:
     """The host has made the batch's next image."""
-    if p.loratorio and p.loratorio.panels:
+    state = known_state(p)
+    if state and state.panels:
         try:
-            p.loratorio.panels.add_image(image)
+            state.panels.add_image(image)
         except Exception as error:
             note(
                 p,
@@ -87,7 +68,7 @@ def image_done(p, image: Image) -> None:
 
 def leave_alone(p, message: str) -> None:
     """Tells why the pass about to start is the host's ordinary one."""
-    if not p.loratorio.composed:
+    if not state_of(p).composed:
         p.extra_generation_params.pop(INFOTEXT, None)
     passes = "the hires pass" if p.is_hr_pass else "the first pass" if getattr(p, "enable_hr", False) else "the picture"
     note(p, f"{message} This makes {passes} the WebUI's ordinary one.")
@@ -112,7 +93,7 @@ def suggest_roles(p, adapters: Sequence[Adapter]) -> None:
 
 def report_verification(p) -> None:
     """Tells what verification has found so far, in place of what was told before."""
-    text = p.loratorio.tally.verified
+    text = state_of(p).tally.verified
     p.extra_generation_params[VERIFY] = text
     for comment in [comment for comment in p.comments if comment.startswith(VERIFY)]:
         del p.comments[comment]

@@ -108,18 +108,17 @@ def watch(p: Any) -> None:
 
 def _left_in_requests() -> list[str]:
     """What requests that are over, and still in memory, hold of ours."""
+    from lib_loratorio.hosts.webui.state import known_state  # of an extension that may be loaded after this one
+
     found = []
     for p in filter(None, (known() for known in _requests)):
-        if getattr(p, "loratorio", None) is not None:
-            found.append(f"a request that is over has p.loratorio, held by {_holders(p)}")
+        found += [f"p.{name} of a request is {origin(value)}" for name, value in vars(p).items() if of_ours(value)]
+        if known_state(p) is not None:
+            found.append("the state of a request that is over is held")
         sampler = getattr(p, "sampler", None)
         if sampler is not None and "launch_sampling" in vars(sampler):
             found.append(f"a request that is over has a sampler with {origin(vars(sampler)['launch_sampling'])}")
     return found
-
-
-def _holders(held: Any) -> list[str]:
-    return [type(holder).__qualname__ for holder in gc.get_referrers(held) if not isinstance(holder, types.FrameType)]
 
 
 def instances() -> Counter[str]:
