@@ -32,9 +32,8 @@ class LoratorioScript(scripts.Script):
         return controls
 
     def before_process(self, p, *args):
-        host.start(p)
         args = with_axes(p, args)
-        if Settings.is_off(args):
+        if not host.start(p) or Settings.is_off(args):
             return
         try:
             p.extra_generation_params[INFOTEXT] = Settings.from_args(args).to_infotext()

@@ -10,8 +10,8 @@ from lib_loratorio.settings import Settings
 class Host(Protocol):
     """A host's module. It puts everything back, whatever ends the sampling. `p` is the host's request."""
 
-    def start(self, p: Any) -> None:
-        """A request begins."""
+    def start(self, p: Any) -> bool:
+        """A request begins; False where it is only a copy of one that is not over."""
 
     def prepare(self, p: Any, settings: Settings) -> None:
         """Arranges that the sampling about to start is composed. Raises LoratorioError."""
