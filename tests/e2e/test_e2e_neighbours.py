@@ -99,8 +99,6 @@ BY_NAME = {
         {0: True, 1: "red", 2: 1.0},
         prompt="a red cat, a blue hat",
         kind="te",
-        equal=False,
-        says="Cutoff does",
     ),
     "dynamic prompts": Neighbour("dynamic prompts", ON, prompt="a {red|blue|green} cat", acts=False),
     "prompt fusion": Neighbour("prompt fusion", prompt="[a cat:a red dog:0,1]", plain="a cat"),

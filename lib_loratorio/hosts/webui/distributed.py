@@ -20,7 +20,7 @@ from PIL import Image
 from lib_loratorio.errors import NAME
 from lib_loratorio.hosts.webui.maps import SHARES, Drawn, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
-from lib_loratorio.hosts.webui.neighbours import script_titled
+from lib_loratorio.hosts.webui.other_scripts import script_titled
 from lib_loratorio.hosts.webui.request import VERIFY
 from lib_loratorio.hosts.webui.state import state_of
 from lib_loratorio.settings import INFOTEXT

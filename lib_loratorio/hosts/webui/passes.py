@@ -10,7 +10,7 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.engine.composer import Composer
 from lib_loratorio.engine.planner import Step
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.hosts.webui import neighbours, pool, request
+from lib_loratorio.hosts.webui import other_scripts, pool, request
 from lib_loratorio.hosts.webui.failures import LeftOutError, tell_left_out
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.hosts.webui.state import state_of
@@ -36,7 +36,7 @@ def prepare(
         p.extra_generation_params.pop(POOL, None)
     adapters, composed = [], None
     if settings.traits.apart:
-        declined = declined or neighbours.declined(p)
+        declined = declined or other_scripts.declined(p)
     if not declined:
         adapters, composed = _suiting(p, settings, adapters_of, make_pass)
         pool.tell_refused(p)
@@ -49,7 +49,7 @@ def prepare(
     if composed:
         composed.composer.maps = maps
         request.suggest_roles(p, adapters)
-        neighbours.tell(p, settings, adapters)
+        other_scripts.tell(p)
         instead_of_sampling(p.sampler, composed.sample)
     else:
         request.tell_what_merge_leaves_out(p, adapters)

@@ -7,7 +7,7 @@ import torch
 from equations import assert_close
 from internals import LoratorioError
 from oracle import latents as by_equations
-from samples import NOTE, ON, TAGS, TEXT_TAGS, A, B, one
+from samples import NOTE, ON, TAGS, A, B, one
 
 
 def beside(host, title, args, prompt=f"a cat {TAGS}", settings=ON):
@@ -44,12 +44,6 @@ def told(host, *args, **fields):
 def test_composable_loras_rule(host):
     assert "Composable LoRA's rule has no effect" in told(host, "Composable Lora", (True, False))
     assert told(host, "Composable Lora", (False, True)) == ""
-
-
-def test_cutoff_matters_to_loras_that_read_the_text(host):
-    assert "Cutoff does not reach" in told(host, "Cutoff", (True, "red"), f"a cat {TEXT_TAGS}")
-    assert told(host, "Cutoff", (True, "red")) == ""
-    assert told(host, "Cutoff", (True, "red"), f"a cat {TEXT_TAGS}", {**ON, "text_encoder": "merged"}) == ""
 
 
 FACE = {"ad_model": "face_yolov8n.pt"}

@@ -9,8 +9,6 @@ from typing import Any
 from modules import shared
 
 from lib_loratorio.hosts.webui.messages import note
-from lib_loratorio.loras.adapter import Adapter
-from lib_loratorio.settings import Settings
 
 SCRIPT = "loratorio"
 """What extensions call our script that list scripts by their files' names."""
@@ -33,49 +31,34 @@ def _option(name: str, default: Any) -> Any:
     return getattr(shared.opts, name, default)
 
 
-def _of_text(settings: Settings, adapters: Sequence[Adapter]) -> bool:
-    return settings.text_encoder == "own" and any(adapter.changes_text for adapter in adapters)
-
-
-def _always(settings: Settings, adapters: Sequence[Adapter]) -> bool:
-    return True
-
-
 @dataclass(frozen=True)
-class Neighbour:
+class Other:
     """An extension that a user may have switched on beside LoRAtorio.
 
     titles: of its script, on any host. acts: whether the script's arguments switch it on.
     declined: why a pass is not composed beside it; None where it is.
-    told: a note for passes that are composed beside it, where `matters(settings, adapters)`.
+    told: a note for passes that are composed beside it.
     """
 
     titles: tuple[str, ...]
     acts: Callable[[Sequence[Any]], bool] = _first
     declined: str | None = None
     told: str | None = None
-    matters: Callable[[Settings, Sequence[Adapter]], bool] = _always
 
 
-NEIGHBOURS = (
-    Neighbour(
+OTHERS = (
+    Other(
         ("Composable Lora",),
         told="where LoRAtorio composes, Composable LoRA's rule has no effect: which LoRA belongs to which part of the "
         "prompt. Switch it off here, or LoRAtorio.",
     ),
-    Neighbour(
-        ("Cutoff", "Cutoff (sd-forge-cutoff)"),
-        told="Cutoff does not reach LoRAs with text-encoder weights, which read the prompt by themselves. Set 'Text "
-        "encoder' to merged to have it for all.",
-        matters=_of_text,
-    ),
-    Neighbour(
+    Other(
         ("ADetailer",),
         acts=_leaves_us_out,
         told="ADetailer's own passes merge the LoRAs. To have them composed too, add loratorio to 'Script names to "
         "apply to ADetailer' in its settings.",
     ),
-    Neighbour(
+    Other(
         ("TeaCache", "Block Cache", "First Block Cache / TeaCache"),
         declined="{title} goes on with what one model has computed in an earlier step, and composing needs several "
         "models; switch it off",
@@ -88,10 +71,10 @@ def declined(p) -> str | None:
     return next((one.declined.format(title=title) for one, title in _acting(p) if one.declined), None)
 
 
-def tell(p, settings: Settings, adapters: Sequence[Adapter]) -> None:
+def tell(p) -> None:
     """Tells what a user has to know of the extensions beside which the pass about to start is composed."""
     for one, _ in _acting(p):
-        if one.told and one.matters(settings, adapters):
+        if one.told:
             note(p, one.told)
 
 
@@ -100,13 +83,13 @@ def script_titled(p, title: str) -> Any | None:
     return next((script for script in _scripts(p) if script.title() == title), None)
 
 
-def _acting(p) -> list[tuple[Neighbour, str]]:
+def _acting(p) -> list[tuple[Other, str]]:
     """Those of the table that the request switches on, each with its script's title."""
     found = []
     for script in _scripts(p):
         title = script.title()
         args = p.script_args[script.args_from : script.args_to]
-        found += [(one, title) for one in NEIGHBOURS if title in one.titles and one.acts(args)]
+        found += [(one, title) for one in OTHERS if title in one.titles and one.acts(args)]
     return found
 
 
