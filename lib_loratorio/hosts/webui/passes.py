@@ -10,7 +10,7 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.engine.composer import Composer
 from lib_loratorio.engine.planner import Step
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.hosts.webui import pool, request
+from lib_loratorio.hosts.webui import other_scripts, pool, request
 from lib_loratorio.hosts.webui.failures import LeftOutError, tell_left_out
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.hosts.webui.state import state_of
@@ -35,6 +35,8 @@ def prepare(
     if not p.is_hr_pass:  # the next batch, whose images do not tell of the one before
         p.extra_generation_params.pop(POOL, None)
     adapters, composed = [], None
+    if settings.traits.apart:
+        declined = declined or other_scripts.declined(p)
     if not declined:
         adapters, composed = _suiting(p, settings, adapters_of, make_pass)
         pool.tell_refused(p)
@@ -47,6 +49,7 @@ def prepare(
     if composed:
         composed.composer.maps = maps
         request.suggest_roles(p, adapters)
+        other_scripts.tell(p)
         instead_of_sampling(p.sampler, composed.sample)
     else:
         request.tell_what_merge_leaves_out(p, adapters)

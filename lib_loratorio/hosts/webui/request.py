@@ -9,7 +9,7 @@ from PIL.Image import Image
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
-from lib_loratorio.hosts.webui.state import forget_state, known_state, state_of
+from lib_loratorio.hosts.webui.state import forget_state, is_copy, known_state, state_of
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.loras.adapter import Adapter, numbered_names
 from lib_loratorio.loras.helpers import role_advice
@@ -18,12 +18,19 @@ from lib_loratorio.settings import INFOTEXT, POOL, Settings
 VERIFY = "LoRAtorio verify"
 
 
-def start(p) -> None:
-    """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
+def start(p) -> bool:
+    """A request begins: nothing is left of an earlier one that a script may have made with the same `p`.
+
+    False where it is a copy of one that is not over, with which an extension has all scripts prepare themselves anew
+    (ADetailer does, after its own passes): its infotext is that one's, and stays.
+    """
+    if is_copy(p):
+        return False
     forget_state(p)
     for key in (NOTE, VERIFY, SHARES, POOL):
         p.extra_generation_params.pop(key, None)
     forget_conditions()  # a request that failed never came to `finish`
+    return True
 
 
 def finish(p, processed) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,11 @@ from lib_loratorio.hosts.webui.failures import unreadable
 from lib_loratorio.loras.tag import LoraTag, read_strength
 
 KINDS = ("lora", "lyco")
+
+SCHEDULE = re.compile(r"[\d.]\s*[@~]\s*[\d.]")
+"""A strength at a step, as loractl has them in tags."""
+SCHEDULED = {"te", "unet", "hr", "hrte", "hrunet"}
+"""The names that it has for strengths."""
 
 
 class Wanted(NamedTuple):
@@ -94,16 +100,31 @@ def _added_to_prompt(params: Sequence[Any]) -> list[Any]:
 
 
 def _read(params) -> Requested:
-    """A tag `<lora:name:te:unet:rank>`, with each of these by name too, as the hosts read it. Raises SettingsError."""
+    """A tag `<lora:name:te:unet:rank>`, with each of these by name too, as the hosts read it. Raises SettingsError.
+
+    It is read from its items: loractl puts other values in place of what the host has read from them.
+    """
+    params = ExtraNetworkParams(items=list(params.items))
     name = str(params.items[0])
     if "=" in name:
         raise SettingsError(f"the name of the LoRA '{name}' holds '=', which the WebUI cannot read; rename its file.")
     _, *positional = params.positional
     named = {str(key).strip().lower(): value for key, value in params.named.items()}
+    for strength in [*positional, *(named[key] for key in SCHEDULED & named.keys())]:
+        _refuse_schedule(strength, name)
     te = read_strength(named.get("te", positional[0] if positional else 1.0), name)
     unet = read_strength(named.get("unet", positional[1] if len(positional) > 1 else te), name)
     rank = named.get("dyn", positional[2] if len(positional) > 2 else None)
     return Requested(Wanted(name, te, unet, None if rank is None else _rank(rank, name)), LoraTag.read(named, name))
+
+
+def _refuse_schedule(strength: Any, name: str) -> None:
+    """Raises SettingsError for a strength that changes from step to step."""
+    if SCHEDULE.search(str(strength)):
+        raise SettingsError(
+            f"the LoRA '{name}' has the strength '{strength}', a schedule of loractl, which LoRAtorio does not follow. "
+            "Give it one number; with ltstart and ltend in its tag it takes part in a stretch of the sampling."
+        )
 
 
 def _rank(text: Any, name: str) -> int:
