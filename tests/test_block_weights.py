@@ -163,24 +163,30 @@ def test_what_cannot_be_read_is_named(text, words):
     assert f"the LoRA 'some lora' has lbw={text}" in str(error.value)
 
 
+LAYERS = {block: layer for layer, block in BLOCKS.items() if block and layer.startswith("diffusion_model")}
+OF_NONE = [layer for layer, block in BLOCKS.items() if block is None and "joint" in layer]
+
+
 @pytest.mark.parametrize(
-    ("text", "blocks", "words"),
+    ("text", "layers", "words"),
     [
-        ("FLUXALL", ["IN01", None], "61 numbers; this model needs 12, 17, 20 or 26"),
-        ("OUTALL", ["D01", "S02"], "17 numbers; this model needs 61, such as FLUXALL"),
-        ("OUTALL", [None], "known for SD 1.x, SD 2.x, SDXL and FLUX.1 only"),
+        ("FLUXALL", [LAYERS["IN01"], "diffusion_model_out_2"], "61 numbers; this model needs 12, 17, 20 or 26"),
+        ("OUTALL", [LAYERS["D00"], LAYERS["S37"]], "17 numbers; this model needs 61, such as FLUXALL"),
+        ("OUTALL", OF_NONE, "known for SD 1.x, SD 2.x, SDXL and FLUX.1 only"),
     ],
 )
-def test_numbers_of_other_models_are_named(text, blocks, words):
+def test_numbers_of_other_models_are_named(text, layers, words):
     weights = read_weights(text, "some lora")
     with pytest.raises(SettingsError, match=words) as error:
-        weights.require_suited(blocks, "some lora")
+        weights.require_suited(layers, "some lora")
     assert f"'some lora' has lbw={text}" in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "blocks"), [("OUTALL", ["IN01", None]), ("FLUXALL", ["D00", "IN"]), ("ALL", [])])
+@pytest.mark.parametrize(
+    ("text", "blocks"), [("OUTALL", ["IN01", "OUT11"]), ("FLUXALL", ["D00", "IN", "OUT"]), ("ALL", [])]
+)
 def test_numbers_of_this_model(text, blocks):
-    read_weights(text, "a").require_suited(blocks, "a")
+    read_weights(text, "a").require_suited([LAYERS[block] for block in blocks], "a")
 
 
 def test_equal_weights_are_one_key():

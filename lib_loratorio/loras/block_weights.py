@@ -131,11 +131,11 @@ class BlockWeights:
     def of_block(self, block: str) -> float:
         return self._by_block.get(block, 0.0)
 
-    def require_suited(self, blocks: Iterable[str | None], lora: str) -> None:
+    def require_suited(self, layers: Iterable[str], lora: str) -> None:
         """Raises SettingsError where these numbers are for other models than one whose UNet or transformer has these
-        blocks, and that the LoRA called `lora` changes.
+        layers, which the LoRA called `lora` changes.
         """
-        found = set(blocks)
+        found = set(map(block_of, layers))
         if not found:
             return
         begins = f"the LoRA '{lora}' has lbw={self.text}"
