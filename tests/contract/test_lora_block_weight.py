@@ -1,5 +1,7 @@
 """Block weights in tags: factors on layers, in text encoders, in notes, and beside the extension LoRA Block Weight."""
 
+import importlib
+import json
 from types import SimpleNamespace
 
 import internals
@@ -8,7 +10,7 @@ import torch
 from equations import assert_close, differs
 from internals import LoratorioError
 from oracle import latents as by_equations
-from samples import NOTE, ON, TEXT, B, one, verified
+from samples import NOTE, ON, SHARES, TEXT, B, one, verified
 
 BLOCKS = {"conv_in": "IN01", "to_q": "IN02", "to_k": "M00", "conv_out": "OUT03", "to_v": "OUT04", "fc": "BASE"}
 """Of the stand-ins' layers. All others are of none."""
@@ -188,3 +190,73 @@ def test_presets_of_the_extension(host, tmp_path, monkeypatch):
     (tmp_path / "scripts" / "lbwpresets.txt").write_text(f"# mine\nMINE:{LBW}\nODD:1,2\n", "utf-8")
     _, latents = host.generate(prompt, settings)
     assert_close(latents, right, host.dense_tolerance)
+
+
+# The extension at work on AUTOMATIC1111, where it changes the networks that are loaded
+
+
+@pytest.fixture(params=[False, True], ids=["its callback last", "its callback first"])
+def at_work(request, a1111, monkeypatch):
+    """As the extension does: multiplies what networks hold, changes their names, and sets strengths in the sampling."""
+    extra_networks = importlib.import_module("modules.extra_networks")
+    networks, activate, steps, strengths = a1111.networks, extra_networks.activate, {}, {}
+
+    def change(p, data):
+        activate(p, data)
+        steps.clear()
+        for params in data.get("lora", []):
+            numbers = (int(params.named.get(name, none)) for name, none in (("start", 0), ("stop", 99)))
+            steps[params.positional[0]] = range(*numbers)
+        if not any(params.named for params in data.get("lora", [])):
+            return
+        lists = {params.positional[0]: params.named.get("lbw") for params in data["lora"]}
+        for number, network in enumerate(networks.loaded_networks):
+            for name, module in network.modules.items() if lists[network.name] else ():
+                module.up_model.weight = module.up_model.weight * FACTORS[name.rpartition("_model_")[2]]
+            strengths[network.mentioned_name] = network.te_multiplier, network.unet_multiplier
+            network.name += f"_in_LBW_0.{number}"
+
+    def set_strengths(params):
+        for network in networks.loaded_networks:
+            if name := network.name.partition("_in_LBW_")[1] and network.mentioned_name:
+                on = params.denoiser.step in steps[name]
+                network.te_multiplier, network.unet_multiplier = strengths[name] if on else (0, 0)
+
+    monkeypatch.setattr(extra_networks, "activate", change)
+    callbacks = a1111.script_callbacks._registered["cfg_denoiser"]
+    callbacks.insert(0 if request.param else len(callbacks), set_strengths)
+    a1111.add("c", {"conv_in": "lora", "to_q": "lora", "to_k": "lora", "conv_out": "lora"}, seed=31)
+    return a1111
+
+
+@pytest.mark.parametrize("more", [f":lbw={LBW}", f":lbw={LBW}:stop=2", ":start=2", ":stop=2"])
+def test_one_lora_is_as_the_extension_merges_it(at_work, more):
+    prompt = f"a cat <lora:c:0.8{more}>"
+    p, latents = at_work.generate(prompt, {**ON, "lam": 0.0}, steps=5, n_iter=2)
+    assert_close(latents, at_work.merged_picture(prompt, steps=5, n_iter=2))
+    assert differs(latents, at_work.merged_picture("a cat <lora:c:0.8>", steps=5, n_iter=2))
+    assert NOTE not in p.extra_generation_params and at_work.errors.reported == []
+
+
+def test_several_loras_that_the_extension_has_changed(at_work):
+    at_work.add("d", {"conv_in": "lora", "to_v": "lora"}, seed=32)
+    at_work.add("d2", {"fc1": "lora"}, seed=33)
+    settings = {**ON, "verify": True, "pool": "d2:0.5", "maps": True}
+    fields = {"n_iter": 2, "enable_hr": True, "steps": 4}
+    p, latents = at_work.generate(f"a cat <lora:c:0.8:lbw={LBW}:stop=3> <lora:d:0.6>", settings, **fields)
+    adapters, windows = (
+        [*weighted(at_work, ("c", 0.8, 0.8)), ("d", 0.6, 0.6), ("d2", 0.5, 0.5)],
+        [(0, 3 / 4), (0, 1), (0, 1)],
+    )
+    same = {"windows": windows, "steps": 4}
+    x = torch.cat([by_equations(at_work, adapters, one("a cat"), seed=seed, **same) for seed in (1, 2)])
+    x = torch.nn.functional.interpolate(x, scale_factor=2)
+    assert_close(latents, by_equations(at_work, adapters, one("a cat") * 2, x=x, size=(96, 80), **same))
+    assert verified(p) < 1e-9 and "_in_LBW_" not in str(p.extra_generation_params)
+    assert {"c", "d", "d2"} == set(json.loads(p.extra_generation_params[SHARES])[0]["mean"])
+    assert at_work.errors.reported == []
+
+
+def test_elements_are_the_extensions_own(at_work):
+    p, _ = at_work.generate(f"a cat <lora:c:0.8:lbw={LBW}:lbwe=ATTNON> <lora:b:0.6>", ON)
+    assert NOTE not in p.extra_generation_params
