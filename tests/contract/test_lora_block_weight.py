@@ -10,7 +10,7 @@ import torch
 from equations import assert_close, differs
 from internals import LoratorioError
 from oracle import latents as by_equations
-from samples import NOTE, ON, SHARES, TEXT, B, one, verified
+from samples import NOTE, ON, SHARES, TEXT, VERIFY, B, one, verified
 
 BLOCKS = {"conv_in": "IN01", "to_q": "IN02", "to_k": "M00", "conv_out": "OUT03", "to_v": "OUT04", "fc": "BASE"}
 """Of the stand-ins' layers. All others are of none."""
@@ -236,6 +236,13 @@ def test_one_lora_is_as_the_extension_merges_it(at_work, more):
     assert_close(latents, at_work.merged_picture(prompt, steps=5, n_iter=2))
     assert differs(latents, at_work.merged_picture("a cat <lora:c:0.8>", steps=5, n_iter=2))
     assert NOTE not in p.extra_generation_params and at_work.errors.reported == []
+
+
+def test_strengths_that_the_extension_sets_in_merged_steps(at_work):
+    prompt = "a cat <lora:c:0.8:start=2>"
+    p, latents = at_work.generate(prompt, {**ON, "lam": 0.0, "start": 0.4, "verify": True}, steps=5)
+    assert_close(latents, at_work.merged_picture(prompt, steps=5))
+    assert p.extra_generation_params[VERIFY].endswith("over 3 calls") and verified(p) < 1e-9
 
 
 def test_several_loras_that_the_extension_has_changed(at_work):
