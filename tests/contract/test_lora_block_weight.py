@@ -54,6 +54,15 @@ def test_factors_on_text_encoders(host):
     host.assert_clean(p)
 
 
+def test_one_file_with_two_text_encoders(host):
+    """Hosts know by name and strength what they have merged, and read both texts one after the other."""
+    p, latents = host.generate(f"a cat <lora:text:0.7:0.9:lbw={LBW}> <lora:text:0.7:0.9:lbw=ALL>", ON)
+    host.add_weighted("text all", "text", {layer: 1 for layer in FACTORS})
+    adapters = [*weighted(host, TEXT), ("text all", 0.7, 0.9)]
+    assert_close(latents, by_equations(host, adapters, one("a cat")), host.dense_tolerance)
+    host.assert_clean(p)
+
+
 def test_a_text_encoder_that_is_switched_off(host):
     """The WebUI's own conditions have the LoRA all the same."""
     off = ",".join(["0", *["1"] * 16])
