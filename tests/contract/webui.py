@@ -50,6 +50,12 @@ class WebUI(ABC):
         """
 
     @abstractmethod
+    def add_weighted(self, name: str, of: str, factors: dict) -> None:
+        """Puts a file into the folder that is another one with its changes of layers multiplied. Of a kind that is not
+        in proportion to anything in its file, a factor is 0 or 1.
+        """
+
+    @abstractmethod
     def add_broken(self, name: str) -> None:
         """A file that the host cannot read."""
 

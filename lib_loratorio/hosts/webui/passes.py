@@ -45,6 +45,7 @@ def prepare(
         nothing = f"the prompt has no LoRA of a strength other than 0{of_pool}"
         request.leave_alone(p, f"LoRAtorio did nothing: {declined or nothing}.")
         return
+    request.tell_of_block_weights(p, settings, adapters)
     maps = request.begin_maps(p, settings, adapters)
     if composed:
         composed.composer.maps = maps

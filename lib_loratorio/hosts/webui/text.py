@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 from modules import prompt_parser, sd_samplers, shared
 
+from lib_loratorio.hosts.webui.tags import requested
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.text import ConditionCache, Reading, readings
 from lib_loratorio.loras.trigger_words import appended, trigger_words
@@ -34,7 +35,8 @@ def text_conditions(
     if settings.text_encoder != "own":
         return {}
     words = [trigger_words(adapter.path) if settings.trigger_words else "" for adapter in adapters]
-    found = readings(adapters, words)
+    # Of a LoRA whose block weights switch its text encoder off, the host's own conditions still have it.
+    found = readings(adapters, words, any(request.tag.blocks for request in requested(p)))
     _conditions.make_room(2 * len(found))  # a first pass and a hires pass
     return {model: _encoded(p, reading, readers, unconditional()) for model, reading in found.items()}
 

@@ -9,6 +9,7 @@ scripts_data: list = []
 
 class Script:
     args_from = args_to = 0
+    filename = None
 
     def title(self):
         return ""
