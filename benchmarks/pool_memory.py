@@ -63,7 +63,7 @@ def step(model: UNet2DConditionModel, bank: AdapterBank, count: int, size: int) 
     evaluator = Evaluator(lambda rows: model(rows[0], 500, rows[1]).sample, bank)
     image_of = torch.zeros(1, dtype=torch.long, device=model.device)
     call = SamplerCall(Step(method, method.plan(range(count), 0)), image_of, evaluator)
-    call.evaluate(1, 1, lambda number, rows: (latent[rows], text[rows]))
+    call.evaluate([0, UNCONDITIONAL], lambda number, rows: (latent[rows], text[rows]))
     method.combine(call.predictions(NoiseSpace.noise()))
 
 
