@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import networks
 import torch
 from modules import sd_unet, shared
 
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.a1111 import neighbours
 from lib_loratorio.hosts.a1111.call import HostCall, text_at_step
 from lib_loratorio.hosts.a1111.deltas import bank_of
@@ -98,9 +99,10 @@ class Pass(passes.Pass):
         loaded = list(networks.loaded_networks)
         networks.loaded_networks.clear()
         try:
-            # The host ignores what is raised in another extension's callback, as it does in ours.
-            with self.keeping_errors() if self.call.is_complete else nullcontext():
-                return self.call.evaluate(x, sigma, args, kwargs)
+            return self.call.evaluate(x, sigma, args, kwargs)
+        except LoratorioError as error:
+            self.error = error  # the host ignores what is raised in another extension's callback, as it does in ours
+            raise
         finally:
             networks.loaded_networks[:] = loaded
 
