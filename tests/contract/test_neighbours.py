@@ -113,7 +113,7 @@ def test_tiles_of_the_whole_picture(a1111, folder, where, sampler):
     assert ("Tiled Diffusion acts on" in p.extra_generation_params[NOTE]) == bool(folder)
 
 
-def test_lora_sets_of_regions_are_declined_by_name(a1111, monkeypatch):
+def test_who_sets_loras_by_region_is_declined_by_name(host, monkeypatch):
     forward = torch.nn.Linear.forward
 
     def linear_forward(self, x):
@@ -122,10 +122,12 @@ def test_lora_sets_of_regions_are_declined_by_name(a1111, monkeypatch):
     linear_forward.__module__ = "scripts.latent"
     with monkeypatch.context() as patched:
         patched.setattr(torch.nn.Linear, "forward", linear_forward)
-        p, latents = a1111.generate(f"a cat {TAGS}", ON)
-    assert "Regional Prompter is active" in p.extra_generation_params[NOTE]
-    assert torch.equal(latents, a1111.merged_picture(f"a cat {TAGS}"))
+        p, latents = host.generate(f"a cat {TAGS}", ON)
+    assert "Regional Prompter's Latent mode is active" in p.extra_generation_params[NOTE]
+    assert torch.equal(latents, host.merged_picture(f"a cat {TAGS}"))
 
+
+def test_tiles_with_loras_of_their_own_are_declined_by_name(a1111):
     class Regions:
         enable_custom_bbox = True
 
@@ -137,7 +139,7 @@ def test_lora_sets_of_regions_are_declined_by_name(a1111, monkeypatch):
         regions.original, model.forward = model.forward, regions.forward
 
     p, latents = a1111.generate(f"a cat {TAGS}", ON, before=[add])
-    assert "Tiled Diffusion is active" in p.extra_generation_params[NOTE]
+    assert "Tiled Diffusion's Region Prompt Control is active" in p.extra_generation_params[NOTE]
     assert torch.equal(latents, a1111.merged_picture(f"a cat {TAGS}"))
 
 

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from modules import shared
 
-from lib_loratorio.hosts.webui.neighbours import acting_on
+from lib_loratorio.hosts.webui.neighbours import acting_on, sets_loras_by_region
 
 IN_PLACE = frozenset({"hypertile"})
 """Those that make more rows of each row, in its place: several models may share what they act on."""
-
-REGIONS_OF_LORAS = {
-    "Regional Prompter": "its Latent mode gives each region its own LoRAs. Choose its Attention mode",
-    "Tiled Diffusion": "its Region Prompt Control loads the LoRAs of each region within a model call. Switch it off",
-}
-"""By extension that sets LoRAs by region itself: what it does, and what to do."""
 
 
 def acting(denoiser: Any) -> set[str]:
@@ -28,13 +21,14 @@ def acting(denoiser: Any) -> set[str]:
 
 
 def declined(denoiser: Any) -> str | None:
-    """Which of them sets LoRAs itself, so that this pass cannot be composed, or None."""
-    if torch.nn.Linear.forward.__module__ == "scripts.latent":
-        return _declined("Regional Prompter")
+    """Why an extension that sets LoRAs itself does not let this pass be composed, or None."""
     for _, owner, name in _places(denoiser):
         if getattr(getattr(vars(owner).get(name), "__self__", None), "enable_custom_bbox", False):
-            return _declined("Tiled Diffusion")
-    return None
+            return (
+                "Tiled Diffusion's Region Prompt Control is active, which loads each region's LoRAs within a model "
+                "call. Switch it off"
+            )
+    return sets_loras_by_region()
 
 
 def _places(denoiser: Any) -> tuple[tuple[str, Any, str], ...]:
@@ -43,7 +37,3 @@ def _places(denoiser: Any) -> tuple[tuple[str, Any, str], ...]:
         ("the sampler's model: MultiDiffusion, DemoFusion", denoiser.inner_model, "forward"),
         ("the checkpoint's model call: Mixture of Diffusers", shared.sd_model, "apply_model"),
     )
-
-
-def _declined(name: str) -> str:
-    return f"{name} is active, and {REGIONS_OF_LORAS[name]}"

@@ -60,7 +60,9 @@ class Pass(passes.Pass):
         self.loaded = list(networks.loaded_networks)
         forward_before = self.model.__dict__.get("forward")
         self.forward = self.model.forward
-        self.beside(neighbours.acting(self.denoiser), neighbours.IN_PLACE)
+        extensions = neighbours.acting(self.denoiser)
+        self.composer.bank.rows_repeat_in_place = bool(extensions & neighbours.IN_PLACE)
+        self.beside(extensions - neighbours.IN_PLACE)
         try:
             with self.composer.bank.attached():
                 self.model.forward = self._evaluate

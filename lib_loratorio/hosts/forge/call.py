@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,12 +44,15 @@ class HostCall:
         self.asked: Asked | None = None
         self.is_composed = False
         self._own_of_step = own
-        self._own: Own = {}
-        self._own_shown: Own = {}
+        self._own_shown: Own | None = None  # of conditions in their time, where these are known
         self._shown = Shown([], [], [], None)
         self._tags = Tags()
         self._sampler_call: SamplerCall | None = None  # for the time of the host's own evaluation
         self._patch_weights: torch.Tensor | None = None
+
+    @cached_property
+    def _own(self) -> Own:
+        return self._own_of_step()
 
     def close(self) -> None:
         self._tags.take_back()
@@ -57,7 +61,6 @@ class HostCall:
         self, original: Callable, model, cond, uncond, x: torch.Tensor, timestep: torch.Tensor, model_options: dict
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """In place of the host's evaluation of conditional and unconditional rows: the host's own, then composed."""
-        self._own = self._own_of_step()
         check(cond, uncond, self._own)
         self._shown = shown = Shown.of(cond, uncond, x, timestep)
         self._own_shown = shown.own(self._own)
@@ -161,7 +164,7 @@ class HostCall:
     def _with_own_text(self, model: int, base: dict, numbers: Sequence[int]) -> dict:
         """A batch's tree with a model's own text conditions, and what ControlNet makes of them."""
         batch = self.asked.batch
-        conditions, unconditional = self._own_shown[model]
+        conditions, unconditional = (self._own if self._own_shown is None else self._own_shown)[model]
         x, timestep = base["x"][: batch.images], base["timestep"][: batch.images]
         wanted = [unconditional[0] if number == UNCONDITIONAL else conditions[number] for number in numbers]
         own = backend.cond_cat([backend.area_and_mult(one, x, timestep).conditioning for one in wanted])

@@ -17,6 +17,7 @@ from lib_loratorio.hosts.forge.loader import adapters_of, backend, text_encoder_
 from lib_loratorio.hosts.forge.rows import HostBatch, looks_across_rows
 from lib_loratorio.hosts.webui import messages, passes
 from lib_loratorio.hosts.webui.followed import Pair, StepText
+from lib_loratorio.hosts.webui.neighbours import sets_loras_by_region
 from lib_loratorio.hosts.webui.text import text_conditions, text_of_step
 from lib_loratorio.loras.adapter import BASE, Adapter
 from lib_loratorio.settings import Settings
@@ -37,7 +38,7 @@ def declined(p) -> str | None:
         return "LoRAs are switched off for this generation"
     if getattr(p.sd_model, "cond_stage_key", None) == "edit" or getattr(p.sd_model, "is_sd_edit", False):
         return "InstructPix2Pix models are not supported"
-    return backend.declined(p.sd_model)
+    return backend.declined(p.sd_model) or sets_loras_by_region()
 
 
 def prepare(p, settings: Settings) -> None:
@@ -77,7 +78,7 @@ class Pass(passes.Pass):
     def running(self) -> Iterator[None]:
         """Everything in place for the time of the sampling; everything back afterwards."""
         global _current
-        self.beside(neighbours.acting(self.model, self.wrapper), neighbours.IN_PLACE)
+        self.beside(neighbours.acting(self.model, self.wrapper))
         if self.wrapper and not self.composer.apart:
             self.composer.go_apart()
         try:
@@ -139,7 +140,9 @@ class Pass(passes.Pass):
         tags = c.pop(TAG, None)
         if self.call is None:
             return _through(self.wrapper, apply_model, {**args, "c": c})
-        if not self.composer.apart and looks_across_rows(c.get("transformer_options", {})):
+        options = c.get("transformer_options", {})
+        self.composer.bank.rows_repeat_in_place = neighbours.repeat_in_place(options)
+        if not self.composer.apart and looks_across_rows(options):
             self.composer.go_apart()
         return self.call.evaluate(Asked(apply_model, HostBatch.of(args, c)), tags)
 

@@ -31,6 +31,17 @@ NAMES = {
 """How users know extensions, by folder; others have the folder's name."""
 
 
+REGIONAL_LATENT = "scripts.latent"
+"""The module of Regional Prompter's Latent mode, which replaces the forward of torch's linear layers."""
+
+
+def sets_loras_by_region() -> str | None:
+    """Of an extension that gives regions their own LoRAs, on every WebUI: who it is, and what to do; else None."""
+    if nn.Linear.forward.__module__ == REGIONAL_LATENT:
+        return "Regional Prompter's Latent mode is active, which gives regions LoRAs of their own. Choose Attention"
+    return None
+
+
 def extension_of(function: Any) -> str | None:
     """The folder of the extension whose code a function is; None for the WebUI's own, torch's and ours."""
     code = _code(function)

@@ -99,12 +99,11 @@ class Pass:
             f"negative prompt: up to {models} calls in place of one. The picture is right, and takes longer.",
         )
 
-    def beside(self, acting: Set[str], in_place: Set[str]) -> None:
-        """At the beginning of the sampling: which extensions act on the model's rows, and which only in their place."""
-        self.composer.bank.rows_repeat_in_place = bool(acting & in_place)
-        if acting - in_place:
+    def beside(self, extensions: Set[str]) -> None:
+        """At the beginning of the sampling: the extensions that act on the model's rows."""
+        if extensions:
             self.composer.apart = True
-            self.goes_apart(acting - in_place)
+            self.goes_apart(extensions)
 
     def sample(self, launch_sampling, steps, func):
         with self.running():
