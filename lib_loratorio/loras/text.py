@@ -54,9 +54,13 @@ class ConditionCache:
         """Keeps one generation's conditions from driving each other out."""
         self.size = max(self._least, count)
 
-    def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """The cached value of `key`, or `compute()`'s, which is then cached; an error caches nothing."""
-        if key not in self._entries:
+    def get(
+        self, key: Hashable, compute: Callable[[], Value], holds: Callable[[Value], bool] = lambda value: True
+    ) -> Value:
+        """The cached value of `key` where that still `holds`, or `compute()`'s, which is then cached; an error caches
+        nothing.
+        """
+        if key not in self._entries or not holds(self._entries[key]):
             self._entries[key] = compute()
             while len(self._entries) > self.size:
                 self._entries.popitem(last=False)
