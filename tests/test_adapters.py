@@ -454,6 +454,8 @@ def test_a_rule_that_fails_is_reported_and_left_out(generator):
         {"x": layer, "y": layer}, [{"x": Dense(broken)}, {"x": good}, {"y": dense(torch.zeros(3, 3))}], BUDGET
     )
     assert {name: str(error) for name, error in bank.failures[0].items()} == {"x": "the size of tensor a must match"}
+    kept = bank.failures[0]["x"]
+    assert (kept.__traceback__, kept.__cause__, kept.__context__) == (None, None, None), "frames hold the whole request"
     assert bank.failures[1] == {}
     assert list(bank.failures[2]) == ["y"]
     assert bank.counts == [0, 1, 0]

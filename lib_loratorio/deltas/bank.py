@@ -86,6 +86,12 @@ def _uncompiled() -> AbstractContextManager:
     return nullcontext()
 
 
+def _alone(error: RuntimeError) -> RuntimeError:
+    """The error without its traceback and causes, which would keep alive all that was at hand where it was raised."""
+    error.__cause__ = error.__context__ = error.__traceback__ = None
+    return error
+
+
 class AdapterBank:
     """The deltas of several adapters, for the layers of one model.
 
@@ -148,10 +154,10 @@ class AdapterBank:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            self.failures[number][name] = error
+            self.failures[number][name] = _alone(error)
             return None
         if dense.left_out:
-            self.failures[number][name] = dense.left_out
+            self.failures[number][name] = _alone(dense.left_out)
         return dense
 
     @contextmanager

@@ -148,6 +148,7 @@ def test_an_error_in_the_model_is_the_hosts_and_leaves_nothing(host, monkeypatch
     with pytest.raises(type(error), match="inside the model") as raised:
         host.processing.process_images(p)
     assert raised.value is error
+    assert internals.state_of(p) is None
     host.assert_clean(p)
     monkeypatch.undo()
     assert_close(host.generate(f"a cat {TEXT_TAGS}", ON)[1], by_equations(host, [A, TEXT, B], one("a cat")))

@@ -104,6 +104,8 @@ def test_strengths(webui, strength):
     ],
 )
 def test_samplers(webui, sampler, scheduler, steps):
+    if sampler not in webui.samplers:
+        pytest.skip("the WebUI has no such sampler and would take another")
     calls = CALLS.get(sampler, 4) if steps == 4 else None
     check_composed(webui, PAIR, calls=calls, sampler_name=sampler, scheduler=scheduler, steps=steps)
 
@@ -200,7 +202,7 @@ def test_negative_guidance_minimum_sigma(webui, sampler, calls):
 def test_hires_fix_with_the_same_networks(webui):
     hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6}
     composed = check_composed(webui, PAIR, calls=8, **hires)
-    assert composed.image.shape == (96, 96, 3)
+    assert composed.image.shape in ((96, 96, 3), (128, 128, 3))  # Neo rounds to multiples of 64
 
 
 def test_hires_fix_with_its_own_prompt_and_networks(webui):

@@ -76,6 +76,10 @@ class WebUI:
     def offers(self, option: str) -> bool:
         return option in self.client.get_options()
 
+    @property
+    def samplers(self) -> list[str]:
+        return [sampler["name"] for sampler in self.client.get_samplers()]
+
     def keep_overridden_options(self) -> None:
         """Stores the options that tests override: the WebUI puts back only those that its config file has."""
         options = self.client.get_options()

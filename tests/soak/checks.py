@@ -24,6 +24,7 @@ ORDINARY = (
 SINGLE = (
     "lib_loratorio.settings.",
     "lib_loratorio.declaration.",
+    "lib_loratorio.beside.",
     "lib_loratorio.page.accordion.Control",
     "lib_loratorio.loras.tag.LoraTag",
 )

@@ -13,7 +13,7 @@ from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.webui import neighbours, other_scripts, pool, request
 from lib_loratorio.hosts.webui.failures import LeftOutError, tell_left_out
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
-from lib_loratorio.hosts.webui.state import state_of
+from lib_loratorio.hosts.webui.state import forget_state, state_of
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.settings import INFOTEXT, POOL, Settings
 
@@ -110,8 +110,12 @@ class Pass:
             self.goes_apart(extensions)
 
     def sample(self, launch_sampling, steps, func):
-        with self.running():
-            return launch_sampling(steps, func)
+        try:
+            with self.running():
+                return launch_sampling(steps, func)
+        except BaseException:
+            forget_state(self.p)  # the host tells nobody of the end of a request that fails
+            raise
 
     def running(self) -> AbstractContextManager[None]:
         """Hooks and callbacks in place for the time of the sampling; everything back afterwards."""
