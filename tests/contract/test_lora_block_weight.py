@@ -232,8 +232,9 @@ def at_work(request, a1111, monkeypatch):
                 network.te_multiplier, network.unet_multiplier = strengths[name] if on else (0, 0)
 
     monkeypatch.setattr(extra_networks, "activate", change)
-    callbacks = a1111.script_callbacks._registered["cfg_denoiser"]
-    callbacks.insert(0 if request.param else len(callbacks), set_strengths)
+    script_callbacks = a1111.script_callbacks
+    callbacks = script_callbacks.callback_map["callbacks_cfg_denoiser"]
+    callbacks.insert(0 if request.param else len(callbacks), script_callbacks.ScriptCallback("", set_strengths))
     a1111.add("c", {"conv_in": "lora", "to_q": "lora", "to_k": "lora", "conv_out": "lora"}, seed=31)
     return a1111
 
