@@ -4,7 +4,7 @@ import pytest
 import torch
 from equations import assert_close, differs
 from oracle import latents as by_equations
-from samples import BOTH_TAGS, LONG, NOTE, ON, TAGS, TEXT, TEXT_TAGS, A, B, of_tags, one
+from samples import BOTH_TAGS, LONG, NOTE, ON, TAGS, TEXT, TEXT_TAGS, A, B, of_tags, one, verified
 
 BOTH = pytest.mark.parametrize("tags", BOTH_TAGS.values(), ids=BOTH_TAGS)
 
@@ -191,6 +191,19 @@ def test_other_models(host, model, tags):
     for p, latents in host.in_portions([f"a cat {tags}", "a dog"], ON, **fields):
         assert_close(latents, right)
         host.assert_clean(p)
+
+
+@pytest.mark.parametrize("name", ["a1111", "neo", "reforge"])
+def test_what_lies_on_a_layer_that_a_global_network_does_not_fit(name, request):
+    """These hosts go on without what does not fit, and merge the next one into the layer as it is."""
+    host = request.getfixturevalue(name)
+    host.add("half", {"conv_in": "lora", "to_out": "misfit"}, seed=8)
+    host.add("full", {"to_out": "full", "to_q": "lora"}, seed=9)
+    p, latents = host.generate("a cat <lora:half:1:lt=global> <lora:full:0.5>", {**ON, "verify": True, "lam": 0})
+    assert verified(p) < 1e-5
+    assert_close(latents, host.merged_picture("a cat <lora:half:1> <lora:full:0.5>"), 1e-5)
+    note = p.extra_generation_params[NOTE]
+    assert "1 of 2 layers of the LoRA 'half'" in note and "'full'" not in note
 
 
 def test_memory_that_runs_out_is_gone_around(host, monkeypatch):

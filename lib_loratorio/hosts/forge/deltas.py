@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -118,10 +118,24 @@ def _difference(
         return torch.zeros(weight_shape(layer)) if parameter == "weight" else None
     weight = backend.base_weight(layer, parameter)
     key = f"{name}.{parameter}"
-    under = [patch for patches in below for patch in patches.get(key, ())]
 
     def merged(patches: list) -> torch.Tensor:
         changed = backend.merged(patches, weight, key)
         return (changed.to(weight.dtype) if weight.dtype in FLOATS else changed).float()
 
+    under = _fitting([patch for patches in below for patch in patches.get(key, ())], merged)
     return merged([*under, *of_layer[parameter]]) - (merged(under) if under else weight.float())
+
+
+def _fitting(patches: Sequence, merged: Callable[[list], torch.Tensor]) -> list:
+    """Those that can be merged, one after the other: the hosts go on without the others."""
+    found: list = []
+    for patch in patches:
+        try:
+            merged([*found, patch])
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+        else:
+            found.append(patch)
+    return found

@@ -89,7 +89,8 @@ def _without_merges() -> Iterator[tuple[str, torch.Tensor | None]]:
         for part, patcher in (("unet", objects.unet), ("clip", objects.clip.patcher)):
             kept = _kept_by_forge(patcher)
             for name, tensor in patcher.model.state_dict().items():
-                yield f"{part}.{name}", kept.get(name, tensor)
+                if name != "predictor.log_sigmas":  # after Zero Terminal SNR Forge puts them back from rounded sigmas
+                    yield f"{part}.{name}", kept.get(name, tensor)
         return
     kept = _kept_by_a1111()
     for name, tensor in shared.sd_model.state_dict().items():
