@@ -6,7 +6,7 @@ are from, and what was seen.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ BY_NAME = {
     "latent couple": Neighbour("latent couple", ON, prompt="a cat AND a dog AND a bird"),
     # other model calls
     "incantations: pag": Neighbour("incantations", {("Active", 2): True, "PAG Scale": 4.0}),
-    "incantations: seg": Neighbour("incantations", {("Active", 0): True}),
+    "incantations: seg": Neighbour("incantations", {("Active", 0): True}, fields=WIDE),
     "incantations: s-cfg": Neighbour("incantations", {("Active", 1): True}),
     "perturbed attention": Neighbour("perturbed-attention guidance", {0: True, 1: 4.0}),
     "smoothed energy": Neighbour("smoothed energy guidance", {0: True, 1: 4.0}),
@@ -84,7 +84,10 @@ BY_NAME = {
         "regional prompter", {0: True, "Generation Mode": "Attention"}, prompt="a cat BREAK a red dog"
     ),
     "regional prompter: latent": Neighbour(
-        "regional prompter", {0: True, "Generation Mode": "Latent"}, prompt="a cat BREAK a red dog"
+        "regional prompter",
+        {0: True, "Generation Mode": "Latent"},
+        prompt="a cat BREAK a red dog",
+        says="Regional Prompter's Latent mode is active",
     ),
     "forge couple": Neighbour("forge couple", ON, prompt="a cat\na red dog"),
     "llul": Neighbour(
@@ -183,7 +186,10 @@ class Beside:
 
 @pytest.fixture
 def beside(request, webui):
-    return Beside(webui, BY_NAME[request.param])
+    """The WebUI keeps the last prompt's conditions, also where another extension changes them: so not this prompt's."""
+    found = Beside(webui, BY_NAME[request.param])
+    webui.generate("something else")
+    return found
 
 
 def named(wanted):
@@ -196,7 +202,9 @@ def named(wanted):
 def test_it_acts(beside):
     """Else the other tests would show nothing."""
     without = beside.webui.generate(beside.neighbour.one_without, **beside.neighbour.fields)
-    assert difference(beside.generate(beside.neighbour.one), without) > CLOSE
+    beside.webui.generate("something else")
+    acting = beside.generate(beside.neighbour.one)
+    assert difference(replace(acting, images=acting.images[:1]), without) > CLOSE  # some add pictures of their own
 
 
 @named(lambda neighbour: neighbour.equal and not neighbour.refused)
@@ -311,7 +319,9 @@ def test_adetailers_passes(webui, adetailer):
 
 
 def test_agent_schedulers_results_have_the_maps(webui):
-    script_of(webui, "agent scheduler")
+    paths = webui.client.session.get(webui.client.baseurl.replace("/sdapi/v1", "/openapi.json")).json()["paths"]
+    if "/agent-scheduler/v1/queue/txt2img" not in paths:
+        pytest.skip("this WebUI has no Agent Scheduler")
     url = webui.client.baseurl.replace("/sdapi/v1", "/agent-scheduler/v1")
     pair = f"a cat {lora('lora', 0.8)} {lora('locon', 0.6)}"
     request = {**REQUEST, "prompt": pair, "alwayson_scripts": {SCRIPT: {"args": [{"enabled": True, "maps": True}]}}}
