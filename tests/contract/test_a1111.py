@@ -102,6 +102,17 @@ def test_merging_in_the_forward_itself(a1111):
     a1111.assert_clean(p)
 
 
+def test_networks_upon_a_global_one_without_a_merge(a1111):
+    """In functional mode the host computes each one's change from the layer's own weight."""
+    a1111.add("under", dict.fromkeys(a1111.over, "full"), seed=7)
+    a1111.add("over", a1111.over, seed=8)
+    a1111.shared.opts.lora_functional = True
+    tags = "<lora:under:1{}> <lora:over:0.7>"
+    p, latents = a1111.generate(f"a cat {tags.format(':lt=global')}", {**ON, "lam": 0.0, "verify": True})
+    assert verified(p) < 1e-9
+    assert_close(latents, a1111.merged_picture(f"a cat {tags.format('')}"))
+
+
 @pytest.mark.parametrize(("tags", "pool"), [(TEXT_TAGS, ""), ("<lora:a:0.8>", "b:0.6, text")], ids=["prompt", "pool"])
 def test_a_request_reads_each_file_once(a1111, monkeypatch, tags, pool):
     read = a1111.files_read(monkeypatch)

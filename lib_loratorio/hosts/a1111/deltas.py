@@ -36,7 +36,9 @@ def _deltas(
     if not adapter.changes_denoiser:
         return {}
     modules = adapter.source.modules
-    under = [other.source.modules for other in below if other.changes_denoiser]
+    # In functional mode the host adds what each changes of the layer's own weight, and merges none upon another.
+    merges = [] if shared.opts.lora_functional else below
+    under = [other.source.modules for other in merges if other.changes_denoiser]
     return {
         name: _delta(module, layers[name], [others[name] for others in under if name in others])
         for name, module in modules.items()
