@@ -156,7 +156,7 @@ class WebUI(ABC):
         )
         assert "launch_sampling" not in vars(p.sampler)
         self.assert_own_state(p)
-        self.processing.Processing.cached_c[:] = [None, None]  # so that the text encoder is used, too
+        self.processing.Processing.cached_c[:2] = [None, None]  # so that the text encoder is used, too
         self.generate("a plain picture")
         weights, original = self.weights(), self.original_weights()
         assert all(torch.equal(value, original[name]) for name, value in weights.items())

@@ -131,7 +131,7 @@ def _encoded_by_host(p, denoiser) -> tuple:
     found = []
     for name, slots, prompts in zip(("cond", "uncond"), caches, _prompts(p)):
         given = denoiser.sampler.sampler_extra_args[name]
-        kept = [value for key, value in slots if key is not None and tuple(key[0]) == prompts]
+        kept = [value for key, value, *_ in slots if key is not None and tuple(key[0]) == prompts]
         found.append(given if not kept or any(given is value for value in kept) else kept[0])
     return tuple(found)
 
