@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable
 from itertools import accumulate
+from types import SimpleNamespace
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -25,7 +26,7 @@ from lib_loratorio.engine.evaluation import Evaluator
 from lib_loratorio.engine.methods import METHODS
 from lib_loratorio.engine.noise_space import NoiseSpace
 from lib_loratorio.engine.planner import Step
-from lib_loratorio.engine.sampler_call import SamplerCall
+from lib_loratorio.engine.sampler_call import UNCONDITIONAL, SamplerCall
 from lib_loratorio.settings import Settings
 
 MB = 1e6
@@ -62,8 +63,9 @@ def step(model: UNet2DConditionModel, bank: AdapterBank, count: int, size: int) 
     latent, text = torch.randn(2, 4, size // 8, size // 8, **own), torch.randn(2, 77, 768, **own)
     evaluator = Evaluator(lambda rows: model(rows[0], 500, rows[1]).sample, bank)
     image_of = torch.zeros(1, dtype=torch.long, device=model.device)
-    call = SamplerCall(Step(method, method.plan(range(count), 0)), image_of, evaluator)
-    call.evaluate(1, 1, lambda number, rows: (latent[rows], text[rows]))
+    runner = SimpleNamespace(apart=False, predict=evaluator, verify=lambda *_: None)
+    call = SamplerCall(Step(method, method.plan(range(count), 0)), image_of, runner)
+    call.evaluate([0, UNCONDITIONAL], lambda number, rows: (latent[rows], text[rows]))
     method.combine(call.predictions(NoiseSpace.noise()))
 
 

@@ -34,3 +34,7 @@ class Beside(Generic[T]):
 
     def drop(self, of: Any) -> None:
         self._values.pop(id(of), None)
+
+    def values(self) -> list[T]:
+        """Of all objects that have one."""
+        return list(self._values.values())

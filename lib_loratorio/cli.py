@@ -84,9 +84,10 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_lora,
         action="append",
         default=[],
-        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global]",
+        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:lbw=WEIGHTS][:start=N][:stop=N]",
         help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that "
-        "it takes part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places",
+        "it takes part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places; "
+        "lbw: block weights, 12, 17, 20 or 26 numbers or a preset such as OUTALL; start and stop: in steps",
     )
     add(
         "--pool",

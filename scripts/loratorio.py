@@ -32,10 +32,10 @@ class LoratorioScript(scripts.Script):
         return controls
 
     def before_process(self, p, *args):
-        host.start(p)
         args = with_axes(p, args)
-        if Settings.is_off(args):
+        if not host.start(p) or Settings.is_off(args):
             return
+        host.listen(p)
         try:
             p.extra_generation_params[INFOTEXT] = Settings.from_args(args).to_infotext()
         except SettingsError:
@@ -62,6 +62,10 @@ class LoratorioScript(scripts.Script):
                 f"LoRAtorio could not start: {type(error).__name__}: {error}. Please report this with the "
                 "console's output.",
             )
+
+    def postprocess_batch_list(self, p, pp, *args, batch_number=None, **kwargs):
+        if not Settings.is_off(with_axes(p, args)):
+            host.batch_done(p, batch_number)
 
     def postprocess_image(self, p, pp, *args):
         host.image_done(p, pp.image)

@@ -11,6 +11,10 @@ def pytest_addoption(parser):
         "--screenshots", default=None, help="folder for pictures of the WebUI's page, as the README has them"
     )
     parser.addoption("--webui-dir", default=None, help="that WebUI's folder, where test LoRA files are put for a while")
+    parser.addoption(
+        "--worker-url", default=None, help="address of a second WebUI, a worker of the first's Distributed"
+    )
+    parser.addoption("--worker-dir", default=None, help="that WebUI's folder, where the same test LoRA files are put")
 
     soak = parser.getgroup("soak", "campaign of mixed requests, tests/soak")
     soak.addoption("--seed", type=int, default=1, help="of the campaign's requests")

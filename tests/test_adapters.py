@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from standin.weights import KINDS, RANK, random_weights
 from torch import nn
 
-from lib_loratorio.deltas.bank import AdapterBank
+from lib_loratorio.deltas.bank import AdapterBank, RowsError
 from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.layers import weight_shape
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
@@ -355,35 +355,62 @@ def test_adapters_that_touch_different_layers(generator):
     assert torch.equal(output[0], model(x)[0])
 
 
-@pytest.mark.parametrize("name", ["linear", "conv1", "conv3", "layer_norm"])
-def test_a_batch_that_is_a_multiple_of_the_rows(generator, name):
+def adapters_of_two_kinds(layer, name, generator):
+    """Two adapters for a layer, and their deltas."""
+    if name == "layer_norm":
+        shifts = [torch.randn(8, generator=generator, dtype=torch.float64) for _ in range(2)]
+        return [{"x": dense(shift, None)} for shift in shifts], {n: (shift, None) for n, shift in enumerate(shifts)}
+    factors = [low_rank(layer, generator, 1 + number) for number in range(2)]
+    return [{"x": factor} for factor in factors], {n: (full_delta(factor), None) for n, factor in enumerate(factors)}
+
+
+KINDS_OF_LAYERS = pytest.mark.parametrize("name", ["linear", "conv1", "conv3", "layer_norm"])
+
+
+@KINDS_OF_LAYERS
+def test_rows_that_are_repeated_in_their_place(generator, name):
     """Some extensions fold tiles of the picture into the batch: `[rows * tiles, ...]`, a row's tiles together."""
     layer, shape = make_layer(name)
     tiles, blocks = 3, [(1, 1), (BASE, 2), (0, 2)]
-    if name == "layer_norm":
-        shifts = [torch.randn(8, generator=generator, dtype=torch.float64) for _ in range(2)]
-        adapters, deltas = (
-            [{"x": dense(shift, None)} for shift in shifts],
-            {number: (shift, None) for number, shift in enumerate(shifts)},
-        )
-    else:
-        factors = [low_rank(layer, generator, 1 + number) for number in range(2)]
-        adapters, deltas = (
-            [{"x": factor} for factor in factors],
-            {number: (full_delta(factor), None) for number, factor in enumerate(factors)},
-        )
+    adapters, deltas = adapters_of_two_kinds(layer, name, generator)
     x = torch.randn((5 * tiles, *shape), generator=generator, dtype=torch.float64)
-    output = run(AdapterBank({"x": layer}, adapters, BUDGET), layer, x, blocks)
+    bank = AdapterBank({"x": layer}, adapters, BUDGET)
+    bank.rows_repeat_in_place = True
+    output = run(bank, layer, x, blocks)
     assert_close(output, expected_rows(layer, x, [(adapter, rows * tiles) for adapter, rows in blocks], deltas))
 
 
-def test_a_batch_that_is_no_multiple_of_the_rows_is_an_error(generator):
+@KINDS_OF_LAYERS
+@pytest.mark.parametrize("rows", [1, 2, 5, 6])
+def test_a_batch_of_one_models_rows_may_reach_a_layer_as_any_number(generator, name, rows):
+    layer, shape = make_layer(name)
+    adapters, deltas = adapters_of_two_kinds(layer, name, generator)
+    x = torch.randn((rows, *shape), generator=generator, dtype=torch.float64)
+    output = run(AdapterBank({"x": layer}, adapters, BUDGET), layer, x, [(1, 2)])
+    assert_close(output, expected_rows(layer, x, [(1, rows)], deltas))
+
+
+@pytest.mark.parametrize(("rows", "in_place"), [(1, False), (4, False), (5, False), (1, True), (5, True)])
+def test_other_rows_of_a_batch_that_several_models_share_are_an_error(generator, rows, in_place):
+    """A multiple as well: whose rows they are is not known."""
     layer, shape = make_layer("linear")
     bank = AdapterBank({"x": layer}, [{"x": low_rank(layer, generator)}], BUDGET)
+    bank.rows_repeat_in_place = in_place
     before = state(layer)
-    with pytest.raises(RuntimeError, match="5 rows"):
-        run(bank, layer, torch.zeros((5, *shape), dtype=torch.float64), [(0, 1), (BASE, 1)])
+    with pytest.raises(RowsError, match=f"{rows} rows of a batch of 2"):
+        run(bank, layer, torch.zeros((rows, *shape), dtype=torch.float64), [(0, 1), (BASE, 1)])
     assert unchanged(layer, before)
+
+
+def test_hooks_of_others_find_what_the_layer_gives_with_its_adapters(generator):
+    layer, shape = make_layer("linear")
+    factor = low_rank(layer, generator)
+    bank = AdapterBank({"x": layer}, [{"x": factor}], BUDGET)
+    handle = layer.register_forward_hook(lambda module, inputs, output: output * 2)
+    x = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
+    output = run(bank, layer, x, [(0, 2)])
+    handle.remove()
+    assert_close(output, 2 * expected_rows(layer, x, [(0, 2)], {0: (full_delta(factor), None)}))
 
 
 # Memory

@@ -12,6 +12,7 @@ from lib_loratorio.loras.argument import name_of
 from lib_loratorio.loras.tag import LOCAL, LoraTag
 
 GLOBAL = LoraTag(role="global")
+HALF = ",".join(["X"] * 17)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,8 @@ def test_file_and_strength(text, path, strength):
         ("a.safetensors: lt = Global ", "a.safetensors", 1.0, GLOBAL),
         ("a.safetensors:LTSTART=0.5", "a.safetensors", 1.0, LoraTag(0.5)),
         ("a.safetensors:Ltstart= .5 :0.8", "a.safetensors", 0.8, LoraTag(0.5)),
+        ("a.safetensors:0.8:lbw=OUTS:start=3", "a.safetensors", 0.8, LoraTag.read({"lbw": "OUTS", "start": "3"}, "a")),
+        (f"a.safetensors:lbw={HALF}:x=0.5", "a.safetensors", 1.0, LoraTag.read({"lbw": HALF, "x": "0.5"}, "a")),
         ("a.safetensors:lt=global:0.8:ltend=0.5", "a.safetensors", 0.8, LoraTag(0.0, 0.5, "global")),
     ],
 )
@@ -68,12 +71,20 @@ NUMBER = "has the strength '{}'; it must be a number, such as 0.8, with a point"
         *((strength, NUMBER.format(strength)) for strength in ("nan", "inf", "-inf", "1e999", "lt", "ltstart 0.5")),
         ("0.8:0.5", "has the strengths '0.8:0.5'; it must be one number"),
         ("0.8:", "has the strengths '0.8:'; it must be one number"),
-        ("itstart=0.5", "has 'itstart', which is not known; the names are ltstart, ltend and lt"),
+        (
+            "itstart=0.5",
+            "has 'itstart', which is not known; the names are ltstart, ltend, lt, lbw",
+        ),
         ("ltbegin=0.2", "has 'ltbegin', which is not known"),
         ("ltstrat=0.2", "has 'ltstrat', which is not known"),
         ("Lt-Start=0.2", "has 'lt-start', which is not known"),
         ("lts=global", "has 'lts', which is not known"),
-        ("te=1", "has 'te', which the command line does not know; the names are ltstart, ltend and lt"),
+        (
+            "te=1",
+            "has 'te', which the command line does not know; the names are ltstart, ltend, lt, lbw",
+        ),
+        ("lbwe=ATTNON", "has 'lbwe', which the command line does not know"),
+        ("lbw=ALLL", "has lbw=ALLL, which is no preset (did you mean ALL?)"),
         ("0.8:dyn=64", "has 'dyn', which the command line does not know"),
         ("lt=globl", "has lt=globl; it must be local or global"),
         ("lt=", "has lt=; it must be local or global"),
@@ -101,6 +112,7 @@ def test_no_file(text):
     [
         ("0,8", "has the strength '0,8'"),
         ("0.5:lt=global", "is of the pool, which has no lt=global; give it with --lora"),
+        ("0.5:stop=9", "is of the pool, which has no stop=9; give it with --lora"),
     ],
 )
 def test_pool(text, match):

@@ -156,7 +156,7 @@ def test_a_prediction_that_is_no_number_stops_with_the_step_and_the_lora(wrong, 
     composer = Composer(Settings(patch_size=1), [adapter(), adapter()], bank, Host(layer))
     call = composer.call(composer.plan(0.5, 7), torch.zeros(1, dtype=torch.long))
     with bank.attached(), torch.no_grad(), pytest.raises(LoratorioError) as error:
-        call.evaluate(1, 1, lambda model, rows: torch.full((2, 4), 30.0)[rows])
+        call.evaluate([0, -1], lambda model, rows: torch.full((2, 4), 30.0)[rows])
     assert f"since step 8, the prediction with the LoRA {told} holds values that are no numbers" in str(error.value)
 
 
@@ -166,7 +166,7 @@ def test_a_model_that_gives_no_numbers_by_itself_blames_no_lora():
     composer = Composer(Settings(), [adapter()], bank, Host(layer))
     call = composer.call(composer.plan(0.0, 0), torch.zeros(1, dtype=torch.long))
     with bank.attached(), torch.no_grad(), pytest.raises(LoratorioError, match=r"since step 1, the model's .* without"):
-        call.evaluate(1, 1, lambda model, rows: torch.full((2, 4), torch.nan)[rows])
+        call.evaluate([0, -1], lambda model, rows: torch.full((2, 4), torch.nan)[rows])
 
 
 def test_two_of_one_name_are_numbered():

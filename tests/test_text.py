@@ -37,6 +37,13 @@ def test_computes_each_key_once():
     assert computed == ["a", "b"]
 
 
+def test_computes_anew_what_does_not_hold():
+    cache = ConditionCache()
+    assert cache.get("a", lambda: 1) == cache.get("a", lambda: 2, lambda value: value == 1) == 1
+    assert cache.get("a", lambda: 3, lambda value: value == 2) == 3
+    assert cache.get("a", lambda: 4) == 3 and len(cache) == 1
+
+
 def test_drops_the_least_recently_used():
     cache = ConditionCache(size=2)
     for key in ("a", "b", "a", "c"):

@@ -26,6 +26,10 @@ RESIDENT = 8
 """Adapters whose factors may all stay on the model's device; of more, only those of two calls are there at a time."""
 
 
+class RowsError(RuntimeError):
+    """A layer got other rows than the batch that several models share: something else has made a batch of its own."""
+
+
 class _LayerRows:
     """Everything that adapters add to one layer's output."""
 
@@ -33,12 +37,17 @@ class _LayerRows:
         self.low_rank = LowRankLayer(layer, low_rank) if low_rank else None
         self.dense = dict(dense)
 
-    def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout, adapters: tuple[int, ...]) -> None:
-        scale, rest = divmod(output.shape[0], layout.rows)
-        if rest or x.shape[0] != output.shape[0]:
-            raise RuntimeError(
-                f"a layer got {output.shape[0]} rows, which are not a multiple of the batch's {layout.rows}"
-            )
+    def add(
+        self, x: torch.Tensor, output: torch.Tensor, layout: Layout, adapters: tuple[int, ...], in_place: bool
+    ) -> None:
+        """Raises RowsError where it cannot be told whose rows these are."""
+        rows, scale = output.shape[0], 1
+        if len(layout.blocks) == 1:
+            layout = layout.of_rows(rows)
+        elif rows != layout.rows:
+            scale, rest = divmod(rows, layout.rows)
+            if rest or not in_place:
+                raise RowsError(f"a layer got {rows} rows of a batch of {layout.rows}")
         if self.low_rank:
             self.low_rank.add(x, output, layout, scale, adapters)
         for adapter, delta in self.dense.items():
@@ -96,11 +105,15 @@ class AdapterBank:
     on with it. `counts[i]` is the number of its other layers;
     `damaged[i]` are the names of those with values that are no finite numbers, and `effective[i]` tells whether any of
     them changes anything.
+
+    A batch of one model's rows alone may reach a layer as any number of rows. One that several models share must reach
+    it as it is, or with each row repeated in its place where `rows_repeat_in_place` is set.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], adapters: Sequence[Mapping[str, LowRank | Dense]], budget: int):
         self.layers = layers
         self.layout: Layout | None = None
+        self.rows_repeat_in_place = False
         self.failures: list[dict[str, RuntimeError]] = [{} for _ in adapters]
         self.counts = [0] * len(adapters)
         self.damaged: list[list[str]] = [[] for _ in adapters]
@@ -149,12 +162,15 @@ class AdapterBank:
 
     @contextmanager
     def attached(self) -> Iterator[AdapterBank]:
-        """Hooks on the touched layers for the time of the block; they act only within `rows`."""
+        """Hooks on the touched layers for the time of the block; they act only within `rows`.
+
+        They are each layer's first, so that others' hooks find there what the layer gives with its adapters.
+        """
         self._met = False
         with _uncompiled():
             try:
                 for layer, rows in self._layers:
-                    self._handles.append(layer.register_forward_hook(self._hook(rows)))
+                    self._handles.append(layer.register_forward_hook(self._hook(rows), prepend=True))
                 yield self
             finally:
                 while self._handles:
@@ -164,7 +180,7 @@ class AdapterBank:
         def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             if self.layout is not None:
                 self._met = True
-                rows.add(inputs[0], output, self.layout, self._stacked)
+                rows.add(inputs[0], output, self.layout, self._stacked, self.rows_repeat_in_place)
 
         return add
 

@@ -29,10 +29,20 @@ class Layout:
 
     blocks: tuple[Block, ...]
     _runs: dict = field(default_factory=dict, compare=False, repr=False)
+    _of_rows: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def rows(self) -> int:
         return sum(block.rows for block in self.blocks)
+
+    def of_rows(self, rows: int) -> Layout:
+        """The layout of a batch of so many rows, where all rows are one model's: then any number is."""
+        if rows == self.rows:
+            return self
+        if rows not in self._of_rows:
+            ((adapters, _),) = self.blocks
+            self._of_rows[rows] = Layout((Block(adapters, rows),))
+        return self._of_rows[rows]
 
     @cached_property
     def adapters(self) -> tuple[int, ...]:

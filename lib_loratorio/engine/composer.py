@@ -40,6 +40,9 @@ class ModelHost(Protocol):
     def same_length(self, model: int) -> bool:
         """Whether a model's conditional and unconditional rows can share a batch."""
 
+    def goes_apart(self) -> None:
+        """Told that from here on each model is evaluated in calls of its own."""
+
 
 @dataclass
 class Tally:
@@ -75,6 +78,9 @@ class Composer:
         host: runs the model.
         maps: takes in the weights of each call, where they are wanted.
         tally: goes on from an earlier sampling of the same request.
+
+    apart: whether each model is evaluated in calls of its own, of the host's rows as they are, because something else
+    acts on the rows by their number, or makes batches of its own of them. Once set it stays.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class Composer:
     ):
         self.settings, self.adapters, self.bank, self.host, self.maps = settings, adapters, bank, host, maps
         self.tally = tally or Tally()
+        self.apart = False
         self.planner = Planner(settings, adapters)
         self._names = numbered_names(adapters)
         self._step = 0
@@ -112,7 +119,7 @@ class Composer:
             image_of: `[C]`, the image of each conditional row.
             aside: whether another extension asks for it: the sampling then learns nothing of it.
         """
-        return SamplerCall(step, image_of, self._predictions, self.host.same_length, aside)
+        return SamplerCall(step, image_of, self, self.host.same_length, aside)
 
     def finish(self, call: SamplerCall, space: NoiseSpace, weights: torch.Tensor | None = None) -> Composed:
         """The composed predictions of a call.
@@ -130,13 +137,18 @@ class Composer:
                 self.maps.add(of_images, composed.conditional.shape[-1])
         return composed
 
-    def _predictions(self, evaluations: Sequence[Evaluation]) -> list[torch.Tensor]:
+    # The calls' Runner
+
+    def predict(self, evaluations: Sequence[Evaluation]) -> list[torch.Tensor]:
+        """Raises LoratorioError for predictions that are no numbers."""
         predictions = self._evaluator(evaluations)
         self.tally.rows += sum(evaluation.rows for evaluation in evaluations)
         self._require_numbers(evaluations, predictions)
-        if self.settings.verify:
-            self._verify(evaluations, predictions)
         return predictions
+
+    def go_apart(self) -> None:
+        self.apart = True
+        self.host.goes_apart()
 
     def _require_numbers(self, evaluations: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
         """Raises LoratorioError for predictions that are not finite: what the host makes of them is a black image."""
@@ -157,8 +169,10 @@ class Composer:
             "its strength, or take it out."
         )
 
-    def _verify(self, evaluations: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
+    def verify(self, evaluations: Sequence[Evaluation], predictions: Sequence[torch.Tensor]) -> None:
         """Compares predictions with the host's own merge of each model's adapters, and with the bare model."""
+        if not self.settings.verify:
+            return
         for evaluation, prediction in zip(evaluations, predictions):
             with self.host.merged([self.adapters[number] for number in evaluation.adapters]):
                 self.tally.compare(prediction, self.host.run(evaluation.inputs))

@@ -28,7 +28,7 @@ class Planner:
     def __init__(self, settings: Settings, adapters: Sequence[Adapter]):
         self.settings, self.adapters = settings, adapters
         self.method = METHODS[settings.method](settings)
-        self.competing = [number for number, adapter in enumerate(adapters) if adapter.tag.role == "local"]
+        self.competing = [number for number, adapter in enumerate(adapters) if not adapter.is_global]
         self.scout = Scout(settings, [number for number, adapter in enumerate(adapters) if adapter.pooled])
         self._taking_part: tuple[tuple[int, ...], tuple[int, ...]] = (), ()  # in the latest step: global, and competing
         self._known: tuple[Hashable, torch.Tensor] | None = None  # the last difference, and whose it is
@@ -37,7 +37,7 @@ class Planner:
         """The sampler call at this fraction of the sampling, of this step; None where the host's own merge applies."""
         if not self.settings.active(fraction):
             return None
-        present = [number for number, adapter in enumerate(self.adapters) if adapter.tag.holds(fraction)]
+        present = [number for number, adapter in enumerate(self.adapters) if adapter.tag.holds(fraction, step)]
         global_adapters = tuple(number for number in present if number not in self.competing)
         local = self.scout.chosen([number for number in present if number in self.competing], fraction, step)
         self._taking_part = global_adapters, local

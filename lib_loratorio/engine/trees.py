@@ -19,7 +19,7 @@ def map_tensors(function: Callable[..., torch.Tensor], tree: Any, *others: Any) 
     return tree
 
 
-def take_rows(tree: Any, rows: slice) -> Any:
+def take_rows(tree: Any, rows: slice | list[int]) -> Any:
     """The tree of these rows alone."""
     return map_tensors(lambda tensor: tensor[rows], tree)
 

@@ -10,8 +10,8 @@ from lib_loratorio.settings import Settings
 class Host(Protocol):
     """A host's module. It puts everything back, whatever ends the sampling. `p` is the host's request."""
 
-    def start(self, p: Any) -> None:
-        """A request begins."""
+    def start(self, p: Any) -> bool:
+        """A request begins; False where it is only a copy of one that is not over."""
 
     def prepare(self, p: Any, settings: Settings) -> None:
         """Arranges that the sampling about to start is composed. Raises LoratorioError."""
@@ -21,6 +21,12 @@ class Host(Protocol):
 
     def leave_alone(self, p: Any, message: str) -> None:
         """Says, on the page and in the API's answer, why the sampling about to start is the host's ordinary one."""
+
+    def listen(self, p: Any) -> None:
+        """A request that is to be composed begins: other machines may have a part of it."""
+
+    def batch_done(self, p: Any, number: int | None) -> None:
+        """The latents of the request's batch are decoded; None where all is made on other machines."""
 
     def image_done(self, p: Any, image: Any) -> None:
         """An image of the request is there, a PIL image."""

@@ -21,8 +21,9 @@ class Adapter:
     changes_text, changes_denoiser: whether it has any effect there.
     source: the host's own object for it, which only that host's modules know.
     version: what tells contents of one file apart, such as its time of change and the rank that is used.
-    tag: when and as what it takes part.
+    tag: when, as what and with how much of its layers it takes part.
     pooled: whether it is of the pool, and so may be left out of a step.
+    switched_off: the number of its layers in the UNet or transformer that its block weights leave nothing of.
     """
 
     name: str
@@ -35,15 +36,17 @@ class Adapter:
     version: Hashable = None
     tag: LoraTag = LOCAL
     pooled: bool = False
+    switched_off: int = 0
 
     @property
     def key(self) -> tuple:
         """Equal for adapters of equal effect."""
-        return self.name, self.path, self.version, self.text_strength, self.denoiser_strength
+        blocks = self.tag.blocks and self.tag.blocks.numbers
+        return self.name, self.path, self.version, self.text_strength, self.denoiser_strength, blocks
 
     @property
     def is_global(self) -> bool:
-        return self.tag.role == "global"
+        return self.tag.is_global
 
 
 def merged_below(adapters: Sequence[Adapter]) -> list[list[Adapter]]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from lib_loratorio.errors import SettingsError
-from lib_loratorio.loras.tag import NAMES, LoraTag, read_strength
+from lib_loratorio.loras.tag import KNOWN, NAMES, LoraTag, X, read_strength
 
 PEFT, DIFFUSERS = "adapter_model", "pytorch_lora_weights"
 """The names, without extension, that PEFT and diffusers save a folder's LoRA by."""
@@ -20,7 +20,7 @@ def name_of(path: Path) -> str:
 
 
 def read_argument(text: str) -> tuple[Path, float, LoraTag]:
-    """The file or folder of `file[:strength][:ltstart=S][:ltend=E][:lt=ROLE]`, its strength and its tag.
+    """The file or folder of `file[:strength][:ltstart=S][:ltend=E][:lt=ROLE][:lbw=WEIGHTS]`, its strength and its tag.
 
     What is behind the file may come in any order. Raises SettingsError, which names the file and the text.
     """
@@ -34,11 +34,10 @@ def read_argument(text: str) -> tuple[Path, float, LoraTag]:
     if len(named) < len(pairs):
         raise SettingsError(f"the LoRA '{name}' has a name twice in '{text}'.")
     strength, tag = read_strength(strengths[0], name) if strengths else 1.0, LoraTag.read(named, name)
-    unknown = [key for key in named if key not in NAMES]
+    unknown = [key for key in named if key not in (*NAMES, X)]
     if unknown:
         raise SettingsError(
-            f"the LoRA '{name}' has '{unknown[0]}', which the command line does not know; the names are "
-            f"{', '.join(NAMES[:-1])} and {NAMES[-1]}."
+            f"the LoRA '{name}' has '{unknown[0]}', which the command line does not know; the names are {KNOWN}."
         )
     return path, strength, tag
 

@@ -23,13 +23,14 @@ class Reading(NamedTuple):
         return tuple(adapter.key for adapter in self.adapters), self.words
 
 
-def readings(adapters: Sequence[Adapter], words: Sequence[str]) -> dict[int, Reading]:
-    """The readings of the base and of each adapter that needs its own; none where one reading serves all.
+def readings(adapters: Sequence[Adapter], words: Sequence[str], always: bool = False) -> dict[int, Reading]:
+    """The readings of the base and of each adapter that needs its own; none where one reading serves all, unless the
+    base's is `always` wanted.
 
     An adapter needs its own where it changes the text encoder or has words. The global ones that change the text
     encoder are in every reading, and have no words: what they belong to is everything.
     """
-    if not any(word or adapter.changes_text for word, adapter in zip(words, adapters)):
+    if not always and not any(word or adapter.changes_text for word, adapter in zip(words, adapters)):
         return {}
     in_all = tuple(adapter for adapter in adapters if adapter.is_global and adapter.changes_text)
     found = {BASE: Reading(in_all, "")}
@@ -53,9 +54,13 @@ class ConditionCache:
         """Keeps one generation's conditions from driving each other out."""
         self.size = max(self._least, count)
 
-    def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """The cached value of `key`, or `compute()`'s, which is then cached; an error caches nothing."""
-        if key not in self._entries:
+    def get(
+        self, key: Hashable, compute: Callable[[], Value], holds: Callable[[Value], bool] = lambda value: True
+    ) -> Value:
+        """The cached value of `key` where that still `holds`, or `compute()`'s, which is then cached; an error caches
+        nothing.
+        """
+        if key not in self._entries or not holds(self._entries[key]):
             self._entries[key] = compute()
             while len(self._entries) > self.size:
                 self._entries.popitem(last=False)

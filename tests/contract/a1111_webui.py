@@ -16,6 +16,19 @@ MISFITS = {
     "misfit": ("full", {"diff": torch.zeros(3, 3)}),
     "misfit lora": ("lora", {"lora_down.weight": torch.zeros(2, 3)}),
 }
+PROPORTIONAL = (
+    "lora_up.weight",
+    "hada_w1_a",
+    "lokr_w1",
+    "diff",
+    "diff_b",
+    "w_norm",
+    "b_norm",
+    "a2.weight",
+    "b2.weight",
+)
+"""What of a file changes of layers are in proportion to."""
+
 KINDS_OF_A = {
     "conv_in": "mid",
     "down": "lora",
@@ -55,6 +68,14 @@ class A1111(WebUI):
             if kind in MISFITS:
                 on_disk.layers[layer_name(layer)].update(MISFITS[kind][1])
         return on_disk
+
+    def add_weighted(self, name: str, of: str, factors: dict) -> None:
+        file = self.networks.available_networks[of]
+        self.add(name, {}).layers = {
+            layer: {part: value * factor if part in PROPORTIONAL else value for part, value in parts.items()}
+            for layer, parts in file.layers.items()
+            if (factor := factors.get(layer.rpartition("model_")[2].removeprefix("transformer_"), 1))
+        }
 
     def add_broken(self, name: str) -> None:
         self.add(name, {}).layers = None

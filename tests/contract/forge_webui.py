@@ -46,6 +46,14 @@ class Forge(WebUI):
         patches = {layer_name(layer): KINDS.get(kind, kind) for layer, kind in layers.items()}
         return self.stand_in.add(name, patches, seed, **fields)
 
+    def add_weighted(self, name: str, of: str, factors: dict) -> None:
+        patches = {}
+        for key, (kind, (first, *values)) in self.networks.available_networks[of].patches.items():
+            layer = key.rpartition(".")[0].removeprefix("diffusion_model.").removeprefix("transformer.")
+            if factor := factors.get(layer, 1):
+                patches[key] = kind, (first * factor, *values)
+        self.add(name, {}).patches = patches
+
     def add_broken(self, name: str) -> None:
         self.add(name, {}).patches = None
 

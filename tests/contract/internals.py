@@ -86,6 +86,16 @@ def change_factors(host, monkeypatch, factor):
         monkeypatch.setattr(deltas.backend, "factors", changed)
 
 
+def name_blocks(monkeypatch, blocks):
+    """Layers whose name has such a part are of these blocks."""
+    block_weights = importlib.import_module("lib_loratorio.loras.block_weights")
+    monkeypatch.setattr(
+        block_weights,
+        "block_of",
+        lambda layer: next((block for part, block in blocks.items() if part in layer), None),
+    )
+
+
 def break_method(monkeypatch, where, error):
     """LoRAtorio's own method raises it where it plans a step, or combines one's predictions."""
 

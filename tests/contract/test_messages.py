@@ -1,7 +1,9 @@
 """What the user is told: bad input, notes, verification, and what the infotext says."""
 
 import math
+from copy import copy
 from dataclasses import astuple
+from types import SimpleNamespace
 
 import internals
 import pytest
@@ -71,7 +73,10 @@ def test_a_network_missing_in_the_second_pass_stops_the_first(host, monkeypatch)
 
 
 def test_mistyped_windows_stop_the_sampling(host):
-    with pytest.raises(LoratorioError, match="'ltbegin', which is not known; the names are ltstart, ltend and lt"):
+    with pytest.raises(
+        LoratorioError,
+        match="'ltbegin', which is not known; the names are ltstart, ltend, lt, lbw",
+    ):
         host.generate("a cat <lora:a:1:ltbegin=0.5>", ON)
 
 
@@ -217,3 +222,27 @@ def test_defaults_are_the_page_s_and_not_a_request_s(host):
     host.shared.opts.loratorio_default_temperature = 0.7
     p, _ = host.generate(f"a cat {TAGS}", ON)
     assert p.extra_generation_params["LoRAtorio"] == Settings(enabled=True).to_infotext()
+
+
+class PreparesAnew:
+    """What ADetailer does with all scripts and copies of the request, when an image is there."""
+
+    def __init__(self, host):
+        self.script = host.scripts.Script()
+        self.script.postprocess_image = self.postprocess_image
+        self.told = []
+
+    def postprocess_image(self, p, pp):
+        p.scripts.run("postprocess", copy(p), SimpleNamespace(images=[], infotexts=[], index_of_first_image=0))
+        p.scripts.run("before_process", copy(p))
+        self.told.append(dict(p.extra_generation_params))
+
+
+def test_what_is_told_stays_where_an_extension_has_scripts_prepare_themselves_anew(host):
+    p = host.request(f"a cat {TAGS}", {**ON, "verify": True, "maps": True, "method": "switch"})
+    anew = PreparesAnew(host)
+    p.scripts.scripts_and_args.append((anew.script, ()))
+    host.processing.process_images(p)
+    assert anew.told == [p.extra_generation_params]
+    assert "over 3 calls" in anew.told[0][VERIFY] and "no weight maps" in anew.told[0][NOTE]
+    assert host.errors.reported == []

@@ -50,6 +50,12 @@ class WebUI(ABC):
         """
 
     @abstractmethod
+    def add_weighted(self, name: str, of: str, factors: dict) -> None:
+        """Puts a file into the folder that is another one with its changes of layers multiplied. Of a kind that is not
+        in proportion to anything in its file, a factor is 0 or 1.
+        """
+
+    @abstractmethod
     def add_broken(self, name: str) -> None:
         """A file that the host cannot read."""
 
@@ -150,7 +156,7 @@ class WebUI(ABC):
         )
         assert "launch_sampling" not in vars(p.sampler)
         self.assert_own_state(p)
-        self.processing.Processing.cached_c[:] = [None, None]  # so that the text encoder is used, too
+        self.processing.Processing.cached_c[:2] = [None, None]  # so that the text encoder is used, too
         self.generate("a plain picture")
         weights, original = self.weights(), self.original_weights()
         assert all(torch.equal(value, original[name]) for name, value in weights.items())

@@ -484,7 +484,8 @@ def test_loras_without_effect_are_left_out(pipe, kohya, peft, written, caplog):
     ) as found:
         assert found.labels == ["good"]
     assert caplog.messages == [
-        "LoRAtorio: 5 LoRAs have no effect, as their factors or alphas are 0: zero, up, mixed, alpha, zero; left out."
+        "LoRAtorio: 5 LoRAs have no effect, as their factors, alphas or block weights are 0: zero, up, mixed, alpha, "
+        "zero; left out."
     ]
     with pytest.raises(LoratorioError, match=r"1 LoRAs have no effect, .*: zero; there is no other LoRA"):
         with loaded(pipe, idle[:1]):

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ class Pictures:
     images: list[np.ndarray]
     infotext: str
     params: dict[str, str]
+    infotexts: list[str] = field(default_factory=list)
 
     @property
     def image(self) -> np.ndarray:
@@ -196,7 +197,8 @@ def pictures(answer: webuiapi.WebUIApiResult) -> Pictures:
     """The client's answer as arrays, none of them flat."""
     images = [np.asarray(image.convert("RGB")).astype(np.int16) for image in answer.images]
     assert images and all(image.std() > 2 for image in images), "a picture is flat"
-    return Pictures(images, answer.info["infotexts"][0], answer.info["extra_generation_params"])
+    infotexts = answer.info["infotexts"]
+    return Pictures(images, infotexts[0], answer.info["extra_generation_params"], infotexts)
 
 
 def difference(one: Pictures, other: Pictures) -> int:

@@ -11,13 +11,17 @@ forward restores the base's weights first. That is why the list is emptied, and 
 """
 
 from lib_loratorio.hosts.a1111.sampling import on_cfg_denoised, on_cfg_denoiser, prepare
+from lib_loratorio.hosts.webui.distributed import collect as batch_done
+from lib_loratorio.hosts.webui.distributed import listen
 from lib_loratorio.hosts.webui.messages import note, stop
 from lib_loratorio.hosts.webui.request import finish, image_done, leave_alone, start
 
 __all__ = [
+    "batch_done",
     "finish",
     "image_done",
     "leave_alone",
+    "listen",
     "note",
     "on_cfg_denoised",
     "on_cfg_denoiser",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from typing import Any
+from weakref import ref
 
 import networks
 from modules import shared
@@ -15,6 +17,7 @@ from lib_loratorio.hosts.webui.pool import pooled
 from lib_loratorio.hosts.webui.state import state_of
 from lib_loratorio.hosts.webui.tags import is_available, names, requested, requested_in_hires, require, tags_by_name
 from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.block_weights import BlockWeights
 from lib_loratorio.loras.kinds import KOHYA
 from lib_loratorio.loras.metadata import user_metadata
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
@@ -33,19 +36,27 @@ TRAINED_ON = {"ss_base_model_version", "ss_v2"}
 """What trainers write into a file of the model that they started from."""
 
 
-def adapter_of(network, tag: LoraTag = LOCAL, pooled: bool = False) -> Adapter:
-    """A Network object of the host, which holds its strengths, as an adapter, whose `source` it is."""
+def name_of(network) -> str:
+    """What the prompt calls a network: LoRA Block Weight gives those that it has changed another name."""
+    return getattr(network, "mentioned_name", None) or network.name
+
+
+def adapter_of(network, tag: LoraTag = LOCAL, pooled: bool = False, changed: Hashable = None) -> Adapter:
+    """A Network object of the host, which holds its strengths, as an adapter, whose `source` it is.
+
+    `changed` tells it apart from a network of the same file whose contents are others.
+    """
     te, unet = network.te_multiplier, network.unet_multiplier
     of_unet = [name.startswith(UNET) for name in network.modules]
     return Adapter(
-        name=network.name,
+        name=name_of(network),
         path=network.network_on_disk.filename,
         text_strength=te,
         denoiser_strength=unet,
         changes_text=bool(network.bundle_embeddings) or (not all(of_unet) and te != 0),
         changes_denoiser=any(of_unet) and unet != 0,
         source=network,
-        version=(network.mtime, network.dyn_dim),
+        version=(network.mtime, network.dyn_dim, changed),
         tag=tag,
         pooled=pooled,
     )
@@ -63,18 +74,48 @@ def adapters_of(p, settings: Settings) -> list[Adapter]:
 def requested_adapters(p) -> list[Adapter]:
     """The prompt's adapters, without those of strength 0. Raises LoratorioError for a missing one."""
     requests, later = requested(p), requested_in_hires(p)
-    loaded = {network.name for network in networks.loaded_networks}
+    loaded = {name_of(network) for network in networks.loaded_networks}
     require(names(requests), lambda name: name in loaded, LAYOUTS)
     require(names(later), is_available, LAYOUTS)
     tags, without_tag = tags_by_name(requests), iter(())
-    adapters = [
-        adapter_of(network, next(tags.get(network.name, without_tag), LOCAL)) for network in networks.loaded_networks
-    ]
-    adapters = [adapter for adapter in adapters if acts(adapter.text_strength, adapter.denoiser_strength)]
-    for adapter in adapters:
-        if not adapter.source.modules and not adapter.source.bundle_embeddings:
-            raise matches_nothing(adapter.name, adapter.path, LAYOUTS)
+    found = [(network, next(tags.get(name_of(network), without_tag), LOCAL)) for network in networks.loaded_networks]
+    found = [(network, tag) for network, tag in found if acts(network.te_multiplier, network.unet_multiplier)]
+    for network, _ in found:
+        if not network.modules and not network.bundle_embeddings:
+            raise matches_nothing(name_of(network), network.network_on_disk.filename, LAYOUTS)
+    adapters = [_tagged(network, tag) for network, tag in found]
     return [adapter for adapter in adapters if adapter.changes_denoiser or adapter.changes_text]
+
+
+def _tagged(network, tag: LoraTag) -> Adapter:
+    """A network of the prompt with its tag's block weights. Raises SettingsError where these are another model's."""
+    if network.name != name_of(network):
+        # LoRA Block Weight has multiplied what it holds. It also changes its strengths, in the middle of the sampling.
+        return adapter_of(_copy(network), replace(tag, blocks=None, elements=""), changed=ref(network))
+    if tag.blocks is None:
+        return adapter_of(network, tag)
+    of_unet = [name for name in network.modules if name.startswith(UNET)]
+    tag.blocks.require_suited(of_unet, name_of(network))
+    weighted = _weighted(network, tag.blocks)
+    return replace(adapter_of(weighted, tag), switched_off=len(set(of_unet) - weighted.modules.keys()))
+
+
+def _weighted(network, weights: BlockWeights) -> Any:
+    """A copy of a Network whose modules have a strength each, without those of strength 0.
+
+    The host knows by a network's name whether the weights have it already.
+    """
+    own = _copy(network)
+    own.name = f"{network.name}:lbw={weights.listed}"
+    factors = {name: weights.factor(name) for name in own.modules}
+    own.modules = {name: module for name, module in own.modules.items() if factors[name]}
+    for name, module in own.modules.items():
+        module.multiplier = _multiplied(module.multiplier, factors[name])
+    return own
+
+
+def _multiplied(multiplier: Callable[[], float], factor: float) -> Callable[[], float]:
+    return lambda: multiplier() * factor
 
 
 def _of_pool(p, name: str, strength: float) -> Adapter:
@@ -136,6 +177,8 @@ def _load(adapters: Sequence[Adapter]) -> None:
             [adapter.denoiser_strength for adapter in adapters],
             [adapter.version[1] for adapter in adapters],
         )
+        # The loader prefers what is loaded by these names already, which can be a network without our block weights.
+        networks.loaded_networks[:] = [adapter.source for adapter in adapters]
     finally:
         networks.networks_in_memory.clear()
         networks.networks_in_memory.update(memory)

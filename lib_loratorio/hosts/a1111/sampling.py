@@ -7,13 +7,15 @@ from contextlib import contextmanager
 
 import networks
 import torch
-from modules import sd_samplers_timesteps, sd_unet, shared
+from modules import sd_unet, shared
 
-from lib_loratorio.hosts.a1111.call import HostCall
+from lib_loratorio.errors import LoratorioError
+from lib_loratorio.hosts.a1111 import neighbours
+from lib_loratorio.hosts.a1111.call import HostCall, text_at_step
 from lib_loratorio.hosts.a1111.deltas import bank_of
 from lib_loratorio.hosts.a1111.loader import adapters_of, loaded
 from lib_loratorio.hosts.webui import passes
-from lib_loratorio.hosts.webui.text import text_conditions
+from lib_loratorio.hosts.webui.text import text_conditions, text_of_step
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.settings import Settings
 
@@ -31,7 +33,7 @@ def declined(p) -> str | None:
         return "SD3 models are not supported"
     if sd_unet.current_unet is not None:
         return "it needs the built-in UNet; set 'SD Unet' to None"
-    return None
+    return neighbours.declined(p.sampler.model_wrap_cfg)
 
 
 def prepare(p, settings: Settings) -> None:
@@ -58,6 +60,9 @@ class Pass(passes.Pass):
         self.loaded = list(networks.loaded_networks)
         forward_before = self.model.__dict__.get("forward")
         self.forward = self.model.forward
+        extensions = neighbours.acting(self.denoiser)
+        self.composer.bank.rows_repeat_in_place = bool(extensions & neighbours.IN_PLACE)
+        self.beside(extensions - neighbours.IN_PLACE)
         try:
             with self.composer.bank.attached():
                 self.model.forward = self._evaluate
@@ -83,29 +88,40 @@ class Pass(passes.Pass):
             return
         step = self.plan()
         if step is not None:
-            call = HostCall(self.composer, step, self.denoiser, params, self.texts)
+            text = text_of_step(self.p, self.denoiser, params, self.texts, text_at_step)
+            call = HostCall(self.composer, step, self.denoiser, params, text)
             networks.loaded_networks.clear()
             self.call = call
 
     def _evaluate(self, x: torch.Tensor, sigma: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """In place of the model's forward."""
+        """In place of the model's forward; for another extension's call the networks are taken out, too."""
         self.raise_error()
         if self.call is None:
             return self.forward(x, sigma, *args, **kwargs)
-        return self.call.evaluate(x, sigma, args, kwargs)
+        loaded = list(networks.loaded_networks)
+        networks.loaded_networks.clear()
+        try:
+            return self.call.evaluate(x, sigma, args, kwargs)
+        except LoratorioError as error:
+            self.error = error  # the host ignores what is raised in another extension's callback, as it does in ours
+            raise
+        finally:
+            networks.loaded_networks[:] = loaded
 
     def finish(self, params) -> None:
         """on_cfg_denoised: the guidance goes on with what is written into `params.x`."""
-        call, self.call = self.call, None
-        networks.loaded_networks[:] = self.loaded
-        if call is not None:
-            call.finish(params.x, isinstance(self.denoiser, sd_samplers_timesteps.CFGDenoiserTimesteps))
+        try:
+            if self.call is not None:
+                self.call.finish(params.x)
+        finally:
+            networks.loaded_networks[:] = self.loaded
 
     # The engine's ModelHost
 
     def run(self, inputs: tuple) -> torch.Tensor:
         x, sigma, args, kwargs = inputs
-        return self.forward(x, sigma, *args, **kwargs)
+        predictions = self.forward(x, sigma, *args, **kwargs)
+        return predictions.clone() if self.composer.apart else predictions  # some return the same memory in each call
 
     def fits(self, rows: int) -> bool:
         """The host makes no estimate: what does not fit shows when memory runs out."""

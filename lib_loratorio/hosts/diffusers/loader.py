@@ -25,6 +25,7 @@ from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.errors import LoratorioError, told
+from lib_loratorio.hosts.diffusers.blocks import weighted
 from lib_loratorio.hosts.diffusers.files import LoraFileError, main_file, read
 from lib_loratorio.hosts.diffusers.fitting import ModelLayers, fitted
 from lib_loratorio.hosts.diffusers.layouts import embeddings, layers
@@ -142,6 +143,8 @@ def _checked(lora: Lora) -> Lora:
     path, strength, tag, pooled = Lora(*lora)
     if not isinstance(strength, (int, float)) or not math.isfinite(strength):
         raise LoratorioError(f"the strength of {path} is {strength!r}; it must be a number.")
+    if tag.elements:
+        raise LoratorioError(f"the LoRA {path} has lbwe={tag.elements}; of block weights only lbw is known.")
     if not Path(path).exists():
         raise LoratorioError(f"there is no LoRA file {path}.")
     return Lora(Path(path), float(strength), tag, pooled)
@@ -172,7 +175,9 @@ def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
     if refused:
         left_out.append(f"{len(refused)} LoRAs of the pool cannot be used: {'; '.join(refused)}")
     if idle:
-        left_out.append(f"{len(idle)} LoRAs have no effect, as their factors or alphas are 0: {', '.join(idle)}")
+        left_out.append(
+            f"{len(idle)} LoRAs have no effect, as their factors, alphas or block weights are 0: {', '.join(idle)}"
+        )
     if not adapters:
         raise LoratorioError(f"{'; '.join(left_out)}; there is no other LoRA.")
     for note in (*(f"{message}; left out." for message in left_out), *notes):
@@ -184,9 +189,10 @@ def _load(pipe, name: str, lora: Lora, notes: list[str]) -> Adapter | None:
     """None for a LoRA that has no effect on this model; to `notes` goes what is to be told. Raises LoraFileError."""
     file = read(lora.path)
     fit = fitted(pipe, lora.path, layers(lora.path, file))
-    if not fit.acting:
+    acting = weighted(fit.acting, lora.tag.blocks, name_of(lora.path))
+    if not acting:
         return None
-    _put(pipe, name, lora.path, fit.acting)
+    _put(pipe, name, lora.path, acting)
     if fit.missing:
         of_all = fit.missing + sum(map(len, fit.layers.values()))
         notes.append(
@@ -199,8 +205,8 @@ def _load(pipe, name: str, lora: Lora, notes: list[str]) -> Adapter | None:
         path=str(main_file(lora.path)),
         text_strength=lora.strength,
         denoiser_strength=lora.strength,
-        changes_text=fit.acting.keys() != {"unet"},
-        changes_denoiser="unet" in fit.acting,
+        changes_text=acting.keys() != {"unet"},
+        changes_denoiser="unet" in acting,
         source=name,
         tag=lora.tag,
         pooled=lora.pooled,

@@ -13,7 +13,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 
 from lib_loratorio.engine.composer import Composer, Tally
-from lib_loratorio.engine.trees import map_tensors, take_rows
+from lib_loratorio.engine.sampler_call import UNCONDITIONAL, Rows
+from lib_loratorio.engine.trees import take_rows
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.errors import LoratorioError, told
 from lib_loratorio.hosts.diffusers.loader import Lora, activate, bank_of, loaded, text_encoders
@@ -167,14 +168,14 @@ class Composition:
             activate(encoder, adapters)
         return self.encode_prompt(**asked)
 
-    def _with_own_text(self, model: int, inputs: dict, rows: slice) -> dict:
-        """A model's inputs with its own text for `rows` of a batch whose conditional rows come first."""
+    def _with_own_text(self, model: int, inputs: dict, rows: Rows) -> dict:
+        """A model's inputs with its own text for `rows` of a batch."""
         if model not in self.texts:
             return inputs
         guided = self.pipe.do_classifier_free_guidance
 
         def rows_of(cond: torch.Tensor, uncond: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-            return (torch.cat([cond, uncond]) if guided else cond)[rows].to(like)
+            return (torch.cat([uncond, cond]) if guided else cond)[rows].to(like)
 
         cond, uncond, *pooled = self.texts[model]
         inputs = {**inputs, "encoder_hidden_states": rows_of(cond, uncond, inputs["encoder_hidden_states"])}
@@ -209,15 +210,16 @@ class Composition:
         rows = sample.shape[0]
         unconditional = rows // 2 if self.pipe.do_classifier_free_guidance else 0
         images = rows - unconditional
-        # The engine has conditional rows first. The timestep becomes rows too, so that it follows them.
-        inputs = _swapped({**inputs, "timestep": timestep.expand(rows)}, unconditional)
+        # The timestep becomes rows too, so that it follows them.
+        inputs = {**inputs, "timestep": timestep.expand(rows)}
         if step is None:
-            return _swapped(self._merged_rows(inputs, rows), images)
+            return self._merged_rows(inputs, rows)
         sampler_call = self.composer.call(step, torch.arange(images, device=sample.device))
         sampler_call.evaluate(
-            images, unconditional, lambda model, span: self._with_own_text(model, take_rows(inputs, span), span)
+            [UNCONDITIONAL] * unconditional + list(range(images)),
+            lambda model, rows: self._with_own_text(model, take_rows(inputs, rows), rows),
         )
-        latents = inputs["sample"][:images, : self.pipe.unet.config.out_channels]
+        latents = inputs["sample"][unconditional:, : self.pipe.unet.config.out_channels]
         space = noise_space(self.pipe.scheduler, latents, timestep.flatten()[0])
         composed = self.composer.finish(sampler_call, space)
         if composed.unconditional is None:
@@ -251,10 +253,13 @@ class Composition:
         """diffusers makes the texts of prompt and negative prompt equally long."""
         return True
 
-
-def _swapped(tree: Any, rows: int) -> Any:
-    """The first `rows` of each tensor moved behind the others."""
-    return map_tensors(lambda tensor: torch.cat([tensor[rows:], tensor[:rows]]), tree)
+    def goes_apart(self) -> None:
+        logging.warning(
+            told(
+                "something makes other batches of what the UNet is asked for, so that the base and each LoRA are "
+                "evaluated in UNet calls of their own, which takes longer."
+            )
+        )
 
 
 def _with_words(prompt: str | list[str], words: str) -> str | list[str]:

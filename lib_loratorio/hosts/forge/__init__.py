@@ -10,13 +10,17 @@ What differs among the family's members lies in `main`, `reforge` and `neo`.
 """
 
 from lib_loratorio.hosts.forge.sampling import on_cfg_denoised, on_cfg_denoiser, prepare, stop
+from lib_loratorio.hosts.webui.distributed import collect as batch_done
+from lib_loratorio.hosts.webui.distributed import listen
 from lib_loratorio.hosts.webui.messages import note
 from lib_loratorio.hosts.webui.request import finish, image_done, leave_alone, start
 
 __all__ = [
+    "batch_done",
     "finish",
     "image_done",
     "leave_alone",
+    "listen",
     "note",
     "on_cfg_denoised",
     "on_cfg_denoiser",

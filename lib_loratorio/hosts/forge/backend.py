@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from lib_loratorio.loras.block_weights import BlockWeights
+
 Patches = Mapping[str, list]
 """Per weight of the model what the host would do to it, in the host's own form."""
 
@@ -48,6 +50,15 @@ def low_rank_factors(patch: Any, values: tuple) -> Factors | None:
     return Factors(up, down, mid, alpha, strength, offset)
 
 
+def weighted_patches(patches: Patches, weights: BlockWeights) -> dict[str, list]:
+    """The patches at strengths multiplied as the `weights` say, without those of strength 0."""
+    found = {}
+    for key, of_weight in patches.items():
+        if factor := weights.factor(key):
+            found[key] = [type(patch)((patch[0] * factor, *patch[1:])) for patch in of_weight]
+    return found
+
+
 class Backend(Protocol):
     """A module with these functions. Patchers are the host's ModelPatchers."""
 
@@ -71,6 +82,9 @@ class Backend(Protocol):
 
     def without_networks(self, patcher: Any, merged: Any, original: Any) -> Any:
         """A clone of `patcher` without the patches by which `merged` differs from `original`."""
+
+    def weighted(self, patcher: Any, original: Any, weights: BlockWeights) -> Any:
+        """A clone of `patcher` in which what it has and `original` has not is multiplied as `weights` say."""
 
     def with_patches(self, patcher: Any, networks: Any, original: Any) -> Any:
         """A clone of `patcher` with what `networks` has that `original` has not."""

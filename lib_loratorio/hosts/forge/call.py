@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 
 from lib_loratorio.engine.composer import Composer
 from lib_loratorio.engine.noise_space import NoiseSpace
 from lib_loratorio.engine.planner import Step
-from lib_loratorio.engine.sampler_call import SamplerCall
+from lib_loratorio.engine.sampler_call import UNCONDITIONAL, SamplerCall
 from lib_loratorio.engine.trees import take_rows
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.hosts.forge.conditions import UNCONDITIONAL, Own, Shown, Tags, blended, check
+from lib_loratorio.hosts.forge.conditions import Own, Shown, Tags, blended, check
 from lib_loratorio.hosts.forge.loader import backend
 from lib_loratorio.hosts.forge.rows import HostBatch
 
 
-class Asked(NamedTuple):
+@dataclass(frozen=True)
+class Asked:
     """What the model is asked for by one call of the wrapper."""
 
     apply_model: Callable
@@ -31,20 +34,25 @@ class HostCall:
 
     Args:
         composer, step: what it is composed by, and of.
-        own: the conditions of the models that read the prompt by themselves.
+        own: gives the conditions of the models that read the prompt by themselves, once the host has its own.
 
     asked: what the wrapper is being asked for.
     """
 
-    def __init__(self, composer: Composer, step: Step, own: Own):
+    def __init__(self, composer: Composer, step: Step, own: Callable[[], Own]):
         self.composer, self.step = composer, step
         self.asked: Asked | None = None
         self.is_composed = False
-        self._own, self._own_shown = own, own
+        self._own_of_step = own
+        self._own_shown: Own | None = None  # of conditions in their time, where these are known
         self._shown = Shown([], [], [], None)
         self._tags = Tags()
         self._sampler_call: SamplerCall | None = None  # for the time of the host's own evaluation
         self._patch_weights: torch.Tensor | None = None
+
+    @cached_property
+    def _own(self) -> Own:
+        return self._own_of_step()
 
     def close(self) -> None:
         self._tags.take_back()
@@ -84,33 +92,27 @@ class HostCall:
         numbers = None if tags is None else tags[:: asked.batch.images].tolist()
         try:
             if self._sampler_call and numbers:
-                conditions = sorted(number for number in numbers if number != UNCONDITIONAL)
-                predictions, rows = self._chunks(self._sampler_call, numbers, conditions)
-                return predictions[rows.argsort()]
+                return self._evaluated(self._sampler_call, numbers, numbers)
             return self._aside(numbers or [None] * len(asked.batch.flags))
         finally:
             self.asked = former
 
-    def _chunks(
-        self, call: SamplerCall, numbers: Sequence[int], positions: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Evaluates the batch for `call`, conditions first; gives predictions, and the rows of the batch they are for.
+    def _evaluated(self, call: SamplerCall, numbers: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Evaluates the batch for `call`.
 
-        `numbers` are the chunks' conditions, or `UNCONDITIONAL`; `positions` are the conditions' ones in the whole
-        call.
+        `numbers` are the chunks' conditions, or `UNCONDITIONAL`; `positions` are the conditions' ones in the call.
         """
-        batch = self.asked.batch
-        order = sorted(range(len(numbers)), key=lambda chunk: (numbers[chunk] == UNCONDITIONAL, numbers[chunk]))
-        rows, ordered = batch.rows_of(order), [numbers[chunk] for chunk in order]
-        base = batch.taken(rows)
-        own = {model: self._with_own_text(model, base, ordered) for model in self._own}
-        predictions = call.evaluate(
-            len(positions) * batch.images,
-            (len(numbers) - len(positions)) * batch.images,
-            lambda model, span: take_rows(own.get(model, base), span),
-            [position * batch.images + row for position in positions for row in range(batch.images)],
+        asked, images = self.asked, self.asked.batch.images
+        base = {**asked.batch.tree, "asked": asked}
+        own = {model: self._with_own_text(model, base, numbers) for model in self._own}
+        return call.evaluate(
+            [
+                UNCONDITIONAL if position == UNCONDITIONAL else position * images + row
+                for position in positions
+                for row in range(images)
+            ],
+            lambda model, rows: take_rows(own.get(model, base), rows),
         )
-        return predictions, rows
 
     def _aside(self, tags: Sequence[int | None]) -> torch.Tensor:
         """Rows that the host's own sampling step does not ask for, such as a perturbed prediction to move away from.
@@ -127,7 +129,10 @@ class HostCall:
             )
         image_of = torch.arange(batch.images, device=batch.tree["x"].device)
         call = self.composer.call(self.step, image_of.repeat(len(conditions or self._shown.conditions)), aside=True)
-        _, rows = self._chunks(call, numbers, range(len(conditions)))
+        order = sorted(range(len(numbers)), key=lambda chunk: (numbers[chunk] == UNCONDITIONAL, numbers[chunk]))
+        positions = [UNCONDITIONAL if numbers[chunk] == UNCONDITIONAL else order.index(chunk) for chunk in order]
+        self._evaluated(call, numbers, [positions[order.index(chunk)] for chunk in range(len(numbers))])
+        rows = batch.rows_of(order)
         x = batch.tree["x"][rows][: len(conditions) * batch.images]
         space = NoiseSpace.denoised(x, batch.tree["timestep"][: batch.images])
         composed = self.composer.finish(call, space, self._weights_of(conditions))
@@ -159,7 +164,7 @@ class HostCall:
     def _with_own_text(self, model: int, base: dict, numbers: Sequence[int]) -> dict:
         """A batch's tree with a model's own text conditions, and what ControlNet makes of them."""
         batch = self.asked.batch
-        conditions, unconditional = self._own_shown[model]
+        conditions, unconditional = (self._own if self._own_shown is None else self._own_shown)[model]
         x, timestep = base["x"][: batch.images], base["timestep"][: batch.images]
         wanted = [unconditional[0] if number == UNCONDITIONAL else conditions[number] for number in numbers]
         own = backend.cond_cat([backend.area_and_mult(one, x, timestep).conditioning for one in wanted])

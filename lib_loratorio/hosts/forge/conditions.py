@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lib_loratorio.engine.sampler_call import UNCONDITIONAL
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.forge.loader import backend
 
 TAG = "loratorio"
 """An entry of a condition's `model_conds` that tells in the wrapper's batch which condition a row belongs to."""
-
-UNCONDITIONAL = -1
 
 Own = Mapping[int, tuple[list[dict], list[dict]]]
 """Per model that reads the prompt by itself, its conditions and its unconditional one, in the host's form."""

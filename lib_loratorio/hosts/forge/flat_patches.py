@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from lib_loratorio.hosts.forge.backend import Factors, Patches, low_rank_factors
+from lib_loratorio.hosts.forge.backend import Factors, Patches, low_rank_factors, weighted_patches
+from lib_loratorio.loras.block_weights import BlockWeights
 
 
 def patches(patcher: Any, original: Any) -> Patches:
@@ -30,10 +31,17 @@ def without_networks(patcher: Any, merged: Any, original: Any) -> Any:
     return _with(patcher, _without(patcher.patches, patches(merged, original)), original)
 
 
+def weighted(patcher: Any, original: Any, weights: BlockWeights) -> Any:
+    of_networks = weighted_patches(patches(patcher, original), weights)
+    return _with(patcher, _together(original.patches, of_networks), original)
+
+
 def with_patches(patcher: Any, networks: Any, original: Any) -> Any:
-    added = patches(networks, original)
-    every = {key: [*patcher.patches.get(key, ()), *added.get(key, ())] for key in {**patcher.patches, **added}}
-    return _with(patcher, every, original)
+    return _with(patcher, _together(patcher.patches, patches(networks, original)), original)
+
+
+def _together(patches: Patches, others: Patches) -> dict[str, list]:
+    return {key: [*patches.get(key, ()), *others.get(key, ())] for key in {**patches, **others}}
 
 
 def _with(patcher: Any, patches: Patches, original: Any) -> Any:

@@ -16,6 +16,7 @@ from lib_loratorio.hosts.webui.pool import pooled
 from lib_loratorio.hosts.webui.state import state_of
 from lib_loratorio.hosts.webui.tags import Wanted, is_available, names, requested, requested_in_hires, require
 from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.block_weights import BlockWeights
 from lib_loratorio.loras.kinds import DIFFUSERS, KOHYA, PEFT
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.settings import Settings
@@ -59,13 +60,14 @@ def requested_adapters(p) -> list[Adapter]:
 
 def _adapter(p, wanted: Wanted, tag: LoraTag) -> Adapter:
     """An adapter, loaded once a request and model: the batches of a request prepare their samplings anew."""
-    known, key = state_of(p).adapters, (id(p.sd_model), wanted)
+    known, key = state_of(p).adapters, (id(p.sd_model), wanted, tag.blocks)
     if key not in known:
-        known[key] = _loaded_alone(p.sd_model, wanted)
+        known[key] = _loaded_alone(p.sd_model, wanted, tag.blocks)
     return replace(known[key], tag=tag)
 
 
-def _loaded_alone(sd_model, wanted: Wanted) -> Adapter:
+def _loaded_alone(sd_model, wanted: Wanted, weights: BlockWeights | None = None) -> Adapter:
+    """Raises LoratorioError for a network that is missing or for another model, and for another model's weights."""
     original = sd_model.forge_objects_original
     _load(wanted)
     (network,) = networks.loaded_networks
@@ -78,6 +80,14 @@ def _loaded_alone(sd_model, wanted: Wanted) -> Adapter:
             raise matches_nothing(wanted.name, path, LAYOUTS)
         # reForge does not read what has a strength of 0, so that this may be all there is.
         _loaded_alone(sd_model, wanted._replace(te=1.0, unet=1.0))
+    of_denoiser = len(patches)
+    if weights:
+        weights.require_suited(patches, wanted.name)
+        unet = backend.weighted(unet, original.unet, weights)
+        clip = clip.clone()
+        clip.patcher = backend.weighted(clip.patcher, original.clip.patcher, weights)
+        patches = backend.patches(unet, original.unet)
+        text = backend.patches(clip.patcher, original.clip.patcher)
     return Adapter(
         name=wanted.name,
         path=path,
@@ -87,6 +97,7 @@ def _loaded_alone(sd_model, wanted: Wanted) -> Adapter:
         changes_denoiser=bool(patches) and wanted.unet != 0,
         source=Network(unet, clip, patches if wanted.unet else {}),
         version=(network.mtime, wanted.rank),
+        switched_off=of_denoiser - len(patches),
     )
 
 

@@ -15,7 +15,15 @@ from backend.sampling.sampling_function import cond_cat, get_area_and_mult
 
 from lib_loratorio.deltas.dense import DeltaError
 from lib_loratorio.deltas.precision import FLOATS
-from lib_loratorio.hosts.forge.backend import QUANTISED, Factors, Patches, declined, low_rank_factors
+from lib_loratorio.hosts.forge.backend import (
+    QUANTISED,
+    Factors,
+    Patches,
+    declined,
+    low_rank_factors,
+    weighted_patches,
+)
+from lib_loratorio.loras.block_weights import BlockWeights
 
 __all__ = ["Condition", "compile_conditions", "compile_weighted_conditions", "cond_cat", "declined"]
 
@@ -34,6 +42,16 @@ def without_networks(patcher: Any, merged: Any, original: Any) -> Any:
     networks = merged.lora_patches.keys() - original.lora_patches.keys()
     clone = patcher.clone()
     clone.lora_patches = {key: value for key, value in patcher.lora_patches.items() if key not in networks}
+    return clone
+
+
+def weighted(patcher: Any, original: Any, weights: BlockWeights) -> Any:
+    """The host knows what is merged by these identities alone, so they get other names."""
+    clone = patcher.clone()
+    for identity in patcher.lora_patches.keys() - original.lora_patches.keys():
+        name, *others = identity
+        if of_network := weighted_patches(clone.lora_patches.pop(identity), weights):
+            clone.lora_patches[(f"{name}:lbw={weights.listed}", *others)] = of_network
     return clone
 
 

@@ -13,7 +13,7 @@ from backend.patcher import lora
 
 from lib_loratorio.hosts.forge import flat_patches, main
 from lib_loratorio.hosts.forge.backend import Factors
-from lib_loratorio.hosts.forge.flat_patches import merging, patches, with_patches, without_networks
+from lib_loratorio.hosts.forge.flat_patches import merging, patches, weighted, with_patches, without_networks
 from lib_loratorio.hosts.forge.main import (
     Condition,
     area_and_mult,
@@ -36,6 +36,7 @@ __all__ = [
     "install",
     "merging",
     "patches",
+    "weighted",
     "with_patches",
     "without_networks",
 ]

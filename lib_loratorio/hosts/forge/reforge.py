@@ -20,9 +20,9 @@ from lib_loratorio.deltas.dense import DeltaError
 from lib_loratorio.deltas.precision import in_full
 from lib_loratorio.hosts.forge import flat_patches
 from lib_loratorio.hosts.forge.backend import QUANTISED, Factors, declined
-from lib_loratorio.hosts.forge.flat_patches import merging, patches, with_patches, without_networks
+from lib_loratorio.hosts.forge.flat_patches import merging, patches, weighted, with_patches, without_networks
 
-__all__ = ["Condition", "cond_cat", "declined", "merging", "patches", "with_patches", "without_networks"]
+__all__ = ["Condition", "cond_cat", "declined", "merging", "patches", "weighted", "with_patches", "without_networks"]
 
 area_and_mult = get_area_and_mult
 

@@ -48,9 +48,6 @@ class HostBatch:
             device=self.tree["x"].device,
         )
 
-    def taken(self, rows: torch.Tensor) -> dict:
-        return map_tensors(lambda tensor: tensor[rows], self.tree)
-
     def call(self, tree: dict) -> dict:
         """Arguments for a wrapper, for a batch put together of parts of this one."""
         chunks = tree["chunk"][:: self.images].tolist()

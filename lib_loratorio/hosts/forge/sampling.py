@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from modules import prompt_parser
 
+from lib_loratorio.hosts.forge import neighbours
 from lib_loratorio.hosts.forge.call import Asked, HostCall
 from lib_loratorio.hosts.forge.conditions import TAG, Own
 from lib_loratorio.hosts.forge.deltas import bank_of
 from lib_loratorio.hosts.forge.loader import adapters_of, backend, text_encoder_of
 from lib_loratorio.hosts.forge.rows import HostBatch, looks_across_rows
 from lib_loratorio.hosts.webui import messages, passes
-from lib_loratorio.hosts.webui.text import text_conditions
+from lib_loratorio.hosts.webui.followed import Pair, StepText
+from lib_loratorio.hosts.webui.neighbours import sets_loras_by_region
+from lib_loratorio.hosts.webui.text import text_conditions, text_of_step
 from lib_loratorio.loras.adapter import BASE, Adapter
 from lib_loratorio.settings import Settings
 
@@ -35,7 +38,7 @@ def declined(p) -> str | None:
         return "LoRAs are switched off for this generation"
     if getattr(p.sd_model, "cond_stage_key", None) == "edit" or getattr(p.sd_model, "is_sd_edit", False):
         return "InstructPix2Pix models are not supported"
-    return backend.declined(p.sd_model)
+    return backend.declined(p.sd_model) or sets_loras_by_region()
 
 
 def prepare(p, settings: Settings) -> None:
@@ -75,6 +78,9 @@ class Pass(passes.Pass):
     def running(self) -> Iterator[None]:
         """Everything in place for the time of the sampling; everything back afterwards."""
         global _current
+        self.beside(neighbours.acting(self.model, self.wrapper))
+        if self.wrapper and not self.composer.apart:
+            self.composer.go_apart()
         try:
             with self.composer.bank.attached(), backend.bracket(_calc):
                 _current = self
@@ -95,28 +101,23 @@ class Pass(passes.Pass):
         step = self.plan()
         self._set_weights(self.former if step is None else self.base)
         if step is not None:
-            self.call = HostCall(self.composer, step, self._texts_of_step(params))
+            text = text_of_step(self.p, self.denoiser, params, self.texts, _text_at_step)
+            self.call = HostCall(self.composer, step, lambda: self._own_conditions(text))
 
     def _end_call(self) -> None:
         if self.call:
             self.call.close()
         self.call = None
 
-    def _texts_of_step(self, params) -> Own:
-        """Puts the base's text conditions of this step into the host's `params`; returns those of the other models."""
-        own = {}
-        for model, (cond, uncond) in self.texts.items():
-            composition, cond = prompt_parser.reconstruct_multicond_batch(cond, self.denoiser.step)
-            if params.text_uncond is None:
-                uncond = None
-            else:
-                uncond = prompt_parser.reconstruct_cond_batch(uncond, self.denoiser.step)
-            if model == BASE:
-                params.text_cond, params.text_uncond = cond, uncond
-            else:
-                conditions = backend.compile_weighted_conditions(cond, composition)
-                own[model] = conditions, backend.compile_conditions(uncond)
-        return own
+    def _own_conditions(self, text: StepText) -> Own:
+        """Those of the models that read the prompt by themselves, in the host's form."""
+        if not text.own:
+            return {}
+        composition, _ = prompt_parser.reconstruct_multicond_batch(self.texts[BASE][0], self.denoiser.step)
+        return {
+            model: (backend.compile_weighted_conditions(cond, composition), backend.compile_conditions(uncond))
+            for model, (cond, uncond) in text.reached().items()
+        }
 
     def _set_weights(self, patcher: Any) -> None:
         """The model's weights from here on: outside composed steps those with all networks, as the host merges them."""
@@ -139,24 +140,21 @@ class Pass(passes.Pass):
         tags = c.pop(TAG, None)
         if self.call is None:
             return _through(self.wrapper, apply_model, {**args, "c": c})
+        options = c.get("transformer_options", {})
+        self.composer.bank.rows_repeat_in_place = neighbours.repeat_in_place(options)
+        if not self.composer.apart and looks_across_rows(options):
+            self.composer.go_apart()
         return self.call.evaluate(Asked(apply_model, HostBatch.of(args, c)), tags)
 
     # The engine's ModelHost
 
     def run(self, inputs: dict) -> torch.Tensor:
-        apply_model, batch = self.call.asked
-        predictions = _through(self.wrapper, apply_model, batch.call(inputs))
-        return predictions.clone() if self.wrapper else predictions  # some wrappers return the same memory in each call
+        asked = inputs["asked"]
+        predictions = _through(self.wrapper, asked.apply_model, asked.batch.call(inputs))
+        return predictions.clone() if self.composer.apart else predictions  # some return the same memory in each call
 
     def fits(self, rows: int) -> bool:
-        """Whether several models' rows can be evaluated in one call.
-
-        An earlier wrapper may make other batches of the rows, as tiles do: it gets one model's at a time.
-        """
-        batch = self.call.asked.batch
-        if self.wrapper or looks_across_rows(batch.fixed.get("transformer_options", {})):
-            return False
-        x = batch.tree["x"]
+        x = self.call.asked.batch.tree["x"]
         return backend.fits(self.model, (rows, *x.shape[1:]), x.device)
 
     @contextmanager
@@ -173,6 +171,12 @@ class Pass(passes.Pass):
     def same_length(self, model: int) -> bool:
         """The host makes texts of unequal length equal, or asks for them apart."""
         return True
+
+
+def _text_at_step(cond: Any, uncond: Any, step: int) -> Pair:
+    """The condition `[C, tokens, width]` and the unconditional one `[B, tokens, width]` or None, or dicts of such."""
+    _, text = prompt_parser.reconstruct_multicond_batch(cond, step)
+    return text, None if uncond is None else prompt_parser.reconstruct_cond_batch(uncond, step)
 
 
 # Without a running pass these are the host's own.

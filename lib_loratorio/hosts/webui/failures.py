@@ -85,7 +85,8 @@ def tell_left_out(p, adapters: Sequence[Adapter]) -> None:
 def _suits(adapter: Adapter, applied: int) -> bool:
     """Whether enough of a file fits this model: text-encoder layers alone may fit many kinds of models."""
     in_file = kinds.layers(adapter.path)
-    return not adapter.denoiser_strength or in_file is None or applied >= LEAST * in_file.denoiser
+    fitting = applied + adapter.switched_off
+    return not adapter.denoiser_strength or in_file is None or fitting >= LEAST * in_file.denoiser
 
 
 def _damaged(adapter: Adapter, layers: Sequence[str]) -> LoratorioError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from modules import images, shared
 from PIL.Image import Image
@@ -14,7 +15,18 @@ from lib_loratorio.hosts.webui.options import map_format
 from lib_loratorio.page.weight_panel import weight_panel
 
 SHARES = "LoRAtorio shares"
-"""The key, in the API's `info`, of each LoRA's mean weight in each image, and in each model call of its batch."""
+"""The key, in the API's `info`, of each LoRA's mean weight in each image, and in each model call of its batch, and of
+the place of its panel among the answer's images.
+"""
+
+
+class Drawn(NamedTuple):
+    """An image's panel and shares, with its seed and prompt."""
+
+    panel: Image
+    share: dict
+    seed: int
+    prompt: str
 
 
 @dataclass
@@ -23,6 +35,7 @@ class Panels:
 
     names: of the adapters that compete. patch_size: in latent pixels. maps: of the pass at hand.
     done: images of the batch that are there. panels: drawn so far. shares: of each image with a panel.
+    elsewhere: of images that other machines have made, which come last.
     """
 
     names: Sequence[str] = ()
@@ -31,6 +44,7 @@ class Panels:
     done: int = 0
     panels: list[Image] = field(default_factory=list)
     shares: list[dict] = field(default_factory=list)
+    elsewhere: list[Drawn] = field(default_factory=list)
 
     def begin(self, names: Sequence[str], patch_size: int) -> WeightMaps:
         """The maps of a pass that begins, with the adapters that compete in it."""
@@ -55,23 +69,31 @@ class Panels:
     def hand_over(self, p, processed) -> None:
         """Appends the panels to a finished request's images, and saves them as the host saves grids."""
         first = processed.index_of_first_image
-        for number, panel in enumerate(self.panels):
+        drawn = [*map(Drawn, self.panels, self.shares, *_of_images(p, len(self.panels))), *self.elsewhere]
+        for number, (panel, share, seed, prompt) in enumerate(drawn):
             text = processed.infotexts[min(first + number, len(processed.infotexts) - 1)]
             if shared.opts.grid_save and not getattr(p, "do_not_save_grid", False):
-                _save(p, panel, number, text)
+                _save(p, panel, text, seed, prompt)
+            share["panel"] = len(processed.images)
             processed.images.append(panel)
             processed.infotexts.append(text)
-        if self.shares:
-            processed.extra_generation_params[SHARES] = json.dumps(self.shares)
+        if drawn:
+            processed.extra_generation_params[SHARES] = json.dumps([one.share for one in drawn])
 
 
-def _save(p, panel: Image, number: int, text: str) -> None:
+def _of_images(p, number: int) -> tuple[list[int], list[str]]:
+    """The seeds and prompts of so many of the request's images."""
+    places = [min(place, len(p.all_seeds) - 1) for place in range(number)]
+    return [p.all_seeds[place] for place in places], [p.all_prompts[place] for place in places]
+
+
+def _save(p, panel: Image, text: str, seed: int, prompt: str) -> None:
     images.save_image(
         panel,
         p.outpath_grids,
         "loratorio",
-        p.all_seeds[min(number, len(p.all_seeds) - 1)],
-        p.all_prompts[min(number, len(p.all_prompts) - 1)],
+        seed,
+        prompt,
         map_format(),
         info=text,
         short_filename=not shared.opts.grid_extended_filename,

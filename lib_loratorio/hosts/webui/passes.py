@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.engine.composer import Composer
 from lib_loratorio.engine.planner import Step
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.hosts.webui import pool, request
+from lib_loratorio.hosts.webui import neighbours, other_scripts, pool, request
 from lib_loratorio.hosts.webui.failures import LeftOutError, tell_left_out
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.hosts.webui.state import forget_state, state_of
@@ -35,6 +35,8 @@ def prepare(
     if not p.is_hr_pass:  # the next batch, whose images do not tell of the one before
         p.extra_generation_params.pop(POOL, None)
     adapters, composed = [], None
+    if settings.traits.apart:
+        declined = declined or other_scripts.declined(p)
     if not declined:
         adapters, composed = _suiting(p, settings, adapters_of, make_pass)
         pool.tell_refused(p)
@@ -43,10 +45,12 @@ def prepare(
         nothing = f"the prompt has no LoRA of a strength other than 0{of_pool}"
         request.leave_alone(p, f"LoRAtorio did nothing: {declined or nothing}.")
         return
+    request.tell_of_block_weights(p, settings, adapters)
     maps = request.begin_maps(p, settings, adapters)
     if composed:
         composed.composer.maps = maps
         request.suggest_roles(p, adapters)
+        other_scripts.tell(p)
         instead_of_sampling(p.sampler, composed.sample)
     else:
         request.tell_what_merge_leaves_out(p, adapters)
@@ -89,6 +93,22 @@ class Pass:
     def composer_of(self, bank: AdapterBank) -> Composer:
         return Composer(self.settings, self.adapters, bank, self, tally=state_of(self.p).tally)
 
+    def goes_apart(self, extensions: Iterable[str] = ()) -> None:
+        """Tells what it costs that each model is evaluated in calls of its own."""
+        models = 1 + sum(not adapter.is_global for adapter in self.adapters)
+        note(
+            self.p,
+            f"{neighbours.named(extensions)} acts on what the model is asked for by the number or order of its rows, "
+            "so that the model without any LoRA and each LoRA are evaluated in model calls of their own, each with the "
+            f"negative prompt: up to {models} calls in place of one. The picture is right, and takes longer.",
+        )
+
+    def beside(self, extensions: Set[str]) -> None:
+        """At the beginning of the sampling: the extensions that act on the model's rows."""
+        if extensions:
+            self.composer.apart = True
+            self.goes_apart(extensions)
+
     def sample(self, launch_sampling, steps, func):
         try:
             with self.running():
@@ -111,6 +131,8 @@ class Pass:
             raise
 
     def raise_error(self) -> None:
+        if isinstance(self.error, LoratorioError):
+            raise self.error
         if self.error:
             raise LoratorioError(f"{type(self.error).__name__}: {self.error}") from self.error
 

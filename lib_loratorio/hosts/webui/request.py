@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from PIL.Image import Image
 
 from lib_loratorio.engine.weight_maps import WeightMaps
+from lib_loratorio.hosts.webui import block_weights
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
-from lib_loratorio.hosts.webui.state import forget_state, known_state, state_of
+from lib_loratorio.hosts.webui.state import forget_state, is_copy, known_state, state_of
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.loras.adapter import Adapter, numbered_names
 from lib_loratorio.loras.helpers import role_advice
@@ -18,12 +19,19 @@ from lib_loratorio.settings import INFOTEXT, POOL, Settings
 VERIFY = "LoRAtorio verify"
 
 
-def start(p) -> None:
-    """A request begins: nothing is left of an earlier one that a script may have made with the same `p`."""
+def start(p) -> bool:
+    """A request begins: nothing is left of an earlier one that a script may have made with the same `p`.
+
+    False where it is a copy of one that is not over, with which an extension has all scripts prepare themselves anew
+    (ADetailer does, after its own passes): its infotext is that one's, and stays.
+    """
+    if is_copy(p):
+        return False
     forget_state(p)
     for key in (NOTE, VERIFY, SHARES, POOL):
         p.extra_generation_params.pop(key, None)
     forget_conditions()  # a request that failed never came to `finish`
+    return True
 
 
 def finish(p, processed) -> None:
@@ -83,6 +91,28 @@ def tell_what_merge_leaves_out(p, adapters: Sequence[Adapter]) -> None:
         )
     if any(adapter.pooled for adapter in adapters):
         note(p, "the method merge has no pool; only the prompt's LoRAs are merged.")
+
+
+def tell_of_block_weights(p, settings: Settings, adapters: Sequence[Adapter]) -> None:
+    """Tells where what tags have of LoRA Block Weight has no effect."""
+    if settings.traits.apart and (names := [adapter.name for adapter in adapters if adapter.tag.elements]):
+        note(p, f"lbwe in the tag of {', '.join(names)} has no effect: of block weights LoRAtorio knows lbw only.")
+    weighted = any(adapter.tag.blocks for adapter in adapters)
+    if block_weights.acts(p) or not (weighted or any(adapter.tag.has_steps for adapter in adapters)):
+        return
+    if not settings.traits.apart:
+        where = "with the method merge"
+    elif (settings.start, settings.end) != (0, 1):
+        where = "outside of Start and End"
+    elif weighted and settings.text_encoder != "own":
+        where = "on how the prompt is read"
+    else:
+        return
+    note(
+        p,
+        f"lbw, start, stop and step in tags have no effect {where}, which is the WebUI's own work: there it takes the "
+        "extension LoRA Block Weight, which is not active.",
+    )
 
 
 def suggest_roles(p, adapters: Sequence[Adapter]) -> None:

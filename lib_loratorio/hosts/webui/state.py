@@ -16,11 +16,13 @@ from lib_loratorio.loras.adapter import Adapter
 class RequestState:
     """What is kept for one request from one pass and batch to the next.
 
+    params: the request's `extra_generation_params`, by which a copy of it is known.
     composed: whether any pass was. tally: over all passes and batches. adapters: those loaded so far, by what the host
     was asked for. refused: by checkpoint, the pool's LoRAs that do not suit it. without_effect: of the prompt's LoRAs,
     the keys of those that change nothing.
     """
 
+    params: dict
     composed: bool = False
     tally: Tally = field(default_factory=Tally)
     bank: AdapterBank | None = None
@@ -36,12 +38,18 @@ _states: Beside[RequestState] = Beside()
 
 def state_of(p) -> RequestState:
     """The request's state, from the first time that it is asked for until it is over."""
-    return _states.get_or_make(p, RequestState)
+    return _states.get_or_make(p, lambda: RequestState(p.extra_generation_params))
 
 
 def known_state(p) -> RequestState | None:
     """The request's state, if anything was kept for it."""
     return _states.get(p)
+
+
+def is_copy(p) -> bool:
+    """Whether its infotext is another request's, which is not over."""
+    own = known_state(p)
+    return any(state.params is p.extra_generation_params for state in _states.values() if state is not own)
 
 
 def forget_state(p) -> None:

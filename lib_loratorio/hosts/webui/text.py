@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from modules import prompt_parser, sd_samplers, shared
 
+from lib_loratorio.hosts.webui.followed import Pair, StepText, alike
+from lib_loratorio.hosts.webui.messages import note
+from lib_loratorio.hosts.webui.neighbours import changing_text, named
+from lib_loratorio.hosts.webui.tags import requested
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.text import ConditionCache, Reading, readings
 from lib_loratorio.loras.trigger_words import appended, trigger_words
@@ -34,7 +39,8 @@ def text_conditions(
     if settings.text_encoder != "own":
         return {}
     words = [trigger_words(adapter.path) if settings.trigger_words else "" for adapter in adapters]
-    found = readings(adapters, words)
+    # Of a LoRA whose block weights switch its text encoder off, the host's own conditions still have it.
+    found = readings(adapters, words, any(request.tag.blocks for request in requested(p)))
     _conditions.make_room(2 * len(found))  # a first pass and a hires pass
     return {model: _encoded(p, reading, readers, unconditional()) for model, reading in found.items()}
 
@@ -46,7 +52,9 @@ def _encoded(p, reading: Reading, readers: Readers, unconditional: bool) -> tupl
     positive, negative = _prompts(p)
     guidance = _distilled_guidance(p)
     key = hires, width, height, guidance, reading.key, positive, negative
-    slots = _conditions.get(key, lambda: ([None, None], [None, None]))
+    # What other extensions do to the text encoder shows in the host's own conditions, which they have computed anew.
+    host = p.get_conds()
+    *slots, _ = _conditions.get(key, lambda: ([None, None], [None, None], host), lambda kept: alike(kept[2], host))
     steps = _hires_steps(p) if hires else None
     size = {"width": width, "height": height} | ({} if guidance is None else {"distilled_cfg_scale": guidance})
 
@@ -93,6 +101,39 @@ def _prompts(p) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if p.is_hr_pass:
         return tuple(p.hr_prompts), tuple(p.hr_negative_prompts)
     return tuple(p.prompts), tuple(p.negative_prompts)
+
+
+def text_of_step(p, denoiser, params, texts: Mapping[int, tuple], at_step: Callable[[Any, Any, int], Pair]) -> StepText:
+    """The texts of a sampler call about to begin, `texts` being those of the whole sampling.
+
+    `at_step(cond, uncond, step)` gives the pair of a step.
+    """
+
+    def lost() -> None:
+        note(
+            p,
+            f"{named(changing_text())} changes the text conditions in a way that cannot be carried over to what LoRAs "
+            "read with their own text encoder: that is without the change. With 'Text encoder' set to 'merged' all "
+            "have it.",
+        )
+
+    step = denoiser.step
+    own = {model: at_step(*pair, step) for model, pair in texts.items()}
+    host = at_step(*_encoded_by_host(p, denoiser), step) if texts else (None, None)
+    return StepText(own, host, params, lost)
+
+
+def _encoded_by_host(p, denoiser) -> tuple:
+    """The sampler's conditions, or where these are none of the host's, the host's own for the same prompts."""
+    caches = (p.cached_c,), (p.cached_uc,)
+    if p.is_hr_pass:
+        caches = (p.cached_hr_c, p.cached_c), (p.cached_hr_uc, p.cached_uc)
+    found = []
+    for name, slots, prompts in zip(("cond", "uncond"), caches, _prompts(p)):
+        given = denoiser.sampler.sampler_extra_args[name]
+        kept = [value for key, value, *_ in slots if key is not None and tuple(key[0]) == prompts]
+        found.append(given if not kept or any(given is value for value in kept) else kept[0])
+    return tuple(found)
 
 
 def forget_conditions() -> None:

@@ -30,6 +30,7 @@ class Network:
         self.dyn_dim = None
         self.modules = {}
         self.bundle_embeddings = {}
+        self.mentioned_name = None
 
 
 class NetworkModule:

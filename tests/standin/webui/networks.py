@@ -48,6 +48,7 @@ def load_networks(names, te_multipliers=None, unet_multipliers=None, dyn_dims=No
         if network is None:
             missing.append(name)
             continue
+        network.mentioned_name = name
         network.te_multiplier = te_multipliers[place] if te_multipliers else 1.0
         network.unet_multiplier = unet_multipliers[place] if unet_multipliers else 1.0
         network.dyn_dim = dyn_dims[place] if dyn_dims else 1.0

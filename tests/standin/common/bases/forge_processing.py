@@ -1,11 +1,18 @@
 """A request as the Forge family samples it: from clones of the checkpoint's patchers."""
 
+from typing import ClassVar
+
 from modules import errors
 
 from bases import processing
 
 
 class Processing(processing.Processing):
+    cached_c: ClassVar[list] = [None, None, None]  # one more than A1111's, which holds nothing of use here
+    cached_uc: ClassVar[list] = [None, None, None]
+    cached_hr_c: ClassVar[list] = [None, None, None]
+    cached_hr_uc: ClassVar[list] = [None, None, None]
+
     def run_batch(self):
         self.is_hr_pass = False
         self.sd_model.forge_objects = self.sd_model.forge_objects_original.shallow_copy()

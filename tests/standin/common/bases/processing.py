@@ -201,6 +201,7 @@ def process_images(p):
     """The latents `[pictures, C, H, W]` of all batches."""
     p.scripts = p.scripts or scripts.ScriptRunner([])
     checkpoint = shared.sd_model
+    p.scripts.place_args(p)
     p.scripts.run("before_process", p)
     latents, pictures = [], []
     try:
@@ -208,7 +209,9 @@ def process_images(p):
             for iteration in range(p.n_iter):
                 shared.sd_model, p.iteration = checkpoint, iteration
                 latents.append(p.run_batch())
-                pictures += [_picture(p, latent) for latent in latents[-1]]
+                batch = SimpleNamespace(images=list(latents[-1]))
+                p.scripts.run("postprocess_batch_list", p, batch, batch_number=iteration)
+                pictures += [_picture(p, image) for image in batch.images]
     finally:
         shared.sd_model = checkpoint
     p.all_prompts, p.all_seeds = [p.prompt] * len(pictures), [p.seed + number for number in range(len(pictures))]
@@ -222,8 +225,10 @@ def process_images(p):
     return torch.cat(latents)
 
 
-def _picture(p, latent):
-    """A picture of 8 pixels a latent pixel, which scripts may look at."""
-    args = SimpleNamespace(image=Image.new("RGB", (latent.shape[-1] * 8, latent.shape[-2] * 8), "grey"))
+def _picture(p, made):
+    """A picture of 8 pixels a latent pixel, or one that a script has added, which scripts may look at."""
+    if isinstance(made, torch.Tensor):
+        made = Image.new("RGB", (made.shape[-1] * 8, made.shape[-2] * 8), "grey")
+    args = SimpleNamespace(image=made)
     p.scripts.run("postprocess_image", p, args)
     return args.image

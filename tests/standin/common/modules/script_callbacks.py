@@ -26,17 +26,23 @@ class CFGDenoisedParams:
     inner_model: Any
 
 
-_registered: dict[str, list] = {}
+@dataclass
+class ScriptCallback:
+    script: str
+    callback: Any
+
+
+callback_map: dict[str, list[ScriptCallback]] = {}
 
 
 def _register(kind):
-    return lambda callback: _registered.setdefault(kind, []).append(callback)
+    return lambda callback: callback_map.setdefault(f"callbacks_{kind}", []).append(ScriptCallback("", callback))
 
 
 def _call(kind, *args):
-    for callback in _registered.get(kind, []):
+    for registered in callback_map.get(f"callbacks_{kind}", []):
         try:
-            callback(*args)
+            registered.callback(*args)
         except Exception:
             errors.report(f"callback {kind}", exc_info=True)
 

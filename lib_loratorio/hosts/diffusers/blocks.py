@@ -1,0 +1,56 @@
+"""Block weights on the layers of a pipeline, which diffusers calls by other names than the WebUIs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lib_loratorio.errors import LoratorioError
+from lib_loratorio.hosts.diffusers.layouts import Factors
+from lib_loratorio.loras.block_weights import BlockWeights
+
+PER_BLOCK = 3
+"""Of the original models' blocks so many are one of diffusers': two with layers, and one that changes the size."""
+
+UNET = re.compile(
+    r"(?:(?P<down>down)|up)_blocks\.(?P<block>\d+)\."
+    r"(?:(?P<sampler>down|up)samplers|(?:resnets|attentions)\.(?P<place>\d+))\.|(?P<middle>mid_block\.)"
+)
+
+
+def name_in_webui(component: str, layer: str) -> str:
+    """As much of a layer's name in a WebUI as tells its block."""
+    if component != "unet":
+        return layer
+    if layer == "conv_in":
+        return "diffusion_model_input_blocks_0_0"
+    found = UNET.match(layer)
+    if not found:
+        return f"diffusion_model_{layer}"
+    if found["middle"]:
+        return f"diffusion_model_middle_block_{layer}"
+    number = PER_BLOCK * int(found["block"])
+    if found["down"]:
+        return f"diffusion_model_input_blocks_{number + (3 if found['sampler'] else 1 + int(found['place']))}_{layer}"
+    return f"diffusion_model_output_blocks_{number + (2 if found['sampler'] else int(found['place']))}_{layer}"
+
+
+def weighted(
+    of_models: Mapping[str, Mapping[str, Factors]], weights: BlockWeights | None, lora: str
+) -> dict[str, dict[str, Factors]]:
+    """The layers of each part of the pipeline with their scales multiplied, without those of which nothing is left.
+
+    Raises LoratorioError for weights that are another model's, or random: here a LoRA is loaded for many pictures.
+    """
+    if weights is None:
+        return {component: dict(of_model) for component, of_model in of_models.items()}
+    if weights.is_random:
+        raise LoratorioError(f"the LoRA '{lora}' has lbw={weights.text}; R and U are for WebUIs only, give numbers.")
+    weights.require_suited([name_in_webui("unet", layer) for layer in of_models.get("unet", ())], lora)
+    found: dict[str, dict[str, Factors]] = {}
+    for component, of_model in of_models.items():
+        for layer, factors in of_model.items():
+            if factor := weights.factor(name_in_webui(component, layer)):
+                found.setdefault(component, {})[layer] = replace(factors, scale=factors.scale * factor)
+    return found

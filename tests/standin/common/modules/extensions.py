@@ -1,0 +1,3 @@
+"""The extensions that are installed."""
+
+extensions: list = []
