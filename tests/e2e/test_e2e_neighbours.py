@@ -66,7 +66,7 @@ BY_NAME = {
     "freeu": Neighbour("freeu", {"Enable": True, "Backbone 1 Scale": 1.4, "Skip 1 Scale": 0.4}),
     "detail daemon": Neighbour("detail daemon", {0: True, "Active": True, "Amount": 0.9, "Start": 0.0, "End": 1.0}),
     "diffusion cg": Neighbour("diffusion cg", {0: True, 1: 1.0, 2: 1.0}),
-    "resharpen": Neighbour("resharpen", {0: True, 1: 0.8}),
+    "resharpen": Neighbour("resharpen", {0: True, 1: 1.0}, fields={"steps": 12}),
     "vectorscope cc": Neighbour("vectorscope cc", {0: True, "Brightness": 3.0, "Contrast": 2.0}),
     "cd tuner": Neighbour("cd tuner", {0: True, 1: 5.0, 2: 5.0}),
     "latent couple": Neighbour("latent couple", ON, prompt="a cat AND a dog AND a bird"),
@@ -96,10 +96,10 @@ BY_NAME = {
     "kohya hires.fix": Neighbour("kohya hires.fix", {0: True, "Depth": 2, ("Depth", 1): 2, "Stop at": 0.5}),
     # text
     "negpip": Neighbour("negpip", ON, prompt="a cat, (dark night:-1.3)"),
-    "cutoff": Neighbour("cutoff", {0: True, 1: "red", 2: 1.0}, prompt="a red cat, a blue hat"),
+    "cutoff": Neighbour("cutoff", {0: True, 1: "red,blue", 2: 1.0}, prompt="a red cat, a blue hat"),
     "cutoff, a lora that reads": Neighbour(
         "cutoff",
-        {0: True, 1: "red", 2: 1.0},
+        {0: True, 1: "red,blue", 2: 1.0},
         prompt="a red cat, a blue hat",
         kind="te",
     ),
@@ -108,7 +108,7 @@ BY_NAME = {
     # LoRAs
     "block weights": Neighbour("lora block weight", tag=":lbw=1,0,0,1,0,0,1,0,0,1,0,0,1,0,0,1,0"),
     "block weights, a preset": Neighbour("lora block weight", tag=":lbw=OUTALL"),
-    "block weights, stop": Neighbour("lora block weight", tag=":stop=2"),
+    "block weights, stop": Neighbour("lora block weight", tag=":stop=2", fields={"steps": 8}),
     "block weights, plain tags": Neighbour("lora block weight", acts=False),
     "loractl, plain tags": Neighbour("dynamic lora weights", acts=False),
     "loractl, window": Neighbour("dynamic lora weights", tag=":ltend=0.5", acts=False, equal=False),
