@@ -76,7 +76,7 @@ BY_NAME = {
     "incantations: s-cfg": Neighbour("incantations", {("Active", 1): True}),
     "perturbed attention": Neighbour("perturbed-attention guidance", {0: True, 1: 4.0}),
     "smoothed energy": Neighbour("smoothed energy guidance", {0: True, 1: 4.0}),
-    "sliding window": Neighbour("sliding window guidance", {0: True, 1: 4.0, 2: 64, 3: 64, 4: 64}, fields=WIDE),
+    "sliding window": Neighbour("sliding window guidance", {0: True, 1: 4.0, 2: 192, 3: 192, 4: 64}, fields=WIDE),
     # rows
     "tiled diffusion": Neighbour("tiled diffusion", {0: True, 6: 16, 7: 16, 8: 4, 9: 4}, fields=WIDE),
     "tiled diffusion, one by one": Neighbour("tiled diffusion", {0: True, 6: 16, 7: 16, 8: 4, 9: 1}, fields=WIDE),
