@@ -94,6 +94,13 @@ def test_a_file_whose_values_are_no_numbers_is_refused_by_name(host, monkeypatch
         host.generate(f"a cat {TAGS}", ON)
 
 
+def test_a_text_of_values_that_are_no_numbers_is_the_loras_that_makes_it(host):
+    host.add("endless", {"fc1": "lora"}, size=math.inf)
+    with pytest.raises(LoratorioError, match="the prediction with the LoRA 'endless' holds values") as raised:
+        host.generate(f"a cat {TAGS} <lora:endless:0.8>", ON)
+    assert "without any LoRA" not in str(raised.value)
+
+
 # Notes
 
 

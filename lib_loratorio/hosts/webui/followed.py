@@ -65,10 +65,15 @@ class StepText:
 def same(one: Any, other: Any) -> bool:
     """Whether two trees of conditions have the same values."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one is other or (one.shape == other.shape and torch.equal(one, other.to(one)))
+        return one is other or _equal(one, other)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return False
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Also where values are no numbers, as a damaged LoRA makes them of a text, which nobody has changed then."""
+    return one.shape == other.shape and torch.allclose(one, other.to(one), rtol=0, atol=0, equal_nan=True)
 
 
 def carried(own: Any, before: Any, after: Any) -> Any:
@@ -83,7 +88,7 @@ def carried(own: Any, before: Any, after: Any) -> Any:
     if not isinstance(after, torch.Tensor) or own.dim() != before.dim() or own.shape[0] != before.shape[0]:
         return None
     if before.shape == after.shape:
-        if torch.equal(before, after.to(before)):
+        if _equal(before, after):
             return own
         # Where it is the same text, it becomes the same one, without rounding.
         return torch.where(own == before, after, own + (after - before)) if own.shape == before.shape else None
