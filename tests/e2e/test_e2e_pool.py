@@ -60,7 +60,7 @@ def test_scouting_chooses(webui, pool):
 
 
 def test_a_pool_for_hires_and_batches(webui, pool):
-    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+    hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6}
     made = composed(webui, "a cat", {"pool": f"{pool[0]},{pool[1]}"}, batch_size=2, **hires)
     assert made.params[CHOSEN] == f"step 1: {pool[0]}, {pool[1]}; step 1: {pool[0]}, {pool[1]}"
 
