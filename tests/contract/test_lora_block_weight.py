@@ -277,3 +277,11 @@ def test_several_loras_that_the_extension_has_changed(at_work):
 def test_elements_are_the_extensions_own(at_work):
     p, _ = at_work.generate(f"a cat <lora:c:0.8:lbw={LBW}:lbwe=ATTNON> <lora:b:0.6>", ON)
     assert NOTE not in p.extra_generation_params
+
+
+def test_steps_that_the_extension_has_not_come_to_are_not_the_next_requests(at_work):
+    p = with_extension(at_work.request("a cat <lora:c:0.8:stop=2>", ON))
+    script = p.scripts.alwayson_scripts[-1]
+    script.starts, script.stops = {"c": [1, 0.8, 0.8]}, {"c": 2}
+    at_work.processing.process_images(p)
+    assert (script.starts, script.stops) == ({}, {})

@@ -14,7 +14,7 @@ from lib_loratorio.hosts.a1111 import neighbours
 from lib_loratorio.hosts.a1111.call import HostCall, text_at_step
 from lib_loratorio.hosts.a1111.deltas import bank_of
 from lib_loratorio.hosts.a1111.loader import adapters_of, loaded
-from lib_loratorio.hosts.webui import passes
+from lib_loratorio.hosts.webui import block_weights, passes
 from lib_loratorio.hosts.webui.text import text_conditions, text_of_step
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.settings import Settings
@@ -73,6 +73,7 @@ class Pass(passes.Pass):
             _current = None
             self.call = None
             networks.loaded_networks[:] = self.loaded
+            block_weights.forget_steps(self.p)
             self.model.__dict__.pop("forward", None)
             if forward_before is not None:
                 self.model.forward = forward_before

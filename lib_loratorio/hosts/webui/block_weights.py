@@ -31,6 +31,16 @@ def acts(p) -> bool:
     return len(arguments) > 1 and bool(arguments[1])
 
 
+def forget_steps(p) -> None:
+    """Drops the steps at which the extension is still to start or stop the LoRAs of a pass that has been composed.
+
+    It drops one when it finds the LoRA loaded in that step, on AUTOMATIC1111; else the next request's LoRA of that name
+    would be stopped.
+    """
+    for kept in ("starts", "stops"):
+        getattr(_script(p), kept, {}).clear()
+
+
 def _read(file: Path) -> Mapping[str, str]:
     try:
         return read_presets(file.read_text("utf-8", "replace"))
@@ -40,7 +50,10 @@ def _read(file: Path) -> Mapping[str, str]:
 
 def _arguments(p) -> Sequence[Any]:
     """Those of the extension's script in this request: the presets as a text, whether it is active, and others."""
-    for script in getattr(p.scripts, "alwayson_scripts", ()):
-        if Path(script.filename or "").name == SCRIPT:
-            return p.script_args[script.args_from : script.args_to]
-    return ()
+    script = _script(p)
+    return () if script is None else p.script_args[script.args_from : script.args_to]
+
+
+def _script(p) -> Any | None:
+    scripts = getattr(p.scripts, "alwayson_scripts", ())
+    return next((script for script in scripts if Path(script.filename or "").name == SCRIPT), None)
