@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib_loratorio.deltas.layers import add_to, convolve, is_linear, weight_shape
-from lib_loratorio.deltas.memory import MemoryBudget
+from lib_loratorio.deltas.memory import MemoryBudget, is_out_of_memory
 
 
 class DeltaError(RuntimeError):
@@ -26,6 +27,18 @@ class PartialDeltaError(RuntimeError):
     def __init__(self, message: str, rest: tuple[torch.Tensor, torch.Tensor | None]):
         super().__init__(message)
         self.rest = rest
+
+
+@contextmanager
+def misfit_left_out() -> Iterator[None]:
+    """For the time of the block, what a host does with a rule that does not fit: it goes on without. Raises the
+    RuntimeError that says that memory has run out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
 
 
 @dataclass(frozen=True)

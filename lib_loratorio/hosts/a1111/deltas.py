@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from modules import devices, shared
 
 from lib_loratorio.deltas.bank import AdapterBank
-from lib_loratorio.deltas.dense import Dense
+from lib_loratorio.deltas.dense import Dense, misfit_left_out
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
-from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.deltas.precision import in_full
 from lib_loratorio.hosts.a1111.loader import LAYOUTS, UNET, restore_base
 from lib_loratorio.hosts.webui import banks
@@ -70,12 +69,9 @@ def _updown(module, layer: torch.nn.Module, below: Sequence) -> tuple[torch.Tens
     precise = getattr(layer, "fp16_weight", None)  # fp8 models keep a copy of better precision for this
     weight = base if precise is None else precise.to(devices.device)
     for other in below:
-        try:
+        with misfit_left_out():
             changed, _ = _merged(other, layer, weight)
             base = weight = changed.to(base.dtype).expand(base.shape)
-        except RuntimeError as error:  # the host goes on without one that does not fit
-            if is_out_of_memory(error):
-                raise
     merged, bias = _merged(module, layer, weight)
     dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
     return merged.to(base.dtype).to(dtype) - base.to(dtype), bias

@@ -73,10 +73,10 @@ class Pass(passes.Pass):
             _current = None
             self.call = None
             networks.loaded_networks[:] = self.loaded
-            block_weights.forget_steps(self.p)
             self.model.__dict__.pop("forward", None)
             if forward_before is not None:
                 self.model.forward = forward_before
+            block_weights.forget_steps(self.p)
 
     # One sampler call, in the order the host calls these three
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from lib_loratorio.deltas.bank import AdapterBank
-from lib_loratorio.deltas.dense import DeltaError, Dense, PartialDeltaError
+from lib_loratorio.deltas.dense import DeltaError, Dense, PartialDeltaError, misfit_left_out
 from lib_loratorio.deltas.layers import weight_shape
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.deltas.memory import is_out_of_memory
@@ -123,19 +123,9 @@ def _difference(
         changed = backend.merged(patches, weight, key)
         return (changed.to(weight.dtype) if weight.dtype in FLOATS else changed).float()
 
-    under = _fitting([patch for patches in below for patch in patches.get(key, ())], merged)
-    return merged([*under, *of_layer[parameter]]) - (merged(under) if under else weight.float())
-
-
-def _fitting(patches: Sequence, merged: Callable[[list], torch.Tensor]) -> list:
-    """Those that can be merged, one after the other: the hosts go on without the others."""
-    found: list = []
-    for patch in patches:
-        try:
-            merged([*found, patch])
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-        else:
-            found.append(patch)
-    return found
+    under, base = [], weight.float()
+    for patch in (patch for patches in below for patch in patches.get(key, ())):
+        with misfit_left_out():
+            base = merged([*under, patch])
+            under.append(patch)
+    return merged([*under, *of_layer[parameter]]) - base
