@@ -319,8 +319,7 @@ def test_adetailers_passes(webui, adetailer):
 
 
 def test_agent_schedulers_results_have_the_maps(webui):
-    paths = webui.client.session.get(webui.client.baseurl.replace("/sdapi/v1", "/openapi.json")).json()["paths"]
-    if "/agent-scheduler/v1/queue/txt2img" not in paths:
+    if "/agent-scheduler/v1/queue/txt2img" not in webui.routes:
         pytest.skip("this WebUI has no Agent Scheduler")
     url = webui.client.baseurl.replace("/sdapi/v1", "/agent-scheduler/v1")
     pair = f"a cat {lora('lora', 0.8)} {lora('locon', 0.6)}"

@@ -68,8 +68,9 @@ class WebUI:
 
     def __init__(self, url: str):
         self.client = webuiapi.WebUIApi(baseurl=f"{url.rstrip('/')}/sdapi/v1")
-        schemas = self.client.session.get(f"{url.rstrip('/')}/openapi.json").json()["components"]["schemas"]
-        self.request_fields = set(schemas["StableDiffusionProcessingTxt2Img"]["properties"])
+        api = self.client.session.get(f"{url.rstrip('/')}/openapi.json").json()
+        self.routes = set(api["paths"])
+        self.request_fields = set(api["components"]["schemas"]["StableDiffusionProcessingTxt2Img"]["properties"])
         self.latent_upscalers = self.client.get_latent_upscale_modes()
         self._applied: dict[str, bool] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from modules import extensions
 
+from lib_loratorio.hosts.webui.other_scripts import shown_scripts
 from lib_loratorio.loras.block_weights import PRESETS, read_presets
 
 SCRIPT, FILE = "lora_block_weight.py", "lbwpresets.txt"
@@ -55,5 +56,4 @@ def _arguments(p) -> Sequence[Any]:
 
 
 def _script(p) -> Any | None:
-    scripts = getattr(p.scripts, "alwayson_scripts", ())
-    return next((script for script in scripts if Path(script.filename or "").name == SCRIPT), None)
+    return next((script for script in shown_scripts(p) if Path(script.filename or "").name == SCRIPT), None)

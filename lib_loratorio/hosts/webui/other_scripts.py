@@ -80,18 +80,19 @@ def tell(p) -> None:
 
 def script_titled(p, title: str) -> Any | None:
     """The always shown script of this title, or None."""
-    return next((script for script in _scripts(p) if script.title() == title), None)
+    return next((script for script in shown_scripts(p) if script.title() == title), None)
+
+
+def shown_scripts(p) -> Sequence[Any]:
+    """The request's scripts that are always shown."""
+    return getattr(p.scripts, "alwayson_scripts", ())
 
 
 def _acting(p) -> list[tuple[Other, str]]:
     """Those of the table that the request switches on, each with its script's title."""
     found = []
-    for script in _scripts(p):
+    for script in shown_scripts(p):
         title = script.title()
         args = p.script_args[script.args_from : script.args_to]
         found += [(one, title) for one in OTHERS if title in one.titles and one.acts(args)]
     return found
-
-
-def _scripts(p) -> Sequence[Any]:
-    return getattr(p.scripts, "alwayson_scripts", ())
