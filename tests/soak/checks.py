@@ -25,6 +25,7 @@ SINGLE = (
     "lib_loratorio.settings.",
     "lib_loratorio.declaration.",
     "lib_loratorio.beside.",
+    "lib_loratorio.hosts.webui.other_scripts.Other",
     "lib_loratorio.page.accordion.Control",
     "lib_loratorio.loras.tag.LoraTag",
 )
