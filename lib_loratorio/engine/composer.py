@@ -174,5 +174,6 @@ class Composer:
         if not self.settings.verify:
             return
         for evaluation, prediction in zip(evaluations, predictions):
-            with self.host.merged([self.adapters[number] for number in evaluation.adapters]):
+            merged = self.host.merged([self.adapters[number] for number in evaluation.adapters])
+            with evaluation.repeating(), merged:
                 self.tally.compare(prediction, self.host.run(evaluation.inputs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from lib_loratorio.deltas.bank import RESIDENT, AdapterBank
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.deltas.row_layout import Block, Layout
+from lib_loratorio.engine.draws import Draws
 from lib_loratorio.engine.trees import concatenate, shapes
 
 AT_A_TIME = RESIDENT // 2
@@ -21,12 +23,18 @@ device as may stay there.
 class Evaluation(NamedTuple):
     """One model's rows of a call: the base with these adapters, and the call's inputs for these rows.
 
-    `inputs` is a tree of tuples, lists and dicts; every tensor in it has the rows in dim 0.
+    `inputs` is a tree of tuples, lists and dicts; every tensor in it has the rows in dim 0. `draws` are the random
+    numbers that it has in common with those that share a call with it.
     """
 
     adapters: tuple[int, ...]
     rows: int
     inputs: Any
+    draws: Draws | None = None
+
+    def repeating(self) -> AbstractContextManager[None]:
+        """For the time of its call."""
+        return nullcontext() if self.draws is None else self.draws.repeated()
 
 
 def _adapters_of(evaluations: Sequence[Evaluation]) -> frozenset[int]:
@@ -105,6 +113,6 @@ class Evaluator:
 
     def _call(self, group: Sequence[Evaluation]) -> Sequence[torch.Tensor]:
         layout = Layout(tuple(Block(evaluation.adapters, evaluation.rows) for evaluation in group))
-        with self.bank.rows(layout, () if self._factors_wait else self._adapters):
+        with group[0].repeating(), self.bank.rows(layout, () if self._factors_wait else self._adapters):
             predictions = self.model(concatenate([evaluation.inputs for evaluation in group]))
         return predictions.split([evaluation.rows for evaluation in group])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from lib_loratorio.deltas.bank import RowsError
+from lib_loratorio.engine.draws import Draws
 from lib_loratorio.engine.evaluation import Evaluation
 from lib_loratorio.engine.methods import Predictions
 from lib_loratorio.engine.noise_space import NoiseSpace
@@ -45,10 +46,12 @@ class Chunk(NamedTuple):
     """Rows that the host asks for at a time, in its order.
 
     numbers: of each row its number among the conditional ones of the whole call, or `UNCONDITIONAL`.
+    draws: the random numbers that every model has for it.
     """
 
     numbers: tuple[int, ...]
     inputs: Inputs
+    draws: Draws
 
     def places(self, unconditional: bool) -> list[int]:
         return [place for place, number in enumerate(self.numbers) if (number == UNCONDITIONAL) == unconditional]
@@ -100,7 +103,7 @@ class SamplerCall:
         Returns `[rows, ...]`, one model's predictions or another's: what the host sees until the composed predictions
         replace it.
         """
-        chunk = Chunk(tuple(numbers), inputs)
+        chunk = Chunk(tuple(numbers), inputs, Draws(self.image_of.device))
         stand_in = self._evaluated(chunk)
         self._numbers += [number for number in numbers if number != UNCONDITIONAL]
         return stand_in
@@ -193,7 +196,7 @@ class SamplerCall:
             spans = [conditional, unconditional]
         adapters = (*self.step.global_adapters, *(() if model == BASE else (model,)))
         return [
-            _Part(model, places, Evaluation(adapters, len(places), chunk.inputs(model, _rows(places))))
+            _Part(model, places, Evaluation(adapters, len(places), chunk.inputs(model, _rows(places)), chunk.draws))
             for places in spans
             if places
         ]

@@ -206,6 +206,29 @@ def test_what_lies_on_a_layer_that_a_global_network_does_not_fit(name, request):
     assert "1 of 2 layers of the LoRA 'half'" in note and "'full'" not in note
 
 
+@pytest.mark.parametrize("evaluation", [{}, {"adapters_per_pass": 1}], ids=["together", "one by one"])
+def test_what_a_model_draws_at_random_is_the_same_for_all(host, monkeypatch, evaluation):
+    """As the tokens are that the Forge family's token merging chooses anew in each call."""
+
+    def dropping(apply_model, x):
+        kept = torch.rand(x.shape[-2:], dtype=x.dtype) > 0.3  # the same for all rows of a call
+        return apply_model() * kept
+
+    host.replace_model(monkeypatch, dropping)
+
+    def drawn(generate, prompt, *settings):
+        torch.manual_seed(7)
+        made = generate(prompt, *settings)
+        return made, torch.rand(1)
+
+    ordinary, after = drawn(host.merged_picture, "a cat <lora:b:0.6>")
+    (p, latents), after_composed = drawn(host.generate, "a cat <lora:b:0.6>", {**ON, **evaluation, "lam": 0.0})
+    assert_close(latents, ordinary)
+    assert after == after_composed
+    (p, _), _ = drawn(host.generate, f"a cat {TEXT_TAGS}", {**ON, **evaluation, "verify": True})
+    assert 0 < verified(p) < 1e-9
+
+
 def test_memory_that_runs_out_is_gone_around(host, monkeypatch):
     def small(apply_model, x):
         if len(x) > 4:
