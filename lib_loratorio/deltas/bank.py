@@ -11,8 +11,9 @@ adapter touches; other layers cost nothing.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -79,11 +80,30 @@ def side_stream(device: torch.device) -> SideStream | None:
     return SideStream(device) if device.type == "cuda" else None
 
 
-def _uncompiled() -> AbstractContextManager:
-    """Within it models run as they are written, as compiled ones know nothing of later hooks. Needs torch 2.6."""
-    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        return torch.compiler.set_stance("force_eager")
-    return nullcontext()
+class _Uncompiled:
+    """Within it models run as they are written, as compiled ones know nothing of later hooks. Needs torch 2.6.
+
+    The compiler's stance is the whole process's: of blocks in several threads the last to end puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._blocks, self._stance = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._blocks += 1
+            if self._stance is None and "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+                self._stance = torch.compiler.set_stance("force_eager")
+
+    def __exit__(self, *_) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks and self._stance is not None:
+                stance, self._stance = self._stance, None
+                stance.__exit__(None, None, None)
+
+
+_uncompiled = _Uncompiled()
 
 
 def _alone(error: RuntimeError) -> RuntimeError:
@@ -167,7 +187,7 @@ class AdapterBank:
         They are each layer's first, so that others' hooks find there what the layer gives with its adapters.
         """
         self._met = False
-        with _uncompiled():
+        with _uncompiled:
             try:
                 for layer, rows in self._layers:
                     self._handles.append(layer.register_forward_hook(self._hook(rows), prepend=True))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from diffusers.utils.peft_utils import (
@@ -25,30 +23,20 @@ from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.errors import LoratorioError, told
+from lib_loratorio.hosts.diffusers.arguments import Lora, read_loras
 from lib_loratorio.hosts.diffusers.blocks import weighted
 from lib_loratorio.hosts.diffusers.files import LoraFileError, main_file, read
 from lib_loratorio.hosts.diffusers.fitting import ModelLayers, fitted
 from lib_loratorio.hosts.diffusers.layouts import embeddings, layers
 from lib_loratorio.loras.adapter import Adapter, merged_below
 from lib_loratorio.loras.argument import name_of
-from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
+from lib_loratorio.loras.tag import acts
 
 PREFIX = "loratorio_"
 """The adapters' names in diffusers: file names can hold dots, which peft forbids, and can repeat."""
 
-
-class Lora(NamedTuple):
-    """A LoRA file or folder, and its strength; of strength 0 it is left out.
-
-    `tag` says when and as what it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be
-    left out of steps in which they would matter little, as the settings say, and are never merged; of them, files that
-    do not suit the model are left out and named.
-    """
-
-    path: str | os.PathLike
-    strength: float = 1.0
-    tag: LoraTag = LOCAL
-    pooled: bool = False
+LOADING = threading.RLock()
+"""accelerate and transformers, which diffusers and PEFT load with, change classes of torch meanwhile."""
 
 
 def text_encoders(pipe) -> list[torch.nn.Module]:
@@ -72,20 +60,25 @@ def loaded(pipe, loras: Sequence[Lora]) -> Iterator[list[Adapter]]:
     LoRAs that the pipeline had are inactive meanwhile. Afterwards it is what it was. Raises LoratorioError.
     """
     models = [pipe.unet, *text_encoders(pipe)]
-    _check_loras_in(models)
-    wanted = [_checked(lora) for lora in loras]
-    wanted = [lora for lora in wanted if acts(lora.strength)]
+    wanted = [lora for lora in read_loras(loras) if acts(lora.strength)]
+    for lora in wanted:
+        if not Path(lora.path).exists():
+            raise LoratorioError(f"there is no LoRA file {lora.path}.")
     if not wanted:
         raise LoratorioError("there is no LoRA of a strength other than 0.")
-    before = [_LoraState(model) for model in models]
+    with LOADING:
+        _check_loras_in(models)
+        before = [_LoraState(model) for model in models]
     try:
-        adapters = _loaded(pipe, wanted)
-        for model in models:
-            activate(model, adapters)
+        with LOADING:
+            adapters = _loaded(pipe, wanted)
+            for model in models:
+                activate(model, adapters)
         yield adapters
     finally:
-        for state in before:
-            state.restore()
+        with LOADING:
+            for state in before:
+                state.restore()
 
 
 def _tuner_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
@@ -137,17 +130,6 @@ class _LoraState:
         self.model.__dict__.update(self.attributes)
         for parameter, required in self.gradients:
             parameter.requires_grad_(required)
-
-
-def _checked(lora: Lora) -> Lora:
-    path, strength, tag, pooled = Lora(*lora)
-    if not isinstance(strength, (int, float)) or not math.isfinite(strength):
-        raise LoratorioError(f"the strength of {path} is {strength!r}; it must be a number.")
-    if tag.elements:
-        raise LoratorioError(f"the LoRA {path} has lbwe={tag.elements}; of block weights only lbw is known.")
-    if not Path(path).exists():
-        raise LoratorioError(f"there is no LoRA file {path}.")
-    return Lora(Path(path), float(strength), tag, pooled)
 
 
 def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,11 @@ from lib_loratorio.engine.sampler_call import UNCONDITIONAL, Rows
 from lib_loratorio.engine.trees import take_rows
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.errors import LoratorioError, told
-from lib_loratorio.hosts.diffusers.loader import Lora, activate, bank_of, loaded, text_encoders
+from lib_loratorio.hosts.diffusers.arguments import read_loras, read_settings
+from lib_loratorio.hosts.diffusers.loader import activate, bank_of, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
-from lib_loratorio.loras.adapter import BASE, Adapter, numbered_names
+from lib_loratorio.hosts.diffusers.results import Results
+from lib_loratorio.loras.adapter import BASE, Adapter
 from lib_loratorio.loras.helpers import role_advice
 from lib_loratorio.loras.text import readings
 from lib_loratorio.loras.trigger_words import appended, trigger_words
@@ -36,7 +38,13 @@ UNET_SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
 
 @contextmanager
 def composed(
-    pipe, loras: Sequence[Lora], settings: Settings | None = None, dense_budget: int = DENSE_BUDGET
+    pipe: Any,
+    loras: Any = (),
+    settings: Settings | Mapping[str, Any] | None = None,
+    dense_budget: int = DENSE_BUDGET,
+    *,
+    pool: Any = (),
+    **changes: Any,
 ) -> Iterator[Composition]:
     """Within the block, ordinary calls of `pipe` make images composed of these LoRAs.
 
@@ -44,17 +52,20 @@ def composed(
 
     Args:
         pipe: a StableDiffusionPipeline or StableDiffusionXLPipeline.
-        loras: `(path, strength)` pairs; what `Lora` says.
-        settings: defaults without; `enabled` plays no part here.
+        loras: a file or folder, `(file, strength)`, `Lora(...)`, a dict of files and strengths, or a list of these.
+        settings: `Settings` or a dict of them; defaults without.
         dense_budget: bytes that deltas without low-rank factors may take as a cache.
+        pool: more LoRAs, in the same forms, which may be left out of steps in which they would matter little.
+        changes: settings by name, such as `temperature=0.05`, on top of `settings`.
 
-    Raises LoratorioError for pipelines, schedulers and LoRA files that cannot be composed.
+    Raises LoratorioError for pipelines, schedulers and LoRA files that cannot be composed, and for other forms.
     """
-    settings = settings or Settings()
     check_pipeline(pipe)
+    settings = read_settings(settings, changes)
+    wanted = [*read_loras(loras), *read_loras(pool, pooled=True)]
     if settings.traits.apart:
         check_scheduler(pipe.scheduler)
-    with loaded(pipe, loras) as adapters:
+    with loaded(pipe, wanted) as adapters:
         if settings.traits.apart and (advice := role_advice(adapters)):
             logging.warning(told(advice))
         composition = Composition(pipe, adapters, settings, dense_budget)
@@ -75,12 +86,8 @@ def check_pipeline(pipe) -> None:
         )
 
 
-class Composition:
-    """The images of one `composed` block; the engine's `ModelHost`.
-
-    About the pipeline's latest call: calls: of the denoiser, as the pipeline counts them. tally: what was evaluated.
-    maps: the weights, their mean None where nothing was weighed by patch. composer: None with the method merge.
-    """
+class Composition(Results):
+    """The images of one `composed` block; the engine's `ModelHost`."""
 
     def __init__(self, pipe, adapters: Sequence[Adapter], settings: Settings, dense_budget: int = DENSE_BUDGET):
         self.pipe, self.adapters, self.settings = pipe, adapters, settings
@@ -98,16 +105,6 @@ class Composition:
         if self.bank is not None:
             self.composer = Composer(self.settings, self.adapters, self.bank, self, self.maps, self.tally)
         self.calls = 0
-
-    @property
-    def labels(self) -> list[str]:
-        """The names of the adapters that compete, as the maps have them; a repeated one is numbered."""
-        return numbered_names([adapter for adapter in self.adapters if not adapter.is_global])
-
-    @property
-    def chosen(self) -> str:
-        """Which adapters were evaluated from which step on in the latest call; empty without a pool."""
-        return self.composer.chosen if self.composer else ""
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -1,0 +1,155 @@
+"""What `composed` is called with, in the forms that come to mind: one LoRA or several, and settings by name."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lib_loratorio.errors import LoratorioError, SettingsError
+from lib_loratorio.loras.tag import LOCAL, LoraTag
+from lib_loratorio.settings import SETTINGS, Settings
+
+FORMS = "give a file, (file, strength), Lora(...), a dict of files and strengths, or a list of these"
+
+ELSEWHERE = {
+    "enabled": "leave the `with composed(...)` away for an ordinary picture",
+    "maps": "composition.panels(pictures) draws them",
+    "pool": "composed(..., pool=[...]) takes LoRAs as `loras` does",
+}
+"""Settings of the WebUIs' accordion, and what there is in their place."""
+
+
+class Lora(NamedTuple):
+    """A LoRA file or folder, and its strength; of strength 0 it is left out.
+
+    `tag` says when and as what it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be
+    left out of steps in which they would matter little, as the settings say, and are never merged; of them, files that
+    do not suit the model are left out and named.
+    """
+
+    path: str | os.PathLike
+    strength: float = 1.0
+    tag: LoraTag = LOCAL
+    pooled: bool = False
+
+
+def read_loras(given: Any, pooled: bool = False) -> list[Lora]:
+    """The LoRAs that an argument means, in its order; `pooled` makes them the pool's.
+
+    Raises LoratorioError, which says what may be given.
+    """
+    found = [_checked(lora) for lora in _loras(given)]
+    return [lora._replace(pooled=True) for lora in found] if pooled else found
+
+
+def read_settings(settings: Any, changes: Mapping[str, Any]) -> Settings:
+    """The settings that `composed` is given: `Settings` or a dict of them, and some by name on top. Raises
+    LoratorioError.
+    """
+    for name, advice in ELSEWHERE.items():
+        if name in changes or (isinstance(settings, Mapping) and name in settings):
+            raise SettingsError(f"{name} is a setting of the WebUIs; here, {advice}.")
+    if unknown := [name for name in changes if name not in SETTINGS]:
+        known = ", ".join(name for name in SETTINGS if name not in ELSEWHERE)
+        raise SettingsError(f"composed() has no argument {unknown[0]!r}; the settings are {known}.")
+    changes = {name: _plain(value) for name, value in changes.items()}
+    if settings is None or isinstance(settings, Mapping):
+        return Settings.from_api({**(settings or {}), **changes})
+    if not isinstance(settings, Settings):
+        raise LoratorioError(
+            f"the settings are {_told(settings)}; give Settings(...) or single ones by name, such as temperature=0.1, "
+            "and several LoRAs as one list."
+        )
+    return replace(settings, **changes)
+
+
+def strength_of(value: Any, path: Any) -> float:
+    """A strength given as Python's, numpy's or torch's number. Raises LoratorioError, which names the LoRA."""
+    number = math.nan
+    if isinstance(value, Mapping):
+        raise LoratorioError(
+            f"the strength of {path} is a dict; give one number, and strengths by block as "
+            "Lora(file, strength, LoraTag.read({'lbw': 'OUTALL'}, name))."
+        )
+    if not isinstance(value, (bool, str, bytes)):
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            pass
+    if not math.isfinite(number):
+        raise LoratorioError(f"the strength of {path} is {_told(value)}; it must be a number.")
+    return number
+
+
+def _loras(given: Any) -> list[Lora]:
+    if given is None or isinstance(given, Mapping) or _is_lora(given):
+        return _one_or_dict(given)
+    if not isinstance(given, Iterable):
+        raise LoratorioError(f"{_told(given)} is no LoRA; {FORMS}.")
+    return [lora for one in given for lora in _of_list(one)]
+
+
+def _of_list(one: Any) -> list[Lora]:
+    """What one entry of a list means, which may be a pair as JSON has it."""
+    if isinstance(one, list) and _is_pair(tuple(one)):
+        one = tuple(one)
+    if not (isinstance(one, (Mapping, tuple)) or _is_lora(one)):
+        raise LoratorioError(f"the list of LoRAs has {_told(one)}; {FORMS}.")
+    return _one_or_dict(one)
+
+
+def _one_or_dict(given: Any) -> list[Lora]:
+    if given is None:
+        raise LoratorioError(f"the LoRAs are None; {FORMS}.")
+    if isinstance(given, Mapping):
+        return [Lora(path, strength) for path, strength in given.items()]
+    if isinstance(given, Lora):
+        return [given]
+    if not isinstance(given, tuple):
+        return [Lora(given)]
+    if not 1 <= len(given) <= len(Lora._fields):
+        raise LoratorioError(f"a LoRA is given as {_told(given)}; {FORMS}.")
+    return [Lora(*given)]
+
+
+def _is_lora(given: Any) -> bool:
+    """Whether it is one LoRA rather than several; a tuple is, where it has a strength in the second place."""
+    return isinstance(given, (str, os.PathLike, Lora)) or (isinstance(given, tuple) and _is_pair(given))
+
+
+def _is_pair(given: tuple) -> bool:
+    names_one = len(given) > 1 and isinstance(given[0], (str, os.PathLike))
+    return names_one and not isinstance(given[1], (str, os.PathLike, tuple, list, Mapping))
+
+
+def _checked(lora: Lora) -> Lora:
+    path, strength, tag, pooled = lora
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise LoratorioError(f"the LoRA {path!r} is no file or folder; {FORMS}.")
+    if not isinstance(tag, LoraTag):
+        raise LoratorioError(f"the LoRA {path} has {tag!r} for its tag; give a LoraTag, such as LoraTag(end=0.5).")
+    if tag.elements:
+        raise LoratorioError(f"the LoRA {path} has lbwe={tag.elements}; of block weights only lbw is known.")
+    return Lora(Path(path), strength_of(strength, path), tag, bool(pooled))
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's or torch's as Python's."""
+    is_scalar = isinstance(value, torch.Tensor) or type(value).__module__ == "numpy"
+    return value.item() if is_scalar and getattr(value, "size", None) is not None and _size(value) == 1 else value
+
+
+def _size(value: Any) -> int:
+    return value.numel() if isinstance(value, torch.Tensor) else value.size
+
+
+def _told(value: Any) -> str:
+    """A value as it is written, where that is short."""
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
