@@ -121,15 +121,20 @@ class Composer:
         """
         return SamplerCall(step, image_of, self, self.host.same_length, aside)
 
-    def finish(self, call: SamplerCall, space: NoiseSpace, weights: torch.Tensor | None = None) -> Composed:
+    def finish(
+        self, call: SamplerCall, space: NoiseSpace, weights: torch.Tensor | None = None, continues: bool = False
+    ) -> Composed:
         """The composed predictions of a call.
 
         Args:
             space: how the predictions become noise.
             weights: patch weights `[N,C,h,w]` of another call of the same step, to be used in place of the call's own.
+            continues: whether these are a finished call's unconditional rows, for which the host asks afterwards.
         """
         composed = call.step.method.combine(call.predictions(space), weights)
-        if not call.aside:
+        if continues:
+            self.planner.learn(call.adapters, composed._replace(weights=None))
+        elif not call.aside:
             self.tally.calls += 1
             self.planner.learn(call.adapters, composed)
             if self.maps is not None and composed.weights is not None:

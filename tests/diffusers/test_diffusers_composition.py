@@ -399,7 +399,7 @@ def test_switch_takes_turns_by_steps_not_calls(pipes, files, calls, make, monkey
     assert turns == [0] * each + [1] * each + [2] * (2 * per_step - (per_step - 1))
 
 
-@pytest.mark.parametrize("kind", [diffusers.EDMEulerScheduler, diffusers.FlowMatchEulerDiscreteScheduler])
+@pytest.mark.parametrize("kind", [diffusers.EDMEulerScheduler, diffusers.EDMDPMSolverMultistepScheduler])
 def test_schedulers_without_alphas_are_refused(pipes, files, kind):
     pipe = pipes["epsilon"]
     pipe.scheduler = kind()

@@ -3,13 +3,19 @@
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from lab.model import SCHEDULE, tokenizer
 
@@ -48,7 +54,7 @@ def _unet(**changes):
     )
 
 
-def _vae():
+def _vae(**changes):
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -56,30 +62,35 @@ def _vae():
         layers_per_block=1,
         latent_channels=4,
         sample_size=SIZE,
+        **changes,
     )
+
+
+def denoiser(pipe):
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 def _finished(pipe):
     pipe.set_progress_bar_config(disable=True)
-    for model in (pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
-        if model is not None:
+    for model in pipe.components.values():
+        if isinstance(model, torch.nn.Module):
             model.eval()
     with torch.no_grad():
-        # A fresh UNet hardly looks at its text; these tests are about what each text does.
-        for name, parameter in pipe.unet.named_parameters():
-            if "attn2" in name and parameter.dim() == 2:
+        # A fresh model hardly looks at its text; these tests are about what each text does.
+        for name, parameter in denoiser(pipe).named_parameters():
+            if parameter.dim() == 2 and any(part in name for part in ("attn2", "context_embedder", "text_embedder")):
                 parameter.mul_(3)
     return pipe
 
 
-def sd(prediction_type="epsilon"):
+def sd(prediction_type="epsilon", **unet):
     torch.manual_seed(0)
     return _finished(
         StableDiffusionPipeline(
             vae=_vae(),
             text_encoder=CLIPTextModel(_text_config(WIDTH)),
             tokenizer=tokenizer(),
-            unet=_unet(),
+            unet=_unet(**unet),
             scheduler=DDIMScheduler(**SCHEDULE, prediction_type=prediction_type),
             safety_checker=None,
             feature_extractor=None,
@@ -118,9 +129,9 @@ CONVOLUTIONS = ("conv1", "downsamplers.0.conv")
 def write_lora(pipe, path, seed, unet=ATTENTION, text=(), strength=1.0, layout="kohya"):
     """A LoRA file for these layers, random and strong enough to change the picture."""
     generator = torch.Generator().manual_seed(seed)
-    xl = hasattr(pipe, "text_encoder_2")
+    xl = "text_encoder_2" in pipe._lora_loadable_modules
     parts = [
-        ("lora_unet", "unet", pipe.unet, unet),
+        ("lora_unet", "unet" if hasattr(pipe, "unet") else "transformer", denoiser(pipe), unet),
         ("lora_te1" if xl else "lora_te", "text_encoder", pipe.text_encoder, text),
     ]
     if xl:
@@ -148,3 +159,86 @@ def write_lora(pipe, path, seed, unet=ATTENTION, text=(), strength=1.0, layout="
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path)
     return path
+
+
+# Other kinds of models
+
+
+def _flow_vae():
+    return _vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def _flow_scheduler():
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def sd3():
+    torch.manual_seed(0)
+    return _finished(
+        StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(
+                sample_size=SIZE // 8,
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                joint_attention_dim=48,
+                caption_projection_dim=32,
+                pooled_projection_dim=WIDTH + WIDTH_2,
+                pos_embed_max_size=16,
+            ),
+            vae=_flow_vae(),
+            scheduler=_flow_scheduler(),
+            text_encoder=CLIPTextModelWithProjection(_text_config(WIDTH)),
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(WIDTH_2)),
+            text_encoder_3=None,
+            tokenizer=tokenizer(),
+            tokenizer_2=tokenizer(),
+            tokenizer_3=None,
+        )
+    )
+
+
+def flux(guidance_embeds=True):
+    """As FLUX.1-dev, or as schnell without embedded guidance."""
+    torch.manual_seed(0)
+    t5 = T5Config(
+        vocab_size=49408, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    return _finished(
+        FluxPipeline(
+            transformer=FluxTransformer2DModel(
+                in_channels=16,
+                num_layers=2,
+                num_single_layers=2,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                pooled_projection_dim=WIDTH,
+                guidance_embeds=guidance_embeds,
+                axes_dims_rope=(4, 4, 8),
+            ),
+            vae=_flow_vae(),
+            scheduler=_flow_scheduler(),
+            text_encoder=CLIPTextModel(_text_config(WIDTH)),
+            text_encoder_2=T5EncoderModel(t5),
+            tokenizer=tokenizer(),
+            tokenizer_2=tokenizer(),
+        )
+    )
+
+
+def controlnet(pipe):
+    """One that acts: fresh ones begin with outputs of 0."""
+    torch.manual_seed(1)
+    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.startswith(("controlnet_", "controlnet_cond_embedding.conv_out")):
+                parameter.normal_(std=0.1)
+    return net
+
+
+DIT_ATTENTION = ("attn.to_q", "attn.to_k", "attn.add_q_proj", "attn.to_out.0", "ff.net.2", "proj_mlp", "norm1.linear")

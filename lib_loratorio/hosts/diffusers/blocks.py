@@ -19,8 +19,15 @@ UNET = re.compile(
 )
 
 
-def name_in_webui(component: str, layer: str) -> str:
+FLUX = re.compile(r"(?P<single>single_)?transformer_blocks\.(?P<block>\d+)\.|(?P<last>norm_out|proj_out)\b")
+
+FLUX_INPUTS = {"x_embedder": "img_in", "context_embedder": "txt_in", "time_text_embed": "time_in"}
+
+
+def name_in_webui(component: str, layer: str, is_flux: bool = False) -> str:
     """As much of a layer's name in a WebUI as tells its block."""
+    if component == "transformer":
+        return _of_flux(layer) if is_flux else layer
     if component != "unet":
         return layer
     if layer == "conv_in":
@@ -36,8 +43,16 @@ def name_in_webui(component: str, layer: str) -> str:
     return f"diffusion_model_output_blocks_{number + (2 if found['sampler'] else int(found['place']))}_{layer}"
 
 
+def _of_flux(layer: str) -> str:
+    if found := FLUX.match(layer):
+        if found["last"]:
+            return "diffusion_model_final_layer_linear"
+        return f"diffusion_model_{'single' if found['single'] else 'double'}_blocks_{found['block']}_{layer}"
+    return f"diffusion_model_{FLUX_INPUTS.get(layer.partition('.')[0], layer)}"
+
+
 def weighted(
-    of_models: Mapping[str, Mapping[str, Factors]], weights: BlockWeights | None, lora: str
+    of_models: Mapping[str, Mapping[str, Factors]], weights: BlockWeights | None, lora: str, is_flux: bool = False
 ) -> dict[str, dict[str, Factors]]:
     """The layers of each part of the pipeline with their scales multiplied, without those of which nothing is left.
 
@@ -47,10 +62,11 @@ def weighted(
         return {component: dict(of_model) for component, of_model in of_models.items()}
     if weights.is_random:
         raise LoratorioError(f"the LoRA '{lora}' has lbw={weights.text}; R and U are for WebUIs only, give numbers.")
-    weights.require_suited([name_in_webui("unet", layer) for layer in of_models.get("unet", ())], lora)
+    for denoiser in {"unet", "transformer"} & of_models.keys():
+        weights.require_suited([name_in_webui(denoiser, layer, is_flux) for layer in of_models[denoiser]], lora)
     found: dict[str, dict[str, Factors]] = {}
     for component, of_model in of_models.items():
         for layer, factors in of_model.items():
-            if factor := weights.factor(name_in_webui(component, layer)):
+            if factor := weights.factor(name_in_webui(component, layer, is_flux)):
                 found.setdefault(component, {})[layer] = replace(factors, scale=factors.scale * factor)
     return found

@@ -20,7 +20,7 @@ CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"
 """Where diffusers' files have the same, as `unet.lora_alpha` and the like."""
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 """The parts of a pipeline that a LoRA can change."""
 
 

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lib_loratorio.deltas.layers import is_linear, weight_shape
+from lib_loratorio.hosts.diffusers.denoisers import NAMES, denoiser_name
 from lib_loratorio.hosts.diffusers.files import COMPONENTS, LoraFileError
 from lib_loratorio.hosts.diffusers.layouts import Factors, Place
 
@@ -47,15 +48,25 @@ class Fit(NamedTuple):
         return {component: of_model for component, of_model in acting.items() if of_model}
 
 
+def components(pipe) -> list[str]:
+    """The parts of a pipeline that LoRAs can change, the denoiser first."""
+    denoiser = denoiser_name(pipe)
+    loadable = getattr(pipe, "_lora_loadable_modules", COMPONENTS)
+    others = (name for name in loadable if name not in NAMES and isinstance(getattr(pipe, name, None), nn.Module))
+    return [denoiser, *others]
+
+
 def fitted(pipe, path: Path, layers: Mapping[Place, Factors]) -> Fit:
     """Where the layers of the LoRA at `path` are in the pipeline. Raises LoraFileError if it is for another model."""
-    components = {name: _Component(pipe, name) for name in COMPONENTS if getattr(pipe, name, None) is not None}
+    denoiser = denoiser_name(pipe)
+    of_pipe = {name: _Component(pipe, name) for name in components(pipe)}
     # A file that does not say what it is for is for the component that has most of its layers.
     unsaid = {place: factors for place, factors in layers.items() if not place.component}
-    owner = max(components, key=lambda name: components[name].fits(unsaid))
+    owner = max(of_pipe, key=lambda name: of_pipe[name].fits(unsaid))
     found: ModelLayers = {}
     for place, factors in layers.items():
-        component = components.get(place.component or owner)
+        # kohya and ComfyUI have a UNet's beginning for every denoiser.
+        component = of_pipe.get(denoiser if place.component == "unet" else place.component or owner)
         name = component.find(place.name) if component else None
         if component is None or name is None:
             continue
@@ -72,11 +83,12 @@ def fitted(pipe, path: Path, layers: Mapping[Place, Factors]) -> Fit:
     if not of_all:
         hint = f"or names its layers in a way that is not known, such as {next(iter(layers))}"
         raise LoraFileError(path, f"matches no layer of this model: {OTHER_MODEL}, {hint}")
-    in_unet, for_unet = len(found.get("unet", ())), sum((place.component or owner) == "unet" for place in layers)
-    if in_unet < LEAST * for_unet:
-        raise LoraFileError(
-            path, f"matches {in_unet} of the {for_unet} layers that it has for the UNet, next to nothing: {OTHER_MODEL}"
-        )
+    in_denoiser = len(found.get(denoiser, ()))
+    for_denoiser = sum((place.component or owner) in NAMES for place in layers)
+    if in_denoiser < LEAST * for_denoiser:
+        called = "UNet" if denoiser == "unet" else denoiser
+        matches = f"matches {in_denoiser} of the {for_denoiser} layers that it has for the {called}, next to nothing"
+        raise LoraFileError(path, f"{matches}: {OTHER_MODEL}")
     return Fit(found, len(layers) - of_all)
 
 
@@ -96,7 +108,7 @@ class _Component:
     """One model of the pipeline, and its layers that a LoRA can change."""
 
     def __init__(self, pipe, name: str):
-        self.pipe, self.name = pipe, name
+        self.pipe, self.name, self.is_text = pipe, name, name.startswith("text_encoder")
         layers = {
             layer: module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             for layer, module in getattr(pipe, name).named_modules()
@@ -106,6 +118,7 @@ class _Component:
             for layer, module in layers.items()
             if is_linear(module) or isinstance(module, nn.Conv2d)
         }
+        self.without_dots = {name.replace(".", "_"): name for name in self.shapes}
 
     def fits(self, layers: Mapping[Place, Factors]) -> int:
         """How many of these layers could be here."""
@@ -121,14 +134,17 @@ class _Component:
         for name_of in (str, self._of_diffusers, self._of_kohya):
             name = name_of(layer)
             yield name
-            if self.name != "unet":  # transformers 5 has dropped a level of CLIP's names
+            if self.is_text:  # transformers 5 has dropped a level of CLIP's names
                 yield f"text_model.{name}"
                 yield name.removeprefix("text_model.")
+        for name in (layer, layer.removeprefix("text_model_")):
+            if "." not in name and name in self.without_dots:
+                yield self.without_dots[name]
 
     def _of_diffusers(self, layer: str) -> str:
         """From a name of before PEFT, such as `attn1.processor.to_q_lora`."""
         pair = {f"{layer}.down.weight": None}
-        if self.name == "unet":
+        if not self.is_text:
             converted = convert_unet_state_dict_to_peft(pair)
         else:
             converted = convert_state_dict_to_peft(pair, original_type=StateDictType.DIFFUSERS_OLD)
@@ -136,6 +152,8 @@ class _Component:
 
     def _of_kohya(self, layer: str) -> str:
         """From a name without dots, or with the original models' names of blocks; as it is where it is neither."""
+        if self.name not in KOHYA or not hasattr(self.pipe, "unet"):
+            return layer
         name = KOHYA[self.name] + layer.replace(".", "_")
         pair = {f"{name}.lora_{part}.weight": None for part in ("down", "up")}
         try:

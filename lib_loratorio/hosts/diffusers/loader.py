@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers import FluxTransformer2DModel
 from diffusers.utils.peft_utils import (
     delete_adapter_layers,
     recurse_remove_peft_layers,
@@ -25,8 +26,10 @@ from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.errors import LoratorioError, told
 from lib_loratorio.hosts.diffusers.arguments import Lora, read_loras
 from lib_loratorio.hosts.diffusers.blocks import weighted
+from lib_loratorio.hosts.diffusers.denoisers import denoiser_name
 from lib_loratorio.hosts.diffusers.files import LoraFileError, main_file, read
-from lib_loratorio.hosts.diffusers.fitting import ModelLayers, fitted
+from lib_loratorio.hosts.diffusers.fitting import ModelLayers, components, fitted
+from lib_loratorio.hosts.diffusers.flux import named_by_diffusers
 from lib_loratorio.hosts.diffusers.layouts import embeddings, layers
 from lib_loratorio.loras.adapter import Adapter, merged_below
 from lib_loratorio.loras.argument import name_of
@@ -40,8 +43,12 @@ LOADING = threading.RLock()
 
 
 def text_encoders(pipe) -> list[torch.nn.Module]:
-    found = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
-    return [model for model in found if model is not None]
+    """Those that LoRAs can change."""
+    return [getattr(pipe, name) for name in components(pipe) if name.startswith("text_encoder")]
+
+
+def _models(pipe) -> list[torch.nn.Module]:
+    return [getattr(pipe, name) for name in components(pipe)]
 
 
 def activate(model: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
@@ -59,7 +66,7 @@ def loaded(pipe, loras: Sequence[Lora]) -> Iterator[list[Adapter]]:
 
     LoRAs that the pipeline had are inactive meanwhile. Afterwards it is what it was. Raises LoratorioError.
     """
-    models = [pipe.unet, *text_encoders(pipe)]
+    models = _models(pipe)
     wanted = [lora for lora in read_loras(loras) if acts(lora.strength)]
     for lora in wanted:
         if not Path(lora.path).exists():
@@ -146,7 +153,7 @@ def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
             if not lora.pooled:
                 raise
             refused.append(f"{name_of(lora.path)} ({error.reason})")
-            for model in (pipe.unet, *text_encoders(pipe)):
+            for model in _models(pipe):
                 delete_adapter_layers(model, name)
             continue
         if adapter is None:
@@ -169,9 +176,11 @@ def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
 
 def _load(pipe, name: str, lora: Lora, notes: list[str]) -> Adapter | None:
     """None for a LoRA that has no effect on this model; to `notes` goes what is to be told. Raises LoraFileError."""
+    denoiser = denoiser_name(pipe)
+    is_flux = isinstance(getattr(pipe, denoiser), FluxTransformer2DModel)
     file = read(lora.path)
-    fit = fitted(pipe, lora.path, layers(lora.path, file))
-    acting = weighted(fit.acting, lora.tag.blocks, name_of(lora.path))
+    fit = fitted(pipe, lora.path, layers(lora.path, named_by_diffusers(lora.path, file) if is_flux else file))
+    acting = weighted(fit.acting, lora.tag.blocks, name_of(lora.path), is_flux)
     if not acting:
         return None
     _put(pipe, name, lora.path, acting)
@@ -187,8 +196,8 @@ def _load(pipe, name: str, lora: Lora, notes: list[str]) -> Adapter | None:
         path=str(main_file(lora.path)),
         text_strength=lora.strength,
         denoiser_strength=lora.strength,
-        changes_text=acting.keys() != {"unet"},
-        changes_denoiser="unet" in acting,
+        changes_text=acting.keys() != {denoiser},
+        changes_denoiser=denoiser in acting,
         source=name,
         tag=lora.tag,
         pooled=lora.pooled,
@@ -200,7 +209,8 @@ def _put(pipe, name: str, path: Path, of_models: ModelLayers) -> None:
     state = {}
     for component, of_model in of_models.items():
         # Of text encoders diffusers does not know every layer by PEFT's names.
-        down, up = ("lora_A", "lora_B") if component == "unet" else ("lora_linear_layer.down", "lora_linear_layer.up")
+        is_text = component.startswith("text_encoder")
+        down, up = ("lora_linear_layer.down", "lora_linear_layer.up") if is_text else ("lora_A", "lora_B")
         for layer, factors in of_model.items():
             layer = f"{component}.{layer}"
             state |= {f"{layer}.{down}.weight": factors.down, f"{layer}.{up}.weight": factors.up}
@@ -225,9 +235,9 @@ def _put(pipe, name: str, path: Path, of_models: ModelLayers) -> None:
 # Deltas
 
 
-def bank_of(unet: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> AdapterBank:
-    """The adapters' deltas of the UNet, at the strengths that are set in its layers; `budget` in bytes."""
-    layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+def bank_of(denoiser: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> AdapterBank:
+    """The adapters' deltas of the denoiser, at the strengths that are set in its layers; `budget` in bytes."""
+    layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
     deltas = []
     for adapter, below in zip(adapters, merged_below(adapters)):
         names = [other.source for other in below]

@@ -12,10 +12,26 @@ SMALLEST = 1e-12
 """
 
 
-def check_scheduler(scheduler) -> None:
-    """Raises LoratorioError for a scheduler whose model input is not `alpha * x_0 + sigma * noise`."""
+def flows(scheduler) -> bool:
+    """Whether a scheduler's models predict a velocity, between the picture and noise: flow matching."""
+    config = scheduler.config
+    by_config = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    return bool(by_config) or type(scheduler).__name__.startswith("FlowMatch")
+
+
+def check_scheduler(scheduler, has_alphas: bool = True) -> None:
+    """Raises LoratorioError for a scheduler whose model input is not `alpha * x_0 + sigma * noise`.
+
+    `has_alphas` tells whether the model can do with one that is not of flow matching.
+    """
     name = type(scheduler).__name__
-    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
+    if flows(scheduler):
+        return
+    if not has_alphas:
+        raise LoratorioError(
+            f"the scheduler {name} is not of flow matching, as this model needs; use FlowMatchEulerDiscreteScheduler."
+        )
+    if not hasattr(scheduler, "alphas_cumprod"):
         raise LoratorioError(
             f"the scheduler {name} has no alphas_cumprod; use one of the DDPM family, such as DDIM, Euler or DPM++ 2M."
         )
@@ -47,8 +63,8 @@ def noise_space(scheduler, x: torch.Tensor, timestep: torch.Tensor) -> NoiseSpac
 
     `x [B,C,H,W]` is the model's input as the scheduler scales it, `alpha * x_0 + sigma * noise`.
     """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
+    kind = scheduler.config.get("prediction_type")
+    if kind == "epsilon" or flows(scheduler):  # a velocity is what noise is elsewhere: the sampling's direction
         return NoiseSpace.noise()
     of_kind = NoiseSpace.velocity if kind == "v_prediction" else NoiseSpace.sample
     return of_kind(x.float(), *signal_and_noise(scheduler.alphas_cumprod, timestep))

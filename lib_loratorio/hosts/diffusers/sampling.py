@@ -1,26 +1,32 @@
-"""Images of a diffusers pipeline, composed: from the text encoder to the single UNet call."""
+"""Images of a diffusers pipeline, composed: from the text encoder to the single call of the denoiser."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
+from diffusers import DiffusionPipeline
+from peft.tuners.lora import LoraLayer
 
 from lib_loratorio.engine.composer import Composer, Tally
+from lib_loratorio.engine.noise_space import NoiseSpace
+from lib_loratorio.engine.planner import Step
 from lib_loratorio.engine.sampler_call import UNCONDITIONAL, Rows
 from lib_loratorio.engine.trees import take_rows
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.errors import LoratorioError, told
 from lib_loratorio.hosts.diffusers.arguments import read_loras, read_settings
+from lib_loratorio.hosts.diffusers.compiled import plain_denoiser, uncompiled
+from lib_loratorio.hosts.diffusers.denoisers import denoiser_of
 from lib_loratorio.hosts.diffusers.loader import activate, bank_of, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
 from lib_loratorio.hosts.diffusers.results import Results
+from lib_loratorio.hosts.diffusers.texts import Division, Prompt, Row, own_rows
 from lib_loratorio.loras.adapter import BASE, Adapter
 from lib_loratorio.loras.helpers import role_advice
 from lib_loratorio.loras.text import readings
@@ -32,8 +38,6 @@ MERGED = -2
 
 DENSE_BUDGET = 2**30
 """Bytes that cached dense deltas may take."""
-
-UNET_SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
 
 
 @contextmanager
@@ -51,7 +55,8 @@ def composed(
     Afterwards the pipeline is what it was, whatever ended the block.
 
     Args:
-        pipe: a StableDiffusionPipeline or StableDiffusionXLPipeline.
+        pipe: a pipeline of SD 1.x, SD 2.x, SDXL, SD 3 or FLUX.1, whichever its class: what counts is its denoiser, and
+            whose rows that is asked for.
         loras: a file or folder, `(file, strength)`, `Lora(...)`, a dict of files and strengths, or a list of these.
         settings: `Settings` or a dict of them; defaults without.
         dense_budget: bytes that deltas without low-rank factors may take as a cache.
@@ -63,9 +68,7 @@ def composed(
     check_pipeline(pipe)
     settings = read_settings(settings, changes)
     wanted = [*read_loras(loras), *read_loras(pool, pooled=True)]
-    if settings.traits.apart:
-        check_scheduler(pipe.scheduler)
-    with loaded(pipe, wanted) as adapters:
+    with uncompiled(pipe), loaded(pipe, wanted) as adapters:
         if settings.traits.apart and (advice := role_advice(adapters)):
             logging.warning(told(advice))
         composition = Composition(pipe, adapters, settings, dense_budget)
@@ -73,29 +76,38 @@ def composed(
             yield composition
 
 
-def check_pipeline(pipe) -> None:
+def check_pipeline(pipe: Any) -> None:
     """Raises LoratorioError for pipelines that are not supported."""
-    if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
+    denoiser = denoiser_of(plain_denoiser(pipe))
+    for needed, reason in (
+        ("load_lora_weights", "it cannot load LoRAs"),
+        ("encode_prompt", "where its prompt is read cannot be told"),
+        ("scheduler", "it has no scheduler"),
+    ):
+        if not hasattr(pipe, needed):
+            raise LoratorioError(f"a {type(pipe).__name__} is not supported: it has no {needed}, so {reason}.")
+    if getattr(pipe, "do_perturbed_attention_guidance", False) or hasattr(pipe, "pag_applied_layers"):
         raise LoratorioError(
-            f"{type(pipe).__name__} is not supported; use a StableDiffusionPipeline or a "
-            "StableDiffusionXLPipeline (SD 1.x, SD 2.x, SDXL)."
+            f"a {type(pipe).__name__} is not supported: its perturbed rows have the text of conditional ones; use the "
+            "pipeline without PAG."
         )
-    if not isinstance(pipe.unet, UNet2DConditionModel):
-        raise LoratorioError(
-            "a compiled UNet is not supported; load LoRAs first and compile without LoRAtorio, or leave it uncompiled."
-        )
+    if getattr(denoiser.model, "is_cache_enabled", False):
+        raise LoratorioError("the denoiser keeps parts of earlier calls; call its disable_cache() first.")
+    check_scheduler(pipe.scheduler, denoiser.has_alphas)
 
 
 class Composition(Results):
     """The images of one `composed` block; the engine's `ModelHost`."""
 
-    def __init__(self, pipe, adapters: Sequence[Adapter], settings: Settings, dense_budget: int = DENSE_BUDGET):
+    def __init__(self, pipe: Any, adapters: Sequence[Adapter], settings: Settings, dense_budget: int = DENSE_BUDGET):
         self.pipe, self.adapters, self.settings = pipe, adapters, settings
+        self.model = plain_denoiser(pipe)
+        self.denoiser = denoiser_of(self.model)
         # A pool is a choice to compose from: where nothing is composed it plays no part.
         self.merged_adapters = [adapter for adapter in adapters if not adapter.pooled]
-        self.bank = bank_of(pipe.unet, adapters, dense_budget) if settings.traits.apart else None
-        self.texts: dict[int, tuple] = {}
-        self.encode_prompt, self.forward = pipe.encode_prompt, pipe.unet.forward
+        self.bank = bank_of(self.model, adapters, dense_budget) if settings.traits.apart else None
+        self.texts: dict[int, Prompt] = {}
+        self.encode_prompt, self.forward = pipe.encode_prompt, self.model.forward
         self._begin()
 
     def _begin(self) -> None:
@@ -105,24 +117,28 @@ class Composition(Results):
         if self.bank is not None:
             self.composer = Composer(self.settings, self.adapters, self.bank, self, self.maps, self.tally)
         self.calls = 0
+        self.texts = {}
+        self._division: Division | None = None
+        self._was_called = False
+        self._step: tuple[Step | None, torch.Tensor | None] | None = None  # the latest step, and its patch weights
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Wrappers and hooks in place; on leaving, the pipeline's own calls are back."""
-        pipe, unet = self.pipe, self.pipe.unet
-        self.encode_prompt, self.forward = pipe.encode_prompt, unet.forward
+        pipe, model = self.pipe, self.model
+        self.encode_prompt, self.forward = pipe.encode_prompt, model.forward
         before = [
-            (owner, name, owner.__dict__.get(name)) for owner, name in ((pipe, "encode_prompt"), (unet, "forward"))
+            (owner, name, owner.__dict__.get(name)) for owner, name in ((pipe, "encode_prompt"), (model, "forward"))
         ]
         try:
-            pipe.encode_prompt = self._encode_prompt
+            pipe.__dict__["encode_prompt"] = self._encode_prompt
             if self.bank is None:
-                activate(unet, self.merged_adapters)
-                unet.forward = self._counted
+                activate(model, self.merged_adapters)
+                model.forward = self._counted
                 yield
             else:
-                activate(unet, ())
-                unet.forward = self._forward
+                activate(model, ())
+                model.forward = self._forward
                 with self.bank.attached():
                     yield
         finally:
@@ -133,106 +149,152 @@ class Composition(Results):
 
     # Text
 
-    def _encode_prompt(self, *args, **kwargs) -> tuple:
-        """The pipeline asks for its text conditions: once in each of its calls, before the sampling."""
-        self._begin()
-        self.texts = {}
+    def _encode_prompt(self, *args: Any, **kwargs: Any) -> tuple:
+        """The pipeline asks for its text conditions: in each of its calls before the sampling, once or, where its
+        classes encode the negative prompt apart, twice.
+        """
+        arguments = dict(inspect.signature(self.encode_prompt).bind(*args, **kwargs).arguments)
+        asked = {**arguments.pop("kwargs", {}), **arguments}
+        is_negative = self._awaits_negative and "negative_prompt" not in asked
+        if not is_negative:
+            self._begin()
         if self.composer:
-            check_scheduler(self.pipe.scheduler)
-        asked = inspect.signature(self.encode_prompt).bind(*args, **kwargs).arguments
+            check_scheduler(self.pipe.scheduler, self.denoiser.has_alphas)
+            self._require_no_other_loras()
         words = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
         own = readings(self.adapters, words) if self.composer and self.settings.text_encoder == "own" else {}
-        if not own:
-            return self._encoded_with(self.merged_adapters, asked)
-        if asked.get("prompt") is None:
+        if own and asked.get("prompt") is None:
             raise LoratorioError(
                 "prompt_embeds were read by one text encoder, but some of these LoRAs read the prompt "
                 "with their own, or with trigger words; "
                 "give a prompt instead, or text_encoder='merged' in the settings."
             )
-        texts = {
-            model: self._encoded_with(adapters, {**asked, "prompt": _with_words(asked["prompt"], word)})
+        encoded = {
+            model: self._encoded_with(adapters, asked if is_negative else _with_words(asked, word))
             for model, (adapters, word) in own.items()
         }
-        if self.settings.start > 0 or self.settings.end < 1:
-            texts[MERGED] = self._encoded_with(self.merged_adapters, asked)
-        of_base = texts.pop(BASE)
-        self.texts = texts
+        if own and (self.settings.start > 0 or self.settings.end < 1):
+            encoded[MERGED] = self._encoded_with(self.merged_adapters, asked)
+        of_base = encoded.pop(BASE) if own else self._encoded_with(self.merged_adapters, asked)
+        if self.composer:
+            self._keep(of_base, encoded, is_negative)
         return of_base
+
+    @property
+    def _awaits_negative(self) -> bool:
+        """Whether the pipeline has encoded one prompt, without a negative one, and not called the denoiser yet."""
+        return self._division is not None and not self._was_called and self._division.prompt.unconditional is None
+
+    def _keep(self, of_base: tuple, encoded: Mapping[int, tuple], is_negative: bool) -> None:
+        texts = {model: Prompt.read(of_model) for model, of_model in encoded.items()}
+        base = Prompt.read(of_base)
+        if is_negative:
+            texts = {model: self.texts[model].with_negative(text) for model, text in texts.items()}
+            base = self._division.prompt.with_negative(base)
+        self.texts, self._division = texts, Division(base)
 
     def _encoded_with(self, adapters: Sequence[Adapter], asked: dict) -> tuple:
         for encoder in text_encoders(self.pipe):
             activate(encoder, adapters)
         return self.encode_prompt(**asked)
 
-    def _with_own_text(self, model: int, inputs: dict, rows: Rows) -> dict:
-        """A model's inputs with its own text for `rows` of a batch."""
-        if model not in self.texts:
-            return inputs
-        guided = self.pipe.do_classifier_free_guidance
+    # One call of the denoiser
 
-        def rows_of(cond: torch.Tensor, uncond: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-            return (torch.cat([uncond, cond]) if guided else cond)[rows].to(like)
-
-        cond, uncond, *pooled = self.texts[model]
-        inputs = {**inputs, "encoder_hidden_states": rows_of(cond, uncond, inputs["encoder_hidden_states"])}
-        if pooled:
-            added = inputs["added_cond_kwargs"]
-            inputs["added_cond_kwargs"] = {**added, "text_embeds": rows_of(*pooled, added["text_embeds"])}
-        return inputs
-
-    # One UNet call
-
-    def _counted(self, sample: torch.Tensor, *args, **kwargs) -> Any:
+    def _counted(self, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
-        self.tally.rows += sample.shape[0]
-        return self.forward(sample, *args, **kwargs)
+        self.tally.rows += self.denoiser.count(args, kwargs)
+        return self.forward(*args, **kwargs)
 
-    def _forward(self, *args, **kwargs) -> Any:
-        """The UNet's forward, as the pipeline calls it: rows `[unconditional of each picture, conditional of each]`, or
-        conditional ones only.
-        """
-        inputs = dict(UNET_SIGNATURE.bind(self.pipe.unet, *args, **kwargs).arguments)
-        inputs.pop("self")
-        return_dict = inputs.pop("return_dict", True)
-        _refuse_attention_kwargs(inputs.pop("cross_attention_kwargs", None))
-        prediction = self._prediction(inputs)
-        return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The denoiser's forward, as the pipeline calls it."""
+        caller = _calling_pipeline()
+        if self._division is None or (caller is not None and caller is not self.pipe):
+            name = "something" if caller is None else f"a {type(caller).__name__}"
+            raise LoratorioError(
+                f"the denoiser is called by {name} other than the pipeline that is composed; make such pipelines "
+                "before the block (from_pipe), and give them to composed()."
+            )
+        self._was_called = True
+        tree, return_dict = self.denoiser.read(args, kwargs)
+        return self.denoiser.answer(self._prediction(tree), tree, return_dict)
 
-    def _prediction(self, inputs: dict) -> torch.Tensor:
-        sample, timestep = inputs["sample"], torch.as_tensor(inputs["timestep"], device=inputs["sample"].device)
-        call, self.calls = self.calls, self.calls + 1
-        # A scheduler of second order makes two calls a step, but for the last.
-        step = self.composer.plan(call / self.pipe.num_timesteps, call // self.pipe.scheduler.order)
-        rows = sample.shape[0]
-        unconditional = rows // 2 if self.pipe.do_classifier_free_guidance else 0
-        images = rows - unconditional
-        # The timestep becomes rows too, so that it follows them.
-        inputs = {**inputs, "timestep": timestep.expand(rows)}
+    def _prediction(self, tree: dict) -> torch.Tensor:
+        hidden = self.denoiser.hidden_text(tree)
+        division = self._division.rows(hidden, getattr(self.pipe, "do_classifier_free_guidance", None))
+        conditional = [number for number, row in enumerate(division) if not row.unconditional]
+        unconditional = [number for number, row in enumerate(division) if row.unconditional]
+        if conditional and unconditional and len(conditional) != len(unconditional):
+            raise LoratorioError(
+                f"the pipeline asks for {len(conditional)} conditional and {len(unconditional)} unconditional rows at "
+                "once, which cannot be paired (as those of PAG and InstructPix2Pix); use a pipeline without it."
+            )
+        if conditional:
+            call, self.calls = self.calls, self.calls + 1
+            # A scheduler of second order makes two calls a step, but for the last.
+            step = self.composer.plan(call / self._timesteps, call // self.pipe.scheduler.order)
+            self._step = step, None
+        elif self._step is None:
+            raise LoratorioError(
+                "the pipeline asks for the negative prompt's rows before the prompt's, which are needed to weigh them; "
+                "it is not supported."
+            )
+        step, weights = self._step
         if step is None:
-            return self._merged_rows(inputs, rows)
-        sampler_call = self.composer.call(step, torch.arange(images, device=sample.device))
+            return self._merged_rows(tree, division)
+        images = len(conditional) or len(unconditional)
+        sampler_call = self.composer.call(step, torch.arange(images, device=hidden.device))
+        numbers = iter(range(images))
         sampler_call.evaluate(
-            [UNCONDITIONAL] * unconditional + list(range(images)),
-            lambda model, rows: self._with_own_text(model, take_rows(inputs, rows), rows),
+            [UNCONDITIONAL if row.unconditional else next(numbers) for row in division],
+            lambda model, rows: self._inputs(model, tree, division, rows),
         )
-        latents = inputs["sample"][unconditional:, : self.pipe.unet.config.out_channels]
-        space = noise_space(self.pipe.scheduler, latents, timestep.flatten()[0])
-        composed = self.composer.finish(sampler_call, space)
-        if composed.unconditional is None:
-            return composed.conditional
-        return torch.cat([composed.unconditional, composed.conditional])
+        space = self._space(tree, conditional or unconditional)
+        composed = self.composer.finish(sampler_call, space, weights, continues=not conditional)
+        self._step = step, composed.weights
+        parts = [part for part in (composed.conditional, composed.unconditional) if part is not None]
+        prediction = parts[0].new_empty(len(division), *parts[0].shape[1:])
+        for rows, part in ((conditional, composed.conditional), (unconditional, composed.unconditional)):
+            if rows:
+                prediction[rows] = part
+        return prediction
 
-    def _merged_rows(self, inputs: dict, rows: int) -> torch.Tensor:
+    def _space(self, tree: dict, rows: list[int]) -> NoiseSpace:
+        """Of these rows of a call."""
+        latents = tree[self.denoiser.latents][rows]
+        if self.denoiser.has_alphas:
+            latents = latents[:, : self.model.config.out_channels]
+        return noise_space(self.pipe.scheduler, latents, tree["timestep"][rows[0]])
+
+    def _inputs(self, model: int, tree: dict, division: Sequence[Row], rows: Rows) -> dict:
+        """A model's inputs, with its own text, for `rows` of a call."""
+        taken = take_rows(tree, rows)
+        of_rows = division[rows] if isinstance(rows, slice) else [division[row] for row in rows]
+        own = own_rows(self.texts, model, of_rows)
+        return taken if own is None else self.denoiser.with_text(taken, *own)
+
+    def _merged_rows(self, tree: dict, division: Sequence[Row]) -> torch.Tensor:
         """diffusers' ordinary merge, for the steps outside of start and end."""
-        self.tally.rows += rows
+        self.tally.rows += len(division)
         with self.merged(self.merged_adapters):
-            return self.run(self._with_own_text(MERGED, inputs, slice(rows)))
+            return self.run(self._inputs(MERGED, tree, division, slice(len(division))))
+
+    @property
+    def _timesteps(self) -> int:
+        """The calls of the denoiser in a sampling, one a timestep."""
+        return getattr(self.pipe, "num_timesteps", None) or len(self.pipe.scheduler.timesteps)
+
+    def _require_no_other_loras(self) -> None:
+        """Raises LoratorioError where the pipeline's LoRAs were switched on within the block."""
+        if any(isinstance(layer, LoraLayer) and not layer.disable_adapters for layer in self.model.modules()):
+            raise LoratorioError(
+                "the pipeline's LoRAs were changed within the block, so that they act on all that is composed; load "
+                "them and set them before it."
+            )
 
     # The engine's ModelHost
 
     def run(self, inputs: dict) -> torch.Tensor:
-        return self.forward(**inputs, return_dict=False)[0]
+        return self.denoiser.run(self.forward, inputs)
 
     def fits(self, rows: int) -> bool:
         """diffusers makes no estimate: what does not fit shows when memory runs out."""
@@ -240,11 +302,11 @@ class Composition(Results):
 
     @contextmanager
     def merged(self, adapters: Sequence[Adapter]) -> Iterator[None]:
-        activate(self.pipe.unet, adapters)
+        activate(self.model, adapters)
         try:
             yield
         finally:
-            activate(self.pipe.unet, ())
+            activate(self.model, ())
 
     def same_length(self, model: int) -> bool:
         """diffusers makes the texts of prompt and negative prompt equally long."""
@@ -253,16 +315,27 @@ class Composition(Results):
     def goes_apart(self) -> None:
         logging.warning(
             told(
-                "something makes other batches of what the UNet is asked for, so that the base and each LoRA are "
-                "evaluated in UNet calls of their own, which takes longer."
+                "something makes other batches of what the denoiser is asked for, so that the base and each LoRA are "
+                "evaluated in calls of their own, which takes longer."
             )
         )
 
 
-def _with_words(prompt: str | list[str], words: str) -> str | list[str]:
-    return appended(prompt, words) if isinstance(prompt, str) else [appended(one, words) for one in prompt]
+def _with_words(asked: dict, words: str) -> dict:
+    """The arguments of `encode_prompt` with words appended to the prompts that each text encoder reads."""
+
+    def longer(prompt: str | list[str]) -> str | list[str]:
+        return appended(prompt, words) if isinstance(prompt, str) else [appended(one, words) for one in prompt]
+
+    prompts = {name: asked[name] for name in ("prompt", "prompt_2", "prompt_3") if asked.get(name) is not None}
+    return {**asked, **{name: longer(prompt) for name, prompt in prompts.items()}} if words else asked
 
 
-def _refuse_attention_kwargs(kwargs: dict | None) -> None:
-    if kwargs and (set(kwargs) != {"scale"} or kwargs["scale"] != 1):
-        raise LoratorioError("cross_attention_kwargs are not supported; give each LoRA its strength instead.")
+def _calling_pipeline() -> DiffusionPipeline | None:
+    """The pipeline whose call this is a part of: pipelines can share a denoiser, which does not tell them apart."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and isinstance(owner := frame.f_locals.get("self"), DiffusionPipeline):
+            return owner
+        frame = frame.f_back
+    return None
