@@ -13,6 +13,7 @@ import numpy as np
 import tiny_pipelines as tiny
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from lib_loratorio.deltas import bank
 from lib_loratorio.errors import LoratorioError
@@ -69,7 +70,7 @@ WINDOW = LoraTag(end=0.5)
     ],
 )
 def test_forms_of_loras(given, expected):
-    found = read_loras(given)
+    found = [lora._replace(path=Path(lora.path)) for lora in read_loras(given)]
     assert found == expected and all(type(lora.strength) is float for lora in found)
 
 
@@ -166,6 +167,90 @@ def test_what_a_composition_tells(pipe, files):
     told = repr(composition)
     assert told.startswith("<loratorio of a, b; 24 evaluations in 2 calls of the denoiser; a ")
     assert "max relative error" in told and composition.verified in told
+
+
+# Where a LoRA comes from
+
+
+def test_loras_that_the_pipeline_has_are_named(pipe, files):
+    """By their adapters' names: composed as their files are, and left in the pipeline as they were."""
+    with composed(pipe, [(files[0], 0.8), (files[1], 0.6)]):
+        expected = made(pipe)
+    for file, name in zip(files, ("pixel", "toy", "other")):
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+    pipe.set_adapters(["pixel", "other"], [0.3, 0.4])
+    try:
+        before = made(pipe)
+        for loras in ({"pixel": 0.8, "toy": 0.6}, [("pixel", 0.8), (files[1], 0.6)]):
+            with composed(pipe, loras, verify=True) as composition:
+                torch.testing.assert_close(made(pipe), expected, rtol=1e-4, atol=1e-4)
+            assert composition.labels[0] == "pixel" and 0 < composition.tally.worst < 1e-4
+            assert torch.equal(made(pipe), before)
+        assert pipe.get_list_adapters() == {"unet": ["pixel", "toy", "other"]}
+        assert pipe.get_active_adapters() == ["pixel", "other"]
+        for loras, match in (
+            (["pixel", ("pixel", 0.5)], "the pipeline's LoRA pixel is asked for twice"),
+            ("pixle", "no LoRA file pixle, and the pipeline's LoRAs are other, pixel, toy"),
+            (Lora("toy", 1.0, LoraTag.read({"lbw": "ALL"}, "toy")), "toy has lbw=ALL, which needs its file"),
+        ):
+            with pytest.raises(LoratorioError, match=match), composed(pipe, loras):
+                pass
+        with composed(pipe, "pixel", trigger_words=True):
+            made(pipe)
+    finally:
+        pipe.unload_lora_weights()
+
+
+def test_state_dicts(pipe, files):
+    a, b = (load_file(file) for file in files[:2])
+    with composed(pipe, [(files[0], 0.8), files[1]]):
+        expected = made(pipe)
+    for loras in ([(a, 0.8), Lora(b, name="toy")], ((a, 0.8), b)):
+        with composed(pipe, loras) as composition:
+            torch.testing.assert_close(made(pipe), expected)
+    assert composition.labels == ["state dict (1)", "state dict (2)"]
+    with composed(pipe, [a, Lora(b, name="toy")]) as composition:
+        assert composition.labels == ["state dict", "toy"]
+    broken = {key: tensor for key, tensor in a.items() if "lora_up" not in key}
+    with pytest.raises(LoratorioError, match="the LoRA 'state dict' is incomplete"), composed(pipe, broken):
+        pass
+    with pytest.raises(LoratorioError, match="a LoRA's state dict has other things than tensors"):
+        read_loras({**a, "alpha": 3})
+
+
+def test_repositories_and_folders_of_several_files(pipe, files, monkeypatch, caplog):
+    folder = files[0].parent
+    asked = []
+
+    def snapshot_download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        if "nobody" in repository:
+            raise ConnectionError("we are\noffline")
+        return str(folder)
+
+    def hf_hub_download(repository, name):
+        asked.append((repository, name))
+        return str(folder / name)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    with composed(pipe, [Lora(folder, 0.8, weight_name="a.safetensors"), files[1]]) as composition:
+        expected = made(pipe)
+        assert composition.labels == ["a", "b"]
+    with composed(pipe, [Lora("someone/loras", 0.8, weight_name="a.safetensors"), files[1]]) as composition:
+        assert torch.equal(made(pipe), expected) and composition.labels == ["a", "b"]
+    assert asked == [("someone/loras", "a.safetensors")]
+    for path, match in (
+        ("someone/loras", "is a folder with 3 .safetensors files, none of which is called"),
+        ("nobody/loras", "no LoRA file nobody/loras, and the hub does not give it \\(we are\\)"),
+        ("loras/a.safetensors", "there is no LoRA file loras/a.safetensors"),
+    ):
+        with pytest.raises(LoratorioError, match=match), composed(pipe, path):
+            pass
+    assert len(asked) == 3
+
+
+# Several at once
 
 
 def test_two_pipelines_in_two_threads(pipe, files):

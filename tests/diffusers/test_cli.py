@@ -199,7 +199,8 @@ def test_merge_has_no_pool(folder, tmp_path, capsys):
     assert "give at least one with --lora" in capsys.readouterr().err
 
 
-def test_misfits_in_a_pool_are_left_out_and_named(folder, tmp_path, capsys, caplog):
+def test_misfits_in_a_pool_are_left_out_and_named(folder, tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr("lib_loratorio.hosts.diffusers.other_kinds.is_known", lambda: False)
     pool = tmp_path / "pool"
     pool.mkdir()
     save_file({"lora_unet_x.hada_w1_a": torch.zeros(2)}, pool / "loha.safetensors")

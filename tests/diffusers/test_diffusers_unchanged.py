@@ -155,7 +155,7 @@ def refused(pipe, path, match):
     assert_same(before, state(pipe))
 
 
-def test_files_that_cannot_be_used(pipe, files, tmp_path):
+def test_files_that_cannot_be_used(pipe, files, tmp_path, monkeypatch):
     refused(pipe, tmp_path / "none.safetensors", "there is no LoRA file")
     (tmp_path / "text.safetensors").write_text("not a file of tensors")
     refused(pipe, tmp_path / "text.safetensors", "cannot be read as a safetensors file")
@@ -172,6 +172,7 @@ def test_files_that_cannot_be_used(pipe, files, tmp_path):
     )
     refused(pipe, tmp_path / "flux.safetensors", "matches no layer of this model")
     save_file({f"{name}.hada_w1_a": down}, tmp_path / "loha.safetensors")
+    monkeypatch.setattr("lib_loratorio.hosts.diffusers.other_kinds.is_known", lambda: False)
     refused(pipe, tmp_path / "loha.safetensors", "is a LoHa file")
     refused(pipe, tiny.write_lora(tiny.sdxl(), tmp_path / "xl.safetensors", 1), "it is for another kind of model")
 

@@ -399,7 +399,7 @@ def test_files_in_fluxs_own_names(flux, tmp_path, layout):
         assert layers.keys() == IN_DIFFUSERS.keys()
         for name, (own, rows) in IN_DIFFUSERS.items():
             down, up = factors[own]
-            torch.testing.assert_close(layers[name].get_delta_weight(adapter.source), scale * (up @ down)[rows])
+            torch.testing.assert_close(layers[name].get_delta_weight(adapter.source.name), scale * (up @ down)[rows])
 
 
 def test_block_weights_of_flux(flux, flux_loras):
@@ -410,7 +410,7 @@ def test_block_weights_of_flux(flux, flux_loras):
     factors = {"transformer_blocks.1.": 0.5, "single_transformer_blocks.1.": 0.25}
     with loaded(flux, path) as (plain,):
         whole = {
-            name: one.get_delta_weight(plain.source)
+            name: one.get_delta_weight(plain.source.name)
             for name, one in flux.transformer.named_modules()
             if isinstance(one, LoraLayer)
         }
@@ -419,7 +419,7 @@ def test_block_weights_of_flux(flux, flux_loras):
         assert found.keys() == {name for name in whole if name.startswith(tuple(factors))} and "x_embedder" in whole
         for name, layer in found.items():
             factor = next(factor for begin, factor in factors.items() if name.startswith(begin))
-            torch.testing.assert_close(layer.get_delta_weight(adapter.source), factor * whole[name])
+            torch.testing.assert_close(layer.get_delta_weight(adapter.source.name), factor * whole[name])
     with pytest.raises(LoratorioError, match="lbw=OUTALL, 17 numbers; this model needs 61"):
         with loaded(flux, Lora(path, tag=LoraTag.read({"lbw": "OUTALL"}, "more"))):
             pass

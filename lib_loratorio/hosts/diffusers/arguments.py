@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,17 +25,21 @@ ELSEWHERE = {
 
 
 class Lora(NamedTuple):
-    """A LoRA file or folder, and its strength; of strength 0 it is left out.
+    """A LoRA, and its strength; of strength 0 it is left out.
 
-    `tag` says when and as what it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be
-    left out of steps in which they would matter little, as the settings say, and are never merged; of them, files that
-    do not suit the model are left out and named.
+    `path` is a file or folder, the name of an adapter that the pipeline has loaded, a repository on the hub, or a state
+    dict. `tag` says when and as what it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may
+    be left out of steps in which they would matter little, as the settings say, and are never merged; of them, files
+    that do not suit the model are left out and named. `name` is what it is called afterwards, if not as its file is.
+    `weight_name` is its file in a folder or repository of several.
     """
 
-    path: str | os.PathLike
+    path: str | os.PathLike | Mapping[str, torch.Tensor]
     strength: float = 1.0
     tag: LoraTag = LOCAL
     pooled: bool = False
+    name: str = ""
+    weight_name: str | None = None
 
 
 def read_loras(given: Any, pooled: bool = False) -> list[Lora]:
@@ -107,7 +110,7 @@ def _of_list(one: Any) -> list[Lora]:
 def _one_or_dict(given: Any) -> list[Lora]:
     if given is None:
         raise LoratorioError(f"the LoRAs are None; {FORMS}.")
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and not _is_state_dict(given):
         return [Lora(path, strength) for path, strength in given.items()]
     if isinstance(given, Lora):
         return [given]
@@ -124,19 +127,27 @@ def _is_lora(given: Any) -> bool:
 
 
 def _is_pair(given: tuple) -> bool:
-    names_one = len(given) > 1 and isinstance(given[0], (str, os.PathLike))
+    names_one = len(given) > 1 and (isinstance(given[0], (str, os.PathLike)) or _is_state_dict(given[0]))
     return names_one and not isinstance(given[1], (str, os.PathLike, tuple, list, Mapping))
 
 
+def _is_state_dict(given: Any) -> bool:
+    """Whether it is tensors by name, rather than strengths."""
+    return isinstance(given, Mapping) and any(torch.is_tensor(one) and one.dim() > 1 for one in given.values())
+
+
 def _checked(lora: Lora) -> Lora:
-    path, strength, tag, pooled = lora
-    if not isinstance(path, (str, os.PathLike)) or not str(path):
-        raise LoratorioError(f"the LoRA {path!r} is no file or folder; {FORMS}.")
+    path, tag = lora.path, lora.tag
+    if not (isinstance(path, (str, os.PathLike)) and str(path)) and not _is_state_dict(path):
+        raise LoratorioError(f"the LoRA {_told(path)} is no file or folder; {FORMS}.")
+    if _is_state_dict(path) and not all(torch.is_tensor(tensor) for tensor in path.values()):
+        raise LoratorioError(f"a LoRA's state dict has other things than tensors; {FORMS}.")
+    told = lora.name or (_told(path) if isinstance(path, Mapping) else path)
     if not isinstance(tag, LoraTag):
-        raise LoratorioError(f"the LoRA {path} has {tag!r} for its tag; give a LoraTag, such as LoraTag(end=0.5).")
+        raise LoratorioError(f"the LoRA {told} has {tag!r} for its tag; give a LoraTag, such as LoraTag(end=0.5).")
     if tag.elements:
-        raise LoratorioError(f"the LoRA {path} has lbwe={tag.elements}; of block weights only lbw is known.")
-    return Lora(Path(path), strength_of(strength, path), tag, bool(pooled))
+        raise LoratorioError(f"the LoRA {told} has lbwe={tag.elements}; of block weights only lbw is known.")
+    return lora._replace(strength=strength_of(lora.strength, told), pooled=bool(lora.pooled))
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from lib_loratorio.errors import LoratorioError
@@ -58,15 +58,28 @@ def weighted(
 
     Raises LoratorioError for weights that are another model's, or random: here a LoRA is loaded for many pictures.
     """
+    factors = block_factors(of_models, weights, lora, is_flux)
+    found: dict[str, dict[str, Factors]] = {}
+    for component, of_model in of_models.items():
+        for layer, of_layer in of_model.items():
+            if factor := factors[component][layer]:
+                found.setdefault(component, {})[layer] = replace(of_layer, scale=of_layer.scale * factor)
+    return found
+
+
+def block_factors(
+    of_models: Mapping[str, Collection[str]], weights: BlockWeights | None, lora: str, is_flux: bool = False
+) -> dict[str, dict[str, float]]:
+    """What block weights multiply the strength of each layer by, by part of the pipeline and name. Raises as
+    `weighted` does.
+    """
     if weights is None:
-        return {component: dict(of_model) for component, of_model in of_models.items()}
+        return {component: dict.fromkeys(of_model, 1.0) for component, of_model in of_models.items()}
     if weights.is_random:
         raise LoratorioError(f"the LoRA '{lora}' has lbw={weights.text}; R and U are for WebUIs only, give numbers.")
     for denoiser in {"unet", "transformer"} & of_models.keys():
         weights.require_suited([name_in_webui(denoiser, layer, is_flux) for layer in of_models[denoiser]], lora)
-    found: dict[str, dict[str, Factors]] = {}
-    for component, of_model in of_models.items():
-        for layer, factors in of_model.items():
-            if factor := weights.factor(name_in_webui(component, layer, is_flux)):
-                found.setdefault(component, {})[layer] = replace(factors, scale=factors.scale * factor)
-    return found
+    return {
+        component: {layer: weights.factor(name_in_webui(component, layer, is_flux)) for layer in of_model}
+        for component, of_model in of_models.items()
+    }

@@ -27,7 +27,7 @@ COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 class LoraFileError(LoratorioError):
     """A LoRA that cannot be used; `reason` goes on from its name, as in "has no tensors"."""
 
-    def __init__(self, path: Path, reason: str):
+    def __init__(self, path: Path | str, reason: str):
         super().__init__(f"the LoRA {path} {reason}.")
         self.reason = reason
 

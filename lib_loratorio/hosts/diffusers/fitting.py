@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,6 +17,8 @@ from lib_loratorio.deltas.layers import is_linear, weight_shape
 from lib_loratorio.hosts.diffusers.denoisers import NAMES, denoiser_name
 from lib_loratorio.hosts.diffusers.files import COMPONENTS, LoraFileError
 from lib_loratorio.hosts.diffusers.layouts import Factors, Place
+
+T = TypeVar("T")
 
 LEAST = 0.1
 """Of the layers that a file has for the denoiser, the share that must be in the model. A file for another kind of model
@@ -56,29 +58,48 @@ def components(pipe) -> list[str]:
     return [denoiser, *others]
 
 
-def fitted(pipe, path: Path, layers: Mapping[Place, Factors]) -> Fit:
+def fitted(pipe, path: Path | str, layers: Mapping[Place, Factors]) -> Fit:
     """Where the layers of the LoRA at `path` are in the pipeline. Raises LoraFileError if it is for another model."""
+    return Fit(*matched(pipe, path, layers, _shaped, lambda factors: (factors.up.shape[0], *factors.down.shape[1:])))
+
+
+def matched(
+    pipe,
+    path: Path | str,
+    layers: Mapping[Place, T],
+    shaped: Callable[[T, tuple[int, ...]], T | None],
+    shape_of: Callable[[T], tuple[int, ...]],
+    norms: bool = False,
+) -> tuple[dict[str, dict[str, T]], int]:
+    """The layers of the LoRA at `path` by part of the pipeline and name there, and how many the pipeline has not.
+
+    Args:
+        shaped: a layer for a weight of this shape, None where it does not fit.
+        shape_of: the shape of weight that a layer is for, as far as it tells one.
+        norms: whether layers can be normalisation layers too.
+
+    Raises LoraFileError if it is for another model.
+    """
     denoiser = denoiser_name(pipe)
-    of_pipe = {name: _Component(pipe, name) for name in components(pipe)}
+    of_pipe = {name: _Component(pipe, name, norms) for name in components(pipe)}
     # A file that does not say what it is for is for the component that has most of its layers.
-    unsaid = {place: factors for place, factors in layers.items() if not place.component}
-    owner = max(of_pipe, key=lambda name: of_pipe[name].fits(unsaid))
-    found: ModelLayers = {}
-    for place, factors in layers.items():
+    unsaid = {place: layer for place, layer in layers.items() if not place.component}
+    owner = max(of_pipe, key=lambda name: of_pipe[name].fits(unsaid, shaped))
+    found: dict[str, dict[str, T]] = {}
+    for place, layer in layers.items():
         # kohya and ComfyUI have a UNet's beginning for every denoiser.
         component = of_pipe.get(denoiser if place.component == "unet" else place.component or owner)
         name = component.find(place.name) if component else None
         if component is None or name is None:
             continue
         shape = component.shapes[name]
-        shaped = _shaped(factors, shape)
-        if shaped is None:
-            of_file = (factors.up.shape[0], *factors.down.shape[1:])
-            message = f"has the layer {place} in the shape {of_file}, this model in the shape {shape}: {OTHER_MODEL}"
-            raise LoraFileError(path, message)
+        fitting = shaped(layer, shape)
+        if fitting is None:
+            message = f"has the layer {place} in the shape {shape_of(layer)}, this model in the shape {shape}"
+            raise LoraFileError(path, f"{message}: {OTHER_MODEL}")
         if name in found.setdefault(component.name, {}):
             raise LoraFileError(path, f"has the layer {component.name}.{name} twice, by different names")
-        found[component.name][name] = shaped
+        found[component.name][name] = fitting
     of_all = sum(map(len, found.values()))
     if not of_all:
         hint = f"or names its layers in a way that is not known, such as {next(iter(layers))}"
@@ -89,7 +110,7 @@ def fitted(pipe, path: Path, layers: Mapping[Place, Factors]) -> Fit:
         called = "UNet" if denoiser == "unet" else denoiser
         matches = f"matches {in_denoiser} of the {for_denoiser} layers that it has for the {called}, next to nothing"
         raise LoraFileError(path, f"{matches}: {OTHER_MODEL}")
-    return Fit(found, len(layers) - of_all)
+    return found, len(layers) - of_all
 
 
 def _shaped(factors: Factors, shape: tuple[int, ...]) -> Factors | None:
@@ -104,10 +125,14 @@ def _shaped(factors: Factors, shape: tuple[int, ...]) -> Factors | None:
     return replace(factors, down=factors.down.reshape(down), up=factors.up.reshape(up))
 
 
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and module.weight is not None
+
+
 class _Component:
     """One model of the pipeline, and its layers that a LoRA can change."""
 
-    def __init__(self, pipe, name: str):
+    def __init__(self, pipe, name: str, norms: bool = False):
         self.pipe, self.name, self.is_text = pipe, name, name.startswith("text_encoder")
         layers = {
             layer: module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -116,14 +141,14 @@ class _Component:
         self.shapes = {
             layer: weight_shape(module)
             for layer, module in layers.items()
-            if is_linear(module) or isinstance(module, nn.Conv2d)
+            if is_linear(module) or isinstance(module, nn.Conv2d) or (norms and _is_norm(module))
         }
         self.without_dots = {name.replace(".", "_"): name for name in self.shapes}
 
-    def fits(self, layers: Mapping[Place, Factors]) -> int:
+    def fits(self, layers: Mapping[Place, T], shaped: Callable[[T, tuple[int, ...]], T | None]) -> int:
         """How many of these layers could be here."""
-        found = ((self.find(place.name), factors) for place, factors in layers.items())
-        return sum(name is not None and _shaped(factors, self.shapes[name]) is not None for name, factors in found)
+        found = ((self.find(place.name), layer) for place, layer in layers.items())
+        return sum(name is not None and shaped(layer, self.shapes[name]) is not None for name, layer in found)
 
     def find(self, layer: str) -> str | None:
         """The name here of a layer that is called so in a file; None where there is none."""

@@ -16,7 +16,7 @@ XLABS = re.compile(r"^(double|single)_blocks\.\d+\.processor\.")
 PARTS = {"A": "down", "B": "up"}
 
 
-def named_by_diffusers(path: Path, file: LoraFile) -> LoraFile:
+def named_by_diffusers(path: Path | str, file: LoraFile) -> LoraFile:
     """The file in diffusers' names. Raises LoraFileError where diffusers cannot convert it."""
     tensors = {}
     for name, tensor in file.tensors.items():

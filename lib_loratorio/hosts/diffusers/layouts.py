@@ -23,6 +23,7 @@ PREFIXES = {
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
+    "oft_unet_": "unet",
     "lora_transformer_": "transformer",
     "unet.": "unet",
     "transformer.": "transformer",
@@ -61,9 +62,14 @@ OTHER_KINDS = {
 }
 """Parts of tensors' names that tell kinds which diffusers cannot read, or reads as another kind."""
 
-OTHER_CONTENTS = {
+CHANGES = {
     r"\.diff(_b)?$": "changes of whole weights (diff)",
     r"\.[wb]_norm$": "changes of normalisation layers (w_norm, b_norm)",
+}
+"""The same of changes without factors."""
+
+OTHER_CONTENTS = {
+    **CHANGES,
     r"\.modules_to_save\.": "whole layers beside its factors (modules_to_save)",
     r"\.lora_embedding_[AB]": "factors of embeddings",
 }
@@ -111,7 +117,7 @@ class Factors:
         return bool(self.scale) and (product or (self.bias is not None and bool(self.bias.any())))
 
 
-def layers(path: Path, file: LoraFile) -> dict[Place, Factors]:
+def layers(path: Path | str, file: LoraFile) -> dict[Place, Factors]:
     """The layers of the LoRA file that lies at `path`.
 
     Raises LoraFileError for a file that is no LoRA, holds more than one, is broken or is in an unknown layout.
@@ -128,7 +134,7 @@ def layers(path: Path, file: LoraFile) -> dict[Place, Factors]:
         if not torch.isfinite(tensor).all():
             raise LoraFileError(path, f"is broken: it has values that are not finite (NaN or Inf), such as in {name}")
         adapters |= {found["adapter"]} - {None}
-        parts.setdefault(_place(name[: found.start()]), {})[_part(found)] = tensor
+        parts.setdefault(place_of(name[: found.start()]), {})[_part(found)] = tensor
     # An alpha without factors is an alpha of nothing.
     parts = {place: of_layer for place, of_layer in parts.items() if of_layer.keys() != {"alpha"}}
     if unknown or not parts:
@@ -143,7 +149,15 @@ def embeddings(file: LoraFile) -> list[str]:
     return sorted({name.split(".")[1] for name in file.tensors if name.startswith(EMBEDDINGS)})
 
 
-def _place(name: str) -> Place:
+def is_of_other_kind(name: str) -> str:
+    """What a tensor's name tells of a kind that diffusers does not know, as "is a LoHa file"; empty without."""
+    if kind := _kind(name):
+        return f"is {kind} file"
+    return next((f"holds {text}" for pattern, text in CHANGES.items() if re.search(pattern, name)), "")
+
+
+def place_of(name: str) -> Place:
+    """Where a layer is, by its name in a file."""
     name = name.replace(WRAPPER, "", 1)
     for prefix, component in PREFIXES.items():
         if name.startswith(prefix):
@@ -157,7 +171,7 @@ def _part(found: re.Match) -> str:
 
 
 def _factors(
-    path: Path, place: Place, of_layer: Mapping[str, torch.Tensor], configs: Mapping[str, Mapping[str, Any]]
+    path: Path | str, place: Place, of_layer: Mapping[str, torch.Tensor], configs: Mapping[str, Mapping[str, Any]]
 ) -> Factors:
     for part in ("down", "up"):
         if part not in of_layer:
@@ -175,7 +189,7 @@ def _factors(
 
 
 def _scale(
-    path: Path, place: Place, rank: int, alpha: torch.Tensor | None, configs: Mapping[str, Mapping[str, Any]]
+    path: Path | str, place: Place, rank: int, alpha: torch.Tensor | None, configs: Mapping[str, Mapping[str, Any]]
 ) -> float:
     """Alpha by rank; where neither the file nor its configuration tells an alpha, it is the rank."""
     if alpha is not None:

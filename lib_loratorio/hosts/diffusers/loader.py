@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -16,23 +17,20 @@ from diffusers.utils.peft_utils import (
     set_adapter_layers,
     set_weights_and_activate_adapters,
 )
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from lib_loratorio.deltas.bank import AdapterBank
-from lib_loratorio.deltas.dense import Dense
-from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.errors import LoratorioError, told
 from lib_loratorio.hosts.diffusers.arguments import Lora, read_loras
-from lib_loratorio.hosts.diffusers.blocks import weighted
+from lib_loratorio.hosts.diffusers.blocks import block_factors, weighted
 from lib_loratorio.hosts.diffusers.denoisers import denoiser_name
-from lib_loratorio.hosts.diffusers.files import LoraFileError, main_file, read
-from lib_loratorio.hosts.diffusers.fitting import ModelLayers, components, fitted
+from lib_loratorio.hosts.diffusers.files import LoraFileError
+from lib_loratorio.hosts.diffusers.fitting import ModelLayers, components, fitted, matched
 from lib_loratorio.hosts.diffusers.flux import named_by_diffusers
 from lib_loratorio.hosts.diffusers.layouts import embeddings, layers
-from lib_loratorio.loras.adapter import Adapter, merged_below
-from lib_loratorio.loras.argument import name_of
+from lib_loratorio.hosts.diffusers.other_kinds import Scaled, acting_on, divided, ends_of, merge
+from lib_loratorio.hosts.diffusers.sources import Source, adapters_in, source_of
+from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.tag import acts
 
 PREFIX = "loratorio_"
@@ -42,50 +40,70 @@ LOADING = threading.RLock()
 """accelerate and transformers, which diffusers and PEFT load with, change classes of torch meanwhile."""
 
 
-def text_encoders(pipe) -> list[torch.nn.Module]:
+def text_encoders(pipe) -> list[str]:
     """Those that LoRAs can change."""
-    return [getattr(pipe, name) for name in components(pipe) if name.startswith("text_encoder")]
+    return [name for name in components(pipe) if name.startswith("text_encoder")]
 
 
-def _models(pipe) -> list[torch.nn.Module]:
-    return [getattr(pipe, name) for name in components(pipe)]
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter as a pipeline has it.
+
+    name: in peft's layers. others: by part of the pipeline and name, the layers that peft does not hold.
+    """
+
+    name: str
+    others: Mapping[str, Mapping[str, Scaled]] = field(default_factory=dict)
+
+    def layers_of(self, component: str) -> Mapping[str, Scaled]:
+        return self.others.get(component, {})
 
 
-def activate(model: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
-    """What `pipe.set_adapters` does, for one model; without adapters, the model is the base."""
+def activate(pipe, component: str, adapters: Sequence[Adapter]) -> None:
+    """What `pipe.set_adapters` does, for one part of the pipeline; without adapters, it is the base."""
+    model = getattr(pipe, component)
     if adapters:
         set_weights_and_activate_adapters(
-            model, [adapter.source for adapter in adapters], [adapter.denoiser_strength for adapter in adapters]
+            model, [adapter.source.name for adapter in adapters], [adapter.denoiser_strength for adapter in adapters]
         )
     set_adapter_layers(model, enabled=bool(adapters))
+    merge(model, [(adapter.source.layers_of(component), adapter.denoiser_strength) for adapter in adapters])
 
 
 @contextmanager
-def loaded(pipe, loras: Sequence[Lora]) -> Iterator[list[Adapter]]:
+def loaded(pipe, loras: Any) -> Iterator[list[Adapter]]:
     """For the time of the block the LoRAs are in the pipeline, at their strengths and all of them active.
 
-    LoRAs that the pipeline had are inactive meanwhile. Afterwards it is what it was. Raises LoratorioError.
+    LoRAs that the pipeline had are inactive meanwhile, but for those that are asked for by their names. Afterwards it
+    is what it was. Raises LoratorioError.
     """
-    models = _models(pipe)
+    parts = components(pipe)
+    models = [getattr(pipe, name) for name in parts]
     wanted = [lora for lora in read_loras(loras) if acts(lora.strength)]
-    for lora in wanted:
-        if not Path(lora.path).exists():
-            raise LoratorioError(f"there is no LoRA file {lora.path}.")
     if not wanted:
         raise LoratorioError("there is no LoRA of a strength other than 0.")
     with LOADING:
         _check_loras_in(models)
         before = [_LoraState(model) for model in models]
+        asked = [(lora, source_of(lora, adapters_in(models))) for lora in wanted]
+    _require_once([source.adapter for _, source in asked if source.adapter])
     try:
         with LOADING:
-            adapters = _loaded(pipe, wanted)
-            for model in models:
-                activate(model, adapters)
+            adapters = _loaded(pipe, asked)
+            for part in parts:
+                activate(pipe, part, adapters)
         yield adapters
     finally:
         with LOADING:
+            for model in models:
+                merge(model, ())
             for state in before:
                 state.restore()
+
+
+def _require_once(names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise LoratorioError(f"the pipeline's LoRA {twice[0]} is asked for twice.")
 
 
 def _tuner_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
@@ -139,25 +157,25 @@ class _LoraState:
             parameter.requires_grad_(required)
 
 
-def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
+def _loaded(pipe, loras: Sequence[tuple[Lora, Source]]) -> list[Adapter]:
     """Those of the pool that cannot be used are left out, and named: a folder may hold LoRAs for several models.
 
     So are those without effect, whoever has asked for them: they would take a share of the picture from the others.
     """
     adapters, refused, idle, notes = [], [], [], []
-    for number, lora in enumerate(loras):
+    for number, (lora, source) in enumerate(loras):
         name = f"{PREFIX}{number}"
         try:
-            adapter = _load(pipe, name, lora, notes)
+            adapter = _load(pipe, name, lora, source, notes)
         except LoraFileError as error:
             if not lora.pooled:
                 raise
-            refused.append(f"{name_of(lora.path)} ({error.reason})")
-            for model in _models(pipe):
-                delete_adapter_layers(model, name)
+            refused.append(f"{source.name} ({error.reason})")
+            for part in components(pipe):
+                delete_adapter_layers(getattr(pipe, part), name)
             continue
         if adapter is None:
-            idle.append(name_of(lora.path))
+            idle.append(source.name)
         else:
             adapters.append(adapter)
     left_out = []
@@ -174,37 +192,57 @@ def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:
     return adapters
 
 
-def _load(pipe, name: str, lora: Lora, notes: list[str]) -> Adapter | None:
+def _load(pipe, name: str, lora: Lora, source: Source, notes: list[str]) -> Adapter | None:
     """None for a LoRA that has no effect on this model; to `notes` goes what is to be told. Raises LoraFileError."""
-    denoiser = denoiser_name(pipe)
-    is_flux = isinstance(getattr(pipe, denoiser), FluxTransformer2DModel)
-    file = read(lora.path)
-    fit = fitted(pipe, lora.path, layers(lora.path, named_by_diffusers(lora.path, file) if is_flux else file))
-    acting = weighted(fit.acting, lora.tag.blocks, name_of(lora.path), is_flux)
-    if not acting:
+    if source.adapter:
+        if lora.tag.blocks:
+            raise LoratorioError(f"the LoRA {source.name} has lbw={lora.tag.blocks.text}, which needs its file.")
+        changes = {part for part in components(pipe) if source.adapter in adapters_in([getattr(pipe, part)])}
+        return _adapter(pipe, lora, source, Loaded(source.adapter), changes)
+    is_flux = isinstance(getattr(pipe, denoiser_name(pipe)), FluxTransformer2DModel)
+    file = source.read()
+    others, plain = divided(source.told, named_by_diffusers(source.told, file) if is_flux else file)
+    missing, fitting, acting, of_others = 0, 0, {}, {}
+    if plain.tensors or not others:
+        fit = fitted(pipe, source.told, layers(source.told, plain))
+        acting = weighted(fit.acting, lora.tag.blocks, source.name, is_flux)
+        missing, fitting = fit.missing, sum(map(len, fit.layers.values()))
+    if others:
+        found, of_missing = matched(pipe, source.told, others, lambda tensors, shape: tensors, ends_of, norms=True)
+        factors = block_factors(found, lora.tag.blocks, source.name, is_flux)
+        of_others = acting_on(pipe, source.told, found, factors, lora.strength)
+        missing, fitting = missing + of_missing, fitting + sum(map(len, found.values()))
+    if not acting and not of_others:
         return None
-    _put(pipe, name, lora.path, acting)
-    if fit.missing:
-        of_all = fit.missing + sum(map(len, fit.layers.values()))
+    if acting:
+        _put(pipe, name, source.told, acting)
+    if missing:
         notes.append(
-            f"{fit.missing} of {of_all} layers of the LoRA {lora.path} match nothing in this model and are left out."
+            f"{missing} of {missing + fitting} layers of the LoRA {source.told} match nothing in this model and are "
+            "left out."
         )
     if bundled := embeddings(file):
-        notes.append(f"the embeddings that the LoRA {lora.path} brings with it are not used: {', '.join(bundled)}.")
+        notes.append(f"the embeddings that the LoRA {source.told} brings with it are not used: {', '.join(bundled)}.")
+    return _adapter(pipe, lora, source, Loaded(name, of_others), acting.keys() | of_others.keys())
+
+
+def _adapter(pipe, lora: Lora, source: Source, in_pipe: Loaded, changes: Collection[str]) -> Adapter:
+    """`changes` are the parts of the pipeline that it changes."""
+    denoiser = denoiser_name(pipe)
     return Adapter(
-        name=name_of(lora.path),
-        path=str(main_file(lora.path)),
+        name=source.name,
+        path=source.main_file,
         text_strength=lora.strength,
         denoiser_strength=lora.strength,
-        changes_text=acting.keys() != {denoiser},
-        changes_denoiser=denoiser in acting,
-        source=name,
+        changes_text=any(part != denoiser for part in changes),
+        changes_denoiser=denoiser in changes,
+        source=in_pipe,
         tag=lora.tag,
         pooled=lora.pooled,
     )
 
 
-def _put(pipe, name: str, path: Path, of_models: ModelLayers) -> None:
+def _put(pipe, name: str, told: str, of_models: ModelLayers) -> None:
     """Has diffusers load these layers as the adapter of this name. Raises LoraFileError."""
     state = {}
     for component, of_model in of_models.items():
@@ -229,66 +267,4 @@ def _put(pipe, name: str, path: Path, of_models: ModelLayers) -> None:
         if is_out_of_memory(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LoraFileError(path, f"cannot be loaded by diffusers ({reason[:200]})") from error
-
-
-# Deltas
-
-
-def bank_of(denoiser: torch.nn.Module, adapters: Sequence[Adapter], budget: int) -> AdapterBank:
-    """The adapters' deltas of the denoiser, at the strengths that are set in its layers; `budget` in bytes."""
-    layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
-    deltas = []
-    for adapter, below in zip(adapters, merged_below(adapters)):
-        names = [other.source for other in below]
-        deltas.append(
-            {
-                name: _delta(layer, adapter.source, names)
-                for name, layer in layers.items()
-                if adapter.source in layer.lora_A
-            }
-        )
-    bank = AdapterBank({name: layer.get_base_layer() for name, layer in layers.items()}, deltas, budget)
-    for adapter, failures, damaged in zip(adapters, bank.failures, bank.damaged):
-        if damaged:
-            raise LoratorioError(
-                f"{len(damaged)} layers of the LoRA {adapter.name} become values that are no finite numbers, such as "
-                f"{damaged[0]}: it cannot be used with this model."
-            )
-        if failures:
-            layer, reason = next(iter(failures.items()))
-            raise LoratorioError(
-                f"{len(failures)} layers of the LoRA {adapter.name} cannot be applied, such as {layer}: {reason}"
-            )
-    return bank
-
-
-def _delta(layer: LoraLayer, name: str, below: Sequence[str]) -> LowRank | Dense:
-    """`below` are the adapters on top of which this one is merged."""
-    down, up = layer.lora_A[name], layer.lora_B[name]
-    plain = (
-        name not in getattr(layer, "lora_variant", {})
-        and up.bias is None
-        and not getattr(layer, "fan_in_fan_out", False)
-    )
-    if plain:
-        low_rank = LowRank(down.weight.detach(), up.weight.detach().flatten(1), layer.scaling[name])
-        if fits_low_rank(layer.get_base_layer(), low_rank):
-            return low_rank
-    return Dense(lambda: _dense(layer, name, below))
-
-
-@torch.no_grad()
-def _dense(layer: LoraLayer, name: str, below: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What peft's own merge changes."""
-    base = layer.get_base_layer().weight.detach()
-    for other in below:
-        base = _merged(layer, other, base) if other in layer.lora_A else base
-    bias = layer.lora_B[name].bias
-    return _merged(layer, name, base) - base, None if bias is None else bias.detach() * layer.scaling[name]
-
-
-def _merged(layer: LoraLayer, name: str, weight: torch.Tensor) -> torch.Tensor:
-    """DoRA and other variants know only the changed weight."""
-    variant = getattr(layer, "lora_variant", {}).get(name)
-    return weight + layer.get_delta_weight(name) if variant is None else variant.merge_safe(layer, name, weight.clone())
+        raise LoraFileError(told, f"cannot be loaded by diffusers ({reason[:200]})") from error

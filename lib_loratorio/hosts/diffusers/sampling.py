@@ -22,8 +22,9 @@ from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.errors import LoratorioError, told
 from lib_loratorio.hosts.diffusers.arguments import read_loras, read_settings
 from lib_loratorio.hosts.diffusers.compiled import plain_denoiser, uncompiled
-from lib_loratorio.hosts.diffusers.denoisers import denoiser_of
-from lib_loratorio.hosts.diffusers.loader import activate, bank_of, loaded, text_encoders
+from lib_loratorio.hosts.diffusers.deltas import bank_of
+from lib_loratorio.hosts.diffusers.denoisers import denoiser_name, denoiser_of
+from lib_loratorio.hosts.diffusers.loader import activate, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
 from lib_loratorio.hosts.diffusers.results import Results
 from lib_loratorio.hosts.diffusers.texts import Division, Prompt, Row, own_rows
@@ -101,11 +102,12 @@ class Composition(Results):
 
     def __init__(self, pipe: Any, adapters: Sequence[Adapter], settings: Settings, dense_budget: int = DENSE_BUDGET):
         self.pipe, self.adapters, self.settings = pipe, adapters, settings
-        self.model = plain_denoiser(pipe)
+        self.component, self.model = denoiser_name(pipe), plain_denoiser(pipe)
         self.denoiser = denoiser_of(self.model)
         # A pool is a choice to compose from: where nothing is composed it plays no part.
         self.merged_adapters = [adapter for adapter in adapters if not adapter.pooled]
-        self.bank = bank_of(self.model, adapters, dense_budget) if settings.traits.apart else None
+        activate(pipe, self.component, ())  # deltas are of the base's weights
+        self.bank = bank_of(self.model, self.component, adapters, dense_budget) if settings.traits.apart else None
         self.texts: dict[int, Prompt] = {}
         self.encode_prompt, self.forward = pipe.encode_prompt, self.model.forward
         self._begin()
@@ -133,11 +135,11 @@ class Composition(Results):
         try:
             pipe.__dict__["encode_prompt"] = self._encode_prompt
             if self.bank is None:
-                activate(model, self.merged_adapters)
+                activate(pipe, self.component, self.merged_adapters)
                 model.forward = self._counted
                 yield
             else:
-                activate(model, ())
+                activate(pipe, self.component, ())
                 model.forward = self._forward
                 with self.bank.attached():
                     yield
@@ -195,7 +197,7 @@ class Composition(Results):
 
     def _encoded_with(self, adapters: Sequence[Adapter], asked: dict) -> tuple:
         for encoder in text_encoders(self.pipe):
-            activate(encoder, adapters)
+            activate(self.pipe, encoder, adapters)
         return self.encode_prompt(**asked)
 
     # One call of the denoiser
@@ -302,11 +304,11 @@ class Composition(Results):
 
     @contextmanager
     def merged(self, adapters: Sequence[Adapter]) -> Iterator[None]:
-        activate(self.model, adapters)
+        activate(self.pipe, self.component, adapters)
         try:
             yield
         finally:
-            activate(self.model, ())
+            activate(self.pipe, self.component, ())
 
     def same_length(self, model: int) -> bool:
         """diffusers makes the texts of prompt and negative prompt equally long."""
