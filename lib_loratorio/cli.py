@@ -62,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m lib_loratorio",
+        prog=NAME.lower() if Path(sys.argv[0]).stem == NAME.lower() else "python -m lib_loratorio",
         description="Composes several LoRAs in one picture without merging their weights.",
     )
     parser.add_argument("--version", action="version", version=__version__)
