@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
+from lib_loratorio.deltas.precision import in_floats
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers.other_kinds import changed
 from lib_loratorio.loras.adapter import Adapter, merged_below
@@ -79,7 +80,7 @@ class _Layer:
             # Plain LoRAs are added beside the weight, which such a kind reads without them.
             below = [other for other in below if not self._in_lora(other)]
         bias = getattr(self.layer, "bias", None)
-        before = self.layer.weight.detach(), bias if bias is None else bias.detach()
+        before = in_floats(self.layer.weight.detach()), bias if bias is None else bias.detach()
         for other in below:
             before = self._merged(other, *before)
         weight, bias = self._merged(adapter, *before)

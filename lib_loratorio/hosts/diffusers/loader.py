@@ -263,6 +263,9 @@ def _put(pipe, name: str, told: str, of_models: ModelLayers) -> None:
                 # diffusers reads the alphas of files where they differ between layers as if they did not.
                 tuned = getattr(pipe, component).get_submodule(layer)
                 tuned.lora_alpha[name] = factors.scale * tuned.r[name]
+                for part, factor in ((tuned.lora_A[name], factors.down), (tuned.lora_B[name], factors.up)):
+                    if part.weight.element_size() == 1:  # the model is stored in fp8, which is no way to compute
+                        part.weight.data = factor.to(part.weight.device, torch.float32)
     except Exception as error:  # whatever diffusers, PEFT and transformers come across in a file that is not ours
         if is_out_of_memory(error):
             raise

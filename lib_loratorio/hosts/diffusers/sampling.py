@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -94,6 +94,11 @@ def check_pipeline(pipe: Any) -> None:
         )
     if getattr(denoiser.model, "is_cache_enabled", False):
         raise LoratorioError("the denoiser keeps parts of earlier calls; call its disable_cache() first.")
+    if any(parameter.is_meta for parameter in denoiser.model.parameters()):
+        raise LoratorioError(
+            "with enable_sequential_cpu_offload the weights are nowhere to be read from; use enable_model_cpu_offload, "
+            "or group offloading."
+        )
     check_scheduler(pipe.scheduler, denoiser.has_alphas)
 
 
@@ -110,6 +115,7 @@ class Composition(Results):
         self.bank = bank_of(self.model, self.component, adapters, dense_budget) if settings.traits.apart else None
         self.texts: dict[int, Prompt] = {}
         self.encode_prompt, self.forward = pipe.encode_prompt, self.model.forward
+        self._beneath: Any = None  # what the denoiser had in place of its class's forward
         self._begin()
 
     def _begin(self) -> None:
@@ -127,27 +133,32 @@ class Composition(Results):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Wrappers and hooks in place; on leaving, the pipeline's own calls are back."""
-        pipe, model = self.pipe, self.model
-        self.encode_prompt, self.forward = pipe.encode_prompt, model.forward
-        before = [
-            (owner, name, owner.__dict__.get(name)) for owner, name in ((pipe, "encode_prompt"), (model, "forward"))
-        ]
+        pipe = self.pipe
+        before, self.encode_prompt = pipe.__dict__.get("encode_prompt"), pipe.encode_prompt
         try:
             pipe.__dict__["encode_prompt"] = self._encode_prompt
-            if self.bank is None:
-                activate(pipe, self.component, self.merged_adapters)
-                model.forward = self._counted
+            activate(pipe, self.component, self.merged_adapters if self.bank is None else ())
+            self._replace_forward()
+            with self.bank.attached() if self.bank else nullcontext():
                 yield
-            else:
-                activate(pipe, self.component, ())
-                model.forward = self._forward
-                with self.bank.attached():
-                    yield
         finally:
-            for owner, name, value in before:
-                owner.__dict__.pop(name, None)
-                if value is not None:
-                    owner.__dict__[name] = value
+            pipe.__dict__.pop("encode_prompt", None)
+            if before is not None:
+                pipe.__dict__["encode_prompt"] = before
+            self._put_forward_back()
+
+    def _replace_forward(self) -> None:
+        """Also where offloading has put the denoiser's hooks on anew, as diffusers does after each picture."""
+        own = self._counted if self.bank is None else self._forward
+        if self.model.__dict__.get("forward") != own:
+            self._beneath, self.forward = self.model.__dict__.get("forward"), self.model.forward
+            self.model.__dict__["forward"] = own
+
+    def _put_forward_back(self) -> None:
+        if self.model.__dict__.get("forward") in (self._counted, self._forward):
+            self.model.__dict__.pop("forward")
+            if self._beneath is not None:
+                self.model.__dict__["forward"] = self._beneath
 
     # Text
 
@@ -160,6 +171,7 @@ class Composition(Results):
         is_negative = self._awaits_negative and "negative_prompt" not in asked
         if not is_negative:
             self._begin()
+        self._replace_forward()
         if self.composer:
             check_scheduler(self.pipe.scheduler, self.denoiser.has_alphas)
             self._require_no_other_loras()
