@@ -82,6 +82,34 @@ def true_cfg():
     return {"max_sequence_length": 16, "true_cfg_scale": 4.0, "negative_prompt": NEGATIVES}
 
 
+IMAGE_WIDTH = 12
+
+
+def with_ip_adapter():
+    """SD 1.x with an IP-Adapter, whose layers are beside those that LoRAs change."""
+    pipe = tiny.sd()
+    generator = torch.Generator().manual_seed(4)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
+
+    tokens, layers = 4, {}
+    for number, name in enumerate(pipe.unet.attn_processors):
+        if "attn2" in name:
+            outputs = pipe.unet.get_submodule(name.removesuffix(".processor")).to_k.weight.shape[0]
+            layers |= {f"{number}.to_{part}_ip.weight": random(outputs, tiny.WIDTH) for part in "kv"}
+    projection = {"proj.weight": random(tokens * tiny.WIDTH, IMAGE_WIDTH), "proj.bias": random(tokens * tiny.WIDTH)}
+    projection |= {"norm.weight": torch.ones(tiny.WIDTH), "norm.bias": torch.zeros(tiny.WIDTH)}
+    pipe.unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": layers}])
+    pipe.unet.eval()
+    return pipe
+
+
+def image_embeds():
+    """Of no picture, then of the one that all are to follow."""
+    return {"ip_adapter_image_embeds": [torch.randn(2, 1, IMAGE_WIDTH, generator=torch.Generator().manual_seed(5))]}
+
+
 NET = {"controlnet": tiny.controlnet}
 V = "v_prediction"
 
@@ -93,6 +121,7 @@ CASES = {
     "SD inpainting model": Case(of("StableDiffusionInpaintPipeline", lambda: tiny.sd(V, in_channels=9)), inpaint),
     "SD ControlNet": Case(of("StableDiffusionControlNetPipeline", tiny.sd, **NET), control),
     "SD ControlNet img2img": Case(of("StableDiffusionControlNetImg2ImgPipeline", tiny.sd, **NET), control_image),
+    "SD IP-Adapter": Case(with_ip_adapter, image_embeds),
     "SD LCM": Case(
         scheduled(lambda: tiny.sd(time_cond_proj_dim=8), "LCMScheduler", original_inference_steps=50),
         guided=False,
