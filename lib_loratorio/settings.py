@@ -263,6 +263,18 @@ class Settings:
         axis=Axis(12),
         priced=True,
     )
+    feather: float = setting(
+        0.05,
+        Number(0, 1),
+        label="Soft edges of regions",
+        help="share of the picture's shorter edge; a LoRA's tag has its region: ltat=left or ltbox=0,0,0.5,1",
+        meaning="width of the soft edge of a LoRA's region (`ltat`, `ltbox`), as a share of the picture's shorter edge",
+        unit="share",
+        uses=APART,
+        place=(10, 2),
+        slider=Slider(0, 0.5, 0.01),
+        axis=Axis(13),
+    )
 
     def __post_init__(self) -> None:
         for name, declared in SETTINGS.items():

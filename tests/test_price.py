@@ -143,6 +143,7 @@ OTHER_VALUES = {
     "scout_share": [0.1],
     "trigger_words": [True],
     "guidance_every": [4],
+    "feather": [0.3],
 }
 
 

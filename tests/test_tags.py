@@ -99,7 +99,10 @@ def test_adapters_of_unequal_block_weights_are_unequal():
         ({"ltend": "nan"}, "ltend=nan"),
         ({"lt": "everywhere"}, "lt=everywhere"),
         ({"ltstart": "0.7", "ltend": "0.7"}, "below the end"),
-        ({"lbww": "ALL"}, "'lbww', which is not known; the names are ltstart, ltend, lt, lbw, start, stop and step"),
+        (
+            {"lbww": "ALL"},
+            "'lbww', which is not known; the names are ltstart, ltend, lt, .*, lbw, start, stop and step",
+        ),
         ({"starts": "3"}, "'starts', which is not known"),
         ({"stops": "3"}, "'stops', which is not known"),
         ({"lbw": "OUTAL"}, "lbw=OUTAL, which is no preset"),

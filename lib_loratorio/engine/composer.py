@@ -22,6 +22,7 @@ from lib_loratorio.engine.sampler_call import SamplerCall
 from lib_loratorio.engine.weight_maps import WeightMaps, weights_of_images
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.loras.adapter import Adapter, numbered_names
+from lib_loratorio.loras.region import WHOLE, Box
 from lib_loratorio.settings import Settings
 
 
@@ -78,6 +79,7 @@ class Composer:
         host: runs the model.
         maps: takes in the weights of each call, where they are wanted.
         tally: goes on from an earlier sampling of the same request.
+        window: the part of the picture that is sampled, which adapters' regions are counted from.
 
     apart: whether each model is evaluated in calls of its own, of the host's rows as they are, because something else
     acts on the rows by their number, or makes batches of its own of them. Once set it stays.
@@ -91,11 +93,12 @@ class Composer:
         host: ModelHost,
         maps: WeightMaps | None = None,
         tally: Tally | None = None,
+        window: Box = WHOLE,
     ):
         self.settings, self.adapters, self.bank, self.host, self.maps = settings, adapters, bank, host, maps
         self.tally = tally or Tally()
         self.apart = False
-        self.planner = Planner(settings, adapters)
+        self.planner = Planner(settings, adapters, window)
         self._names = numbered_names(adapters)
         self._step = 0
         self._evaluator = Evaluator(host.run, bank, settings.adapters_per_pass, host.fits)
@@ -131,9 +134,10 @@ class Composer:
         composed = call.step.method.combine(call.predictions(space), weights)
         if not call.aside:
             self.tally.calls += 1
-            self.planner.learn(call.adapters, composed)
+            adapters = [number for number in call.adapters if number in self.planner.competing]
+            self.planner.learn(adapters, composed)
             if self.maps is not None and composed.weights is not None:
-                of_images = weights_of_images(composed.weights, call.adapters, self.planner.competing, call.image_of)
+                of_images = weights_of_images(composed.weights, adapters, self.planner.competing, call.image_of)
                 self.maps.add(of_images, composed.conditional.shape[-1])
         return composed
 

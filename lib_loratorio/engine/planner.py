@@ -9,8 +9,10 @@ import torch
 
 from lib_loratorio.engine.cached_guidance import CachedGuidance
 from lib_loratorio.engine.methods import METHODS, Bare, Composed, Method, Plan
+from lib_loratorio.engine.placed import Ground, Placed
 from lib_loratorio.engine.scout import Scout
 from lib_loratorio.loras.adapter import BASE, Adapter
+from lib_loratorio.loras.region import WHOLE, Box
 from lib_loratorio.settings import Settings
 
 
@@ -23,12 +25,16 @@ class Step(NamedTuple):
 
 
 class Planner:
-    """Plans the steps of one sampling; `learn` tells it of each composed one."""
+    """Plans the steps of one sampling; `learn` tells it of each composed one.
 
-    def __init__(self, settings: Settings, adapters: Sequence[Adapter]):
+    `window` is the part of the picture that is sampled.
+    """
+
+    def __init__(self, settings: Settings, adapters: Sequence[Adapter], window: Box = WHOLE):
         self.settings, self.adapters = settings, adapters
         self.method = METHODS[settings.method](settings)
-        self.competing = [number for number, adapter in enumerate(adapters) if not adapter.is_global]
+        self.competing = [number for number, adapter in enumerate(adapters) if adapter.competes]
+        self.ground = Ground(window, settings.feather, settings.patch_size if settings.traits.weighs else 1)
         self.scout = Scout(settings, [number for number, adapter in enumerate(adapters) if adapter.pooled])
         self._taking_part: tuple[tuple[int, ...], tuple[int, ...]] = (), ()  # in the latest step: global, and competing
         self._known: tuple[Hashable, torch.Tensor] | None = None  # the last difference, and whose it is
@@ -38,13 +44,17 @@ class Planner:
         if not self.settings.active(fraction):
             return None
         present = [number for number, adapter in enumerate(self.adapters) if adapter.tag.holds(fraction, step)]
-        global_adapters = tuple(number for number in present if number not in self.competing)
+        global_adapters = tuple(number for number in present if self.adapters[number].is_global)
+        gated = tuple(number for number in present if self.adapters[number].is_gated)
         local = self.scout.chosen([number for number in present if number in self.competing], fraction, step)
-        self._taking_part = global_adapters, local
+        self._taking_part = (*global_adapters, *gated), local
         method: Method = self.method if local else Bare()
         plan = method.plan(local, step)
         if plan is None:
             return None
+        if gated or any(self.adapters[number].tag.has_place for number in local):
+            method = Placed(method, self.adapters, gated, self.ground)
+            plan = method.plan(local, step)
         if self._saves_guidance(plan):
             method = CachedGuidance(method, self._difference() if step % self.settings.guidance_every else None)
             plan = method.plan(local, step)

@@ -46,7 +46,17 @@ class Adapter:
 
     @property
     def is_global(self) -> bool:
-        return self.tag.is_global
+        """Whether it belongs to the base and to every other adapter's evaluation."""
+        return self.tag.is_global and not self.is_gated
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether it is a global one of some places only, which is added there to what all others come to."""
+        return self.tag.is_global and self.tag.has_place
+
+    @property
+    def competes(self) -> bool:
+        return not self.tag.is_global
 
 
 def merged_below(adapters: Sequence[Adapter]) -> list[list[Adapter]]:

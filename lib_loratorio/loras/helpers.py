@@ -28,7 +28,7 @@ def acts_everywhere(path: str) -> bool:
 
 def role_advice(adapters: Sequence[Adapter]) -> str:
     """What is told of LoRAs that compete for patches though they are meant for the whole image; empty without."""
-    competing = [adapter for adapter in adapters if not adapter.is_global]
+    competing = [adapter for adapter in adapters if adapter.competes]
     names = [adapter.name for adapter in competing if acts_everywhere(adapter.path)]
     if not names or len(competing) == 1:
         return ""

@@ -13,9 +13,10 @@ from typing import Any
 
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.block_weights import PRESETS, BlockWeights, read_weights
+from lib_loratorio.loras.region import Region, read_share
 from lib_loratorio.settings import within
 
-NAMES = ("ltstart", "ltend", "lt", "lbw", "start", "stop", "step")
+NAMES = ("ltstart", "ltend", "lt", "ltbox", "ltat", "ltshare", "lbw", "start", "stop", "step")
 KNOWN = f"{', '.join(NAMES[:-1])} and {NAMES[-1]}"
 X = "x"
 """The name of what the number `X` in block weights stands for."""
@@ -28,14 +29,15 @@ OTHERS = frozenset({"te", "unet", "dyn", "lbwe", X})
 
 @dataclass(frozen=True)
 class LoraTag:
-    """When, as what and with how much of its layers an adapter takes part.
+    """When, where, as what and with how much of its layers an adapter takes part.
 
     Outside `[start, end)`, in fractions of the sampling, an adapter is not evaluated, and neither outside
     `[first_step, stop_step)`; an end of 1 includes the last step, and so does a `stop_step` of None. A local adapter
     competes for patches; a global one belongs to the base and to every local adapter's evaluation.
 
     blocks: what the strength is multiplied by in each layer. elements: what the tag has as LoRA Block Weight's `lbwe`,
-    which nothing here can do.
+    which nothing here can do. region: where in the picture the adapter may be; None for all of it. share: its fixed
+    share of each place there; None for a local adapter that competes for it.
     """
 
     start: float = 0.0
@@ -45,6 +47,8 @@ class LoraTag:
     first_step: int = 0
     stop_step: int | None = None
     elements: str = ""
+    region: Region | None = None
+    share: float | None = None
 
     @classmethod
     def read(cls, named: Mapping[str, Any], lora: str, presets: Mapping[str, str] = PRESETS) -> LoraTag:
@@ -68,7 +72,8 @@ class LoraTag:
         blocks = None
         if "lbw" in named:
             blocks = read_weights(str(named["lbw"]), lora, presets, str(named.get(X, "1")))
-        return cls(start, end, role, blocks, *_steps(named, lora), str(named.get("lbwe", "")).strip())
+        region, share = Region.read(named, lora), read_share(named, lora)
+        return cls(start, end, role, blocks, *_steps(named, lora), str(named.get("lbwe", "")).strip(), region, share)
 
     def holds(self, fraction: float, step: int) -> bool:
         """Whether an adapter takes part at this fraction of the sampling, which is in this step, counted from 0."""
@@ -83,6 +88,11 @@ class LoraTag:
     def is_global(self) -> bool:
         return self.role == "global"
 
+    @property
+    def has_place(self) -> bool:
+        """Whether the tag says anything of where, or of how much of a place."""
+        return self.region is not None or self.share is not None
+
     def drawn(self, seed: str) -> LoraTag:
         """With numbers in place of the random ones of its block weights: for the same seed the same."""
         return replace(self, blocks=self.blocks.drawn(seed)) if self.blocks and self.blocks.is_random else self
@@ -94,6 +104,8 @@ class LoraTag:
             "ltstart": f"{self.start:g}" if self.start else "",
             "ltend": f"{self.end:g}" if self.end != 1 else "",
             "lt": self.role if self.is_global else "",
+            **(self.region.arguments if self.region else {}),
+            "ltshare": "" if self.share is None else f"{self.share:g}",
             "lbw": self.blocks.listed if self.blocks else "",
             "start": str(self.first_step) if self.first_step else "",
             "stop": "" if self.stop_step is None else str(self.stop_step),

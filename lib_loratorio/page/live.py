@@ -16,12 +16,27 @@ from lib_loratorio.settings import Settings
 TAG = re.compile(r"<(?:lora|lyco):([^:>]+)(?::([^>]*))?>")
 
 
+OF_PRICE = {"lt", "ltbox", "ltat", "ltshare"}
+"""What of a tag the price depends on."""
+
+
 class Mentioned(NamedTuple):
-    """A LoRA as a prompt has it. strength: as written, the text encoder's and the UNet's where they differ."""
+    """A LoRA as a prompt has it.
+
+    strength: as written, the text encoder's and the UNet's where they differ. tag: as far as the price depends on it.
+    """
 
     name: str
     strength: str
-    role: str
+    tag: LoraTag = LOCAL
+
+    @property
+    def role(self) -> str:
+        return self.tag.role
+
+    @property
+    def told(self) -> dict[str, str]:
+        return {"name": self.name, "strength": self.strength, "role": self.role}
 
 
 def loras_of(prompt: str) -> list[Mentioned]:
@@ -37,7 +52,7 @@ def _mentioned(tag: re.Match) -> Mentioned | None:
     denoiser = named.get("unet", second if second is not None else text)
     if not acts(_number(text), _number(denoiser)):
         return None
-    return Mentioned(tag[1], denoiser if text == denoiser else f"{text}/{denoiser}", _role(named, tag[1]))
+    return Mentioned(tag[1], denoiser if text == denoiser else f"{text}/{denoiser}", _tag(named, tag[1]))
 
 
 def _number(text: str) -> float:
@@ -47,12 +62,15 @@ def _number(text: str) -> float:
         return math.nan  # still being written
 
 
-def _role(named: Mapping[str, str], lora: str) -> str:
-    """Local or global; what else the tag says of LoRAtorio has no bearing on the price, and may be unfinished."""
-    try:
-        return LoraTag.read({name: value for name, value in named.items() if name.strip().lower() == "lt"}, lora).role
-    except SettingsError:
-        return LOCAL.role
+def _tag(named: Mapping[str, str], lora: str) -> LoraTag:
+    """What has a bearing on the price; of what is unfinished, its role at least."""
+    known = {name.strip().lower(): value for name, value in named.items()}
+    for names in (OF_PRICE, {"lt"}):
+        try:
+            return LoraTag.read({name: value for name, value in known.items() if name in names}, lora)
+        except SettingsError:
+            continue
+    return LOCAL
 
 
 def price(prompt: str, settings: Settings) -> dict[str, Any]:
@@ -63,10 +81,11 @@ def price(prompt: str, settings: Settings) -> dict[str, Any]:
     pool: "none"; "added" to the prompt's LoRAs; or "ignored", by a method that has none.
     """
     loras = loras_of(prompt)
-    local = sum(lora.role == LOCAL.role for lora in loras)
+    local = sum(lora.tag == LOCAL for lora in loras)
+    placed = [lora.tag for lora in loras if lora.tag.has_place]
     return {
-        "loras": [lora._asdict() for lora in loras],
-        "evaluations": evaluations_per_step(settings, local),
+        "loras": [lora.told for lora in loras],
+        "evaluations": evaluations_per_step(settings, local, placed),
         "pool": ("added" if settings.traits.apart else "ignored") if settings.pool else "none",
     }
 

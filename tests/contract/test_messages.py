@@ -75,7 +75,7 @@ def test_a_network_missing_in_the_second_pass_stops_the_first(host, monkeypatch)
 def test_mistyped_windows_stop_the_sampling(host):
     with pytest.raises(
         LoratorioError,
-        match="'ltbegin', which is not known; the names are ltstart, ltend, lt, lbw",
+        match="'ltbegin', which is not known; the names are ltstart, ltend, lt, ltbox, ltat, ltshare, lbw",
     ):
         host.generate("a cat <lora:a:1:ltbegin=0.5>", ON)
 

@@ -102,7 +102,7 @@ class Composition:
     @property
     def labels(self) -> list[str]:
         """The names of the adapters that compete, as the maps have them; a repeated one is numbered."""
-        return numbered_names([adapter for adapter in self.adapters if not adapter.is_global])
+        return numbered_names([adapter for adapter in self.adapters if adapter.competes])
 
     @property
     def chosen(self) -> str:

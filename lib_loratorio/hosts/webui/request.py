@@ -55,7 +55,7 @@ def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps
         )
         return None
     state.panels = state.panels or Panels()
-    competing = [adapter for adapter in adapters if not adapter.is_global]
+    competing = [adapter for adapter in adapters if adapter.competes]
     return state.panels.begin(numbered_names(competing), settings.patch_size)
 
 
