@@ -84,9 +84,10 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_lora,
         action="append",
         default=[],
-        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:lbw=WEIGHTS][:start=N][:stop=N]",
+        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:ltat=PLACE][:ltbox=L,T,R,B][:lbw=WEIGHTS]",
         help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that "
         "it takes part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places; "
+        "ltat and ltbox: where in the picture it may be, such as ltat=left or ltbox=0,0,0.5,1, several with +; "
         "lbw: block weights, 12, 17, 20 or 26 numbers or a preset such as OUTALL; start and stop: in steps",
     )
     add(
@@ -360,7 +361,8 @@ def _save(options: argparse.Namespace, images: Sequence, seeds: Sequence[int], f
             if options.maps and (maps := composition.maps.mean) is not None:
                 patch = composition.settings.patch_size * composition.pipe.vae_scale_factor
                 file = file.with_name(f"{file.stem}-maps.png")
-                weight_panel(image, maps[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
+                panel = weight_panel(image, maps[:, number], composition.labels, patch, regions=composition.regions)
+                panel.save(file, pnginfo=png_info(text))
                 written.append(file)
         except OSError as error:
             raise LoratorioError(

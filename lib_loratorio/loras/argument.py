@@ -20,7 +20,7 @@ def name_of(path: Path) -> str:
 
 
 def read_argument(text: str) -> tuple[Path, float, LoraTag]:
-    """The file or folder of `file[:strength][:ltstart=S][:ltend=E][:lt=ROLE][:lbw=WEIGHTS]`, its strength and its tag.
+    """The file or folder of `file[:strength][:ltstart=S][:lt=ROLE][:lbw=WEIGHTS]`, its strength and its tag.
 
     What is behind the file may come in any order. Raises SettingsError, which names the file and the text.
     """

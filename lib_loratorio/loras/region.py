@@ -24,6 +24,19 @@ class Box(NamedTuple):
     def text(self) -> str:
         return ",".join(f"{edge:.10g}" for edge in self)
 
+    def seen_in(self, window: Box) -> Box | None:
+        """What a part of the picture shows of it, in fractions of that part; None for nothing."""
+        width, height = window.right - window.left, window.bottom - window.top
+        across = [min(max((edge - window.left) / width, 0.0), 1.0) for edge in (self.left, self.right)]
+        down = [min(max((edge - window.top) / height, 0.0), 1.0) for edge in (self.top, self.bottom)]
+        return Box(across[0], down[0], across[1], down[1]) if across[0] < across[1] and down[0] < down[1] else None
+
+
+def seen_boxes(region: Region | None, window: Box) -> list[Box]:
+    """A region's boxes as a part of the picture shows them; none without a region."""
+    seen = [box.seen_in(window) for box in region.boxes] if region else []
+    return [box for box in seen if box]
+
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 

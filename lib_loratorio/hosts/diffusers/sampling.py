@@ -20,7 +20,8 @@ from lib_loratorio.errors import LoratorioError, told
 from lib_loratorio.hosts.diffusers.loader import Lora, activate, bank_of, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
 from lib_loratorio.loras.adapter import BASE, Adapter, numbered_names
-from lib_loratorio.loras.helpers import role_advice
+from lib_loratorio.loras.helpers import place_advice, role_advice
+from lib_loratorio.loras.region import WHOLE, Box, seen_boxes
 from lib_loratorio.loras.text import readings
 from lib_loratorio.loras.trigger_words import appended, trigger_words
 from lib_loratorio.settings import Settings
@@ -56,6 +57,8 @@ def composed(
         check_scheduler(pipe.scheduler)
     with loaded(pipe, loras) as adapters:
         if settings.traits.apart and (advice := role_advice(adapters)):
+            logging.warning(told(advice))
+        if advice := place_advice(settings, adapters):
             logging.warning(told(advice))
         composition = Composition(pipe, adapters, settings, dense_budget)
         with composition.running():
@@ -103,6 +106,11 @@ class Composition:
     def labels(self) -> list[str]:
         """The names of the adapters that compete, as the maps have them; a repeated one is numbered."""
         return numbered_names([adapter for adapter in self.adapters if adapter.competes])
+
+    @property
+    def regions(self) -> list[list[Box]]:
+        """The boxes that these may be in; none for everywhere."""
+        return [seen_boxes(adapter.tag.region, WHOLE) for adapter in self.adapters if adapter.competes]
 
     @property
     def chosen(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lib_loratorio.hosts.webui.messages import note
 from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.helpers import place_advice
 from lib_loratorio.loras.region import WHOLE, Box
 from lib_loratorio.settings import Settings
 
@@ -25,16 +26,6 @@ def window_of(p) -> Box:
 
 
 def tell(p, settings: Settings, adapters: Sequence[Adapter]) -> None:
-    """Tells where regions have no effect, or next to none."""
-    placed = [adapter for adapter in adapters if adapter.tag.has_place]
-    if not placed:
-        return
-    names = ", ".join(dict.fromkeys(adapter.name for adapter in placed))
-    if not settings.traits.apart:
-        note(p, f"ltbox, ltat and ltshare in the tag of {names} have no effect with the method {settings.method}.")
-    elif (settings.start, settings.end) != (0, 1):
-        note(
-            p,
-            f"ltbox, ltat and ltshare in the tag of {names} have no effect outside of Start and End, where the WebUI "
-            "merges LoRAs.",
-        )
+    """Tells where regions have no effect."""
+    if advice := place_advice(settings, adapters):
+        note(p, advice)

@@ -10,10 +10,12 @@ from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui import block_weights
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
+from lib_loratorio.hosts.webui.places import window_of
 from lib_loratorio.hosts.webui.state import forget_state, is_copy, known_state, state_of
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.loras.adapter import Adapter, numbered_names
 from lib_loratorio.loras.helpers import role_advice
+from lib_loratorio.loras.region import seen_boxes
 from lib_loratorio.settings import INFOTEXT, POOL, Settings
 
 VERIFY = "LoRAtorio verify"
@@ -56,7 +58,8 @@ def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps
         return None
     state.panels = state.panels or Panels()
     competing = [adapter for adapter in adapters if adapter.competes]
-    return state.panels.begin(numbered_names(competing), settings.patch_size)
+    regions = [seen_boxes(adapter.tag.region, window_of(p)) for adapter in competing]
+    return state.panels.begin(numbered_names(competing), settings.patch_size, regions)
 
 
 def image_done(p, image: Image) -> None:
