@@ -57,7 +57,7 @@ def test_presets_set_how_loras_are_weighed_and_reset_sets_all_but_the_check_box(
 
 @pytest.mark.parametrize(
     ("method", "grey"),
-    [("loratorio", []), ("composite", [*WEIGHING]), ("merge", [*WEIGHING, *OF_SAMPLING, "guidance_every"])],
+    [("loratorio", []), ("composite", [*WEIGHING]), ("merge", [*WEIGHING, *OF_SAMPLING, "guidance_every", "feather"])],
 )
 def test_controls_that_a_method_does_not_use_are_grey(page, method, grey):
     controls = page.script.ui(False)

@@ -227,6 +227,7 @@ def test_presets_and_reset(page, tab):
         "scout_share": 0.3,
         "trigger_words": True,
         "guidance_every": 4,
+        "feather": 0.2,
     }
     for name in (*PRESETS, "reset"):
         page.paste(
