@@ -84,10 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_lora,
         action="append",
         default=[],
-        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:ltat=PLACE][:ltbox=L,T,R,B][:lbw=WEIGHTS]",
+        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:ltat=PLACE][:ltbox=L,T,R,B][:ltw=RAMP][:lbw=WEIGHTS]",
         help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that "
         "it takes part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places; "
         "ltat and ltbox: where in the picture it may be, such as ltat=left or ltbox=0,0,0.5,1, several with +; "
+        "ltw: factors on the strength over the sampling, such as ltw=0@0,1@0.3,0.2@1; "
         "lbw: block weights, 12, 17, 20 or 26 numbers or a preset such as OUTALL; start and stop: in steps",
     )
     add(

@@ -73,7 +73,7 @@ NUMBER = "has the strength '{}'; it must be a number, such as 0.8, with a point"
         ("0.8:", "has the strengths '0.8:'; it must be one number"),
         (
             "itstart=0.5",
-            "has 'itstart', which is not known; the names are ltstart, ltend, lt, ltbox, ltat, ltshare, lbw",
+            "has 'itstart', which is not known; the names are ltstart, ltend, lt, ltbox, ltat, ltshare, ltw",
         ),
         ("ltbegin=0.2", "has 'ltbegin', which is not known"),
         ("ltstrat=0.2", "has 'ltstrat', which is not known"),

@@ -178,6 +178,7 @@ class Composer:
         if not self.settings.verify:
             return
         for evaluation, prediction in zip(evaluations, predictions):
-            merged = self.host.merged([self.adapters[number] for number in evaluation.adapters])
+            adapters = [self.adapters[number].times(evaluation.factors[number]) for number in evaluation.adapters]
+            merged = self.host.merged(adapters)
             with evaluation.repeating(), merged:
                 self.tally.compare(prediction, self.host.run(evaluation.inputs))

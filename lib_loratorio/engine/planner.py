@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from lib_loratorio.deltas.factors import NONE, Factors
 from lib_loratorio.engine.cached_guidance import CachedGuidance
 from lib_loratorio.engine.methods import METHODS, Bare, Composed, Method, Plan
 from lib_loratorio.engine.placed import Ground, Placed
@@ -17,11 +18,15 @@ from lib_loratorio.settings import Settings
 
 
 class Step(NamedTuple):
-    """What a sampler call is composed of; the global adapters belong to the base and to every other model."""
+    """What a sampler call is composed of; the global adapters belong to the base and to every other model.
+
+    `factors` multiply the adapters' strengths.
+    """
 
     method: Method
     plan: Plan
     global_adapters: tuple[int, ...] = ()
+    factors: Factors = NONE
 
 
 class Planner:
@@ -43,7 +48,8 @@ class Planner:
         """The sampler call at this fraction of the sampling, of this step; None where the host's own merge applies."""
         if not self.settings.active(fraction):
             return None
-        present = [number for number, adapter in enumerate(self.adapters) if adapter.tag.holds(fraction, step)]
+        factors = {number: adapter.tag.factor(fraction, step) for number, adapter in enumerate(self.adapters)}
+        present = [number for number, factor in factors.items() if factor]
         global_adapters = tuple(number for number in present if self.adapters[number].is_global)
         gated = tuple(number for number in present if self.adapters[number].is_gated)
         local = self.scout.chosen([number for number in present if number in self.competing], fraction, step)
@@ -58,7 +64,7 @@ class Planner:
         if self._saves_guidance(plan):
             method = CachedGuidance(method, self._difference() if step % self.settings.guidance_every else None)
             plan = method.plan(local, step)
-        return Step(method, plan, global_adapters)
+        return Step(method, plan, global_adapters, Factors({number: factors[number] for number in present}))
 
     def _saves_guidance(self, plan: Plan) -> bool:
         """Whether there are adapters' unconditional rows to be saved in some steps."""

@@ -13,10 +13,10 @@ from typing import Any
 
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.block_weights import PRESETS, BlockWeights, read_weights
+from lib_loratorio.loras.ramp import Ramp
 from lib_loratorio.loras.region import Region, read_share
-from lib_loratorio.settings import within
 
-NAMES = ("ltstart", "ltend", "lt", "ltbox", "ltat", "ltshare", "lbw", "start", "stop", "step")
+NAMES = ("ltstart", "ltend", "lt", "ltbox", "ltat", "ltshare", "ltw", "lbw", "start", "stop", "step")
 KNOWN = f"{', '.join(NAMES[:-1])} and {NAMES[-1]}"
 X = "x"
 """The name of what the number `X` in block weights stands for."""
@@ -37,7 +37,8 @@ class LoraTag:
 
     blocks: what the strength is multiplied by in each layer. elements: what the tag has as LoRA Block Weight's `lbwe`,
     which nothing here can do. region: where in the picture the adapter may be; None for all of it. share: its fixed
-    share of each place there; None for a local adapter that competes for it.
+    share of each place there; None for a local adapter that competes for it. ramp: what the strength is multiplied by
+    over the sampling; where that is 0, the adapter is not evaluated.
     """
 
     start: float = 0.0
@@ -49,6 +50,7 @@ class LoraTag:
     elements: str = ""
     region: Region | None = None
     share: float | None = None
+    ramp: Ramp | None = None
 
     @classmethod
     def read(cls, named: Mapping[str, Any], lora: str, presets: Mapping[str, str] = PRESETS) -> LoraTag:
@@ -73,12 +75,19 @@ class LoraTag:
         if "lbw" in named:
             blocks = read_weights(str(named["lbw"]), lora, presets, str(named.get(X, "1")))
         region, share = Region.read(named, lora), read_share(named, lora)
-        return cls(start, end, role, blocks, *_steps(named, lora), str(named.get("lbwe", "")).strip(), region, share)
+        elements, ramp = str(named.get("lbwe", "")).strip(), Ramp.read(named, lora)
+        return cls(start, end, role, blocks, *_steps(named, lora), elements, region, share, ramp)
 
     def holds(self, fraction: float, step: int) -> bool:
         """Whether an adapter takes part at this fraction of the sampling, which is in this step, counted from 0."""
-        in_steps = self.first_step <= step and (self.stop_step is None or step < self.stop_step)
-        return in_steps and within(fraction, self.start, self.end)
+        return self.factor(fraction, step) != 0
+
+    def factor(self, fraction: float, step: int) -> float:
+        """What the strength in the UNet or transformer is multiplied by then; 0 where the adapter takes no part."""
+        if step < self.first_step or (self.stop_step is not None and step >= self.stop_step):
+            return 0.0
+        ramp = 1.0 if self.ramp is None else self.ramp.at(fraction)
+        return ramp * Ramp.window(self.start, self.end).at(fraction)
 
     @property
     def has_steps(self) -> bool:
@@ -106,6 +115,7 @@ class LoraTag:
             "lt": self.role if self.is_global else "",
             **(self.region.arguments if self.region else {}),
             "ltshare": "" if self.share is None else f"{self.share:g}",
+            "ltw": self.ramp.text if self.ramp else "",
             "lbw": self.blocks.listed if self.blocks else "",
             "start": str(self.first_step) if self.first_step else "",
             "stop": "" if self.stop_step is None else str(self.stop_step),

@@ -46,6 +46,8 @@ class Equations:
         before: other extensions that run first.
         boxes: of each adapter in its place the box that it may be in, None for everywhere. gated: the numbers of those
             that are global there, and do not compete. window: the part of the picture that is sampled.
+        ramps: of each adapter in its place a function of the fraction of the sampling, which its strength in the UNet
+            is multiplied by, None for 1. of_everywhere: the same of the global adapters.
     """
 
     def __init__(
@@ -72,12 +74,15 @@ class Equations:
         boxes=None,
         gated=(),
         window=(0, 0, 1, 1),
+        ramps=None,
+        of_everywhere=None,
     ):
         self.host, self.adapters, self.prompts, self.negative = host, adapters, prompts, negative
         self.settings, self.cfg, self.steps, self.size = Settings(**(settings or {})), cfg, steps, size
         self.windows, self.skipped, self.before = windows or [(0, 1)] * len(adapters), skipped, tuple(before)
         self.everywhere, self.words, self.kept = list(everywhere), words, {}
         self.boxes, self.gated, self.window = boxes, gated, window
+        self.ramps, self.of_everywhere = ramps, of_everywhere
         self.checkpoint, self.refiner, self.switch_at = host.shared.sd_model, refiner, switch_at
         self.config = host.sd_samplers.find_sampler_config(sampler)
         self.total, self.call, self.encoded = self.config.total_steps(steps), 0, {}
@@ -190,7 +195,7 @@ class Equations:
         image = self.image[number : number + 1]
         predictions = {
             model: self.host.predict(
-                self.networks_of(model),
+                self.networks_in_step(model),
                 Row(x, sigma, self.text(model, number, place), number, self.config, image, before=self.before, **row),
             )
             for model in models
@@ -204,6 +209,17 @@ class Equations:
 
     def networks_of(self, model):
         return self.everywhere + ({BASE: [], MERGED: self.adapters}[model] if model < 0 else [self.adapters[model]])
+
+    def networks_in_step(self, model):
+        """At the strengths that they have in this step; a text encoder reads the prompt for the whole sampling."""
+        if model == MERGED:
+            return self.networks_of(model)
+        everywhere = self.ramped(self.everywhere, self.of_everywhere)
+        return everywhere + ([] if model < 0 else [self.ramped(self.adapters, self.ramps)[model]])
+
+    def ramped(self, adapters, ramps):
+        factors = [ramp(self.fraction) if ramp else 1 for ramp in ramps or [None] * len(adapters)]
+        return [(name, te, unet * factor, *rank) for (name, te, unet, *rank), factor in zip(adapters, factors)]
 
     def text(self, model, number, place):
         """As long as the longest sub-prompt of the batch as this model reads it."""

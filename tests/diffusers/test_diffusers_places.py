@@ -1,4 +1,6 @@
-"""Regions of LoRAs in a pipeline: in one step each pixel of the latents comes of its own prediction alone."""
+"""Regions of LoRAs in a pipeline, where in one step each pixel of the latents comes of its own prediction alone; and
+strengths that change over the sampling.
+"""
 
 import pytest
 
@@ -8,6 +10,7 @@ pytest.importorskip("diffusers")
 
 import tiny_pipelines as tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.loras.tag import LoraTag
@@ -72,3 +75,36 @@ def test_where_regions_have_no_effect_is_told(pipe, files, caplog):
     with composed(pipe, [Lora(files[0], 0.8, tag(ltat="left"))], Settings(method="merge")):
         pass
     assert "in the tag of a have no effect with the method merge" in caplog.text
+
+
+# Ramps
+
+
+@pytest.fixture(scope="module", params=["plain", "dora"])
+def of_unet(request, pipe, tmp_path_factory):
+    """A LoRA without text encoders; DoRA's change is not in proportion to its strength."""
+    file = tmp_path_factory.mktemp(request.param) / "u.safetensors"
+    tiny.write_lora(pipe, file, 3, unet=("to_q", "conv1"), layout="diffusers")
+    if request.param == "dora":
+        generator = torch.Generator().manual_seed(2)
+        state = {key: value for key, value in load_file(file).items() if not key.endswith(".alpha")}
+        for key in [key for key in state if "lora_B" in key]:
+            magnitude = torch.rand(state[key].shape[0], generator=generator) + 0.5
+            shape = (-1,) if state[key].dim() == 2 else (1, -1, 1, 1)
+            state[key.replace("lora_B.weight", "lora_magnitude_vector")] = magnitude.view(shape)
+        save_file(state, file)
+    return file
+
+
+def test_a_strength_times_its_factor(pipe, of_unet, files):
+    other = Lora(files[0], 0.6)
+    _, ramped = latents(pipe, [Lora(of_unet, 0.8, tag(ltw="0.5@0")), other], steps=3)
+    _, half = latents(pipe, [Lora(of_unet, 0.4), other], steps=3)
+    _, whole = latents(pipe, [Lora(of_unet, 0.8), other], steps=3)
+    assert torch.allclose(ramped, half, atol=1e-4) and not torch.allclose(ramped, whole, atol=1e-2)
+
+
+def test_a_strength_that_changes_from_step_to_step(pipe, of_unet, files):
+    loras = [Lora(of_unet, 0.8, tag(ltw="0@0,1@0.5,0.25@1")), Lora(files[0], 0.6)]
+    composition, _ = latents(pipe, loras, steps=4)
+    assert composition.tally.rows == 3 + 3 * 5

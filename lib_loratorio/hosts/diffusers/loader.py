@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -283,7 +283,25 @@ def _delta(layer: LoraLayer, name: str, below: Sequence[str]) -> LowRank | Dense
         low_rank = LowRank(down.weight.detach(), up.weight.detach().flatten(1), layer.scaling[name])
         if fits_low_rank(layer.get_base_layer(), low_rank):
             return low_rank
-    return Dense(lambda: _dense(layer, name, below))
+    scaling = {one: layer.scaling[one] for one in (name, *below) if one in layer.scaling}
+
+    def at(factor: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with _scaled(layer, {**scaling, name: factor * scaling[name]}):
+            return _dense(layer, name, below)
+
+    is_variant = name in getattr(layer, "lora_variant", {})  # whose change is not in proportion to the strength: DoRA
+    return Dense(lambda: at(1.0), at if is_variant else None)
+
+
+@contextmanager
+def _scaled(layer: LoraLayer, scaling: Mapping[str, float]) -> Iterator[None]:
+    """The adapters' scales for the time of the block; merges in the meantime may have set others."""
+    before = dict(layer.scaling)
+    layer.scaling.update(scaling)
+    try:
+        yield
+    finally:
+        layer.scaling.update(before)
 
 
 @torch.no_grad()
