@@ -84,11 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_lora,
         action="append",
         default=[],
-        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:ltat=PLACE][:ltbox=L,T,R,B][:ltw=RAMP][:lbw=WEIGHTS]",
+        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:ltat=PLACE][:ltbox=L,T,R,B][:ltw=RAMP][:lbw=WEIGHTS][:prompt=WORDS]",
         help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that "
         "it takes part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places; "
         "ltat and ltbox: where in the picture it may be, such as ltat=left or ltbox=0,0,0.5,1, several with +; "
         "ltw: factors on the strength over the sampling, such as ltw=0@0,1@0.3,0.2@1; "
+        "prompt, last of all: words that it alone reads, behind the prompt; "
         "lbw: block weights, 12, 17, 20 or 26 numbers or a preset such as OUTALL; start and stop: in steps",
     )
     add(
@@ -145,7 +146,7 @@ def parse_pool(text: str) -> list[tuple[Path, float, LoraTag, bool]]:
     path, strength, tag = parse_lora(text)
     if tag != LOCAL:
         raise argparse.ArgumentTypeError(
-            f"{path.name} is of the pool, which has no {tag.text[1:]}; give it with --lora"
+            f"{path.name} is of the pool, which has no {tag.text[1:] or 'prompt'}; give it with --lora"
         )
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
@@ -349,7 +350,9 @@ def _save(options: argparse.Namespace, images: Sequence, seeds: Sequence[int], f
     from lib_loratorio.page.weight_panel import weight_panel
 
     tags = " ".join(
-        f"<lora:{name_of(path)}:{strength:g}{tag.text}>" for path, strength, tag in options.lora if acts(strength)
+        f"<lora:{name_of(path)}:{strength:g}{tag.text}>" + (f" <ltp:{name_of(path)}:{tag.words}>" if tag.words else "")
+        for path, strength, tag in options.lora
+        if acts(strength)
     )
     written = []
     for number, (image, seed) in enumerate(zip(images, seeds)):

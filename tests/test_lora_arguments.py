@@ -152,3 +152,11 @@ def test_names(tmp_path):
         assert name_of(tmp_path / "my.style" / name) == "my.style"
     (tmp_path / "my.style").mkdir()
     assert name_of(tmp_path / "my.style") == "my.style"
+
+
+def test_words_are_the_rest_of_the_argument():
+    path, strength, tag = cli.parse_lora("a.safetensors:0.8:ltat=left:prompt=(a red hat:1.2), at 12:30")
+    assert (str(path), strength, tag.region.words) == ("a.safetensors", 0.8, ("left",))
+    assert tag.words == "(a red hat:1.2), at 12:30"
+    with pytest.raises(argparse.ArgumentTypeError, match="which has no prompt; give it with --lora"):
+        cli.parse_pool("a.safetensors:prompt=red")

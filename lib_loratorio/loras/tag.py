@@ -38,7 +38,8 @@ class LoraTag:
     blocks: what the strength is multiplied by in each layer. elements: what the tag has as LoRA Block Weight's `lbwe`,
     which nothing here can do. region: where in the picture the adapter may be; None for all of it. share: its fixed
     share of each place there; None for a local adapter that competes for it. ramp: what the strength is multiplied by
-    over the sampling; where that is 0, the adapter is not evaluated.
+    over the sampling; where that is 0, the adapter is not evaluated. words: what the adapter alone reads behind the
+    prompt, where its tag is not a WebUI's, which has them in a tag of their own.
     """
 
     start: float = 0.0
@@ -51,6 +52,7 @@ class LoraTag:
     region: Region | None = None
     share: float | None = None
     ramp: Ramp | None = None
+    words: str = ""
 
     @classmethod
     def read(cls, named: Mapping[str, Any], lora: str, presets: Mapping[str, str] = PRESETS) -> LoraTag:

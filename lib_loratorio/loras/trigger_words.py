@@ -46,6 +46,11 @@ def appended(prompt: str, words: str) -> str:
     return f"{prompt}, {words}" if prompt.strip() else words
 
 
+def joined(*words: str) -> str:
+    """Words of several origins as one text."""
+    return ", ".join(filter(None, words))
+
+
 def _most_frequent_tag(metadata: Mapping[str, Any]) -> str:
     """Of the tags that trainers count by training folder; none where two are as frequent."""
     counts: dict[str, int] = {}

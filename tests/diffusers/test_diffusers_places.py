@@ -12,6 +12,7 @@ import tiny_pipelines as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.loras.tag import LoraTag
 from lib_loratorio.settings import Settings
@@ -31,10 +32,10 @@ def files(pipe, tmp_path_factory):
     ]
 
 
-def latents(pipe, loras, steps=1, **settings):
+def latents(pipe, loras, steps=1, prompt="a red cat", **settings):
     with composed(pipe, loras, Settings(verify=True, lam=0.0, feather=0.0, **settings)) as composition:
         found = pipe(
-            prompt="a red cat",
+            prompt=prompt,
             negative_prompt="blurry",
             height=tiny.SIZE,
             width=tiny.SIZE,
@@ -108,3 +109,23 @@ def test_a_strength_that_changes_from_step_to_step(pipe, of_unet, files):
     loras = [Lora(of_unet, 0.8, tag(ltw="0@0,1@0.5,0.25@1")), Lora(files[0], 0.6)]
     composition, _ = latents(pipe, loras, steps=4)
     assert composition.tally.rows == 3 + 3 * 5
+
+
+# Words of its own
+
+
+def test_a_lora_reads_words_alone(pipe, files):
+    first, second = files
+    _, own = latents(pipe, [Lora(first, 0.8, prompt="a blue hat")])
+    _, all_read = latents(pipe, [Lora(first, 0.8)], prompt="a red cat, a blue hat")
+    assert torch.allclose(own, all_read, atol=1e-5)
+    halves = [Lora(first, 0.8, tag(ltat="left"), prompt="a blue hat"), Lora(second, 0.8, tag(ltat="right"))]
+    _, both = latents(pipe, halves, method="composite")
+    _, other = latents(pipe, [Lora(second, 0.8)])
+    assert torch.allclose(both, torch.cat([own[..., :4], other[..., 4:]], -1), atol=1e-4)
+
+
+def test_a_global_lora_has_no_words_of_its_own(pipe, files):
+    lora = Lora(files[0], 0.8, tag(lt="global"), prompt="a hat")
+    with pytest.raises(LoratorioError, match="is global, and has no prompt of its own"), composed(pipe, [lora]):
+        pass

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from lib_loratorio.hosts.diffusers.layouts import embeddings, layers
 from lib_loratorio.loras.adapter import Adapter, merged_below
 from lib_loratorio.loras.argument import name_of
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
+from lib_loratorio.loras.trigger_words import joined
 
 PREFIX = "loratorio_"
 """The adapters' names in diffusers: file names can hold dots, which peft forbids, and can repeat."""
@@ -42,13 +44,14 @@ class Lora(NamedTuple):
 
     `tag` says when and as what it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may be
     left out of steps in which they would matter little, as the settings say, and are never merged; of them, files that
-    do not suit the model are left out and named.
+    do not suit the model are left out and named. `prompt` are words that it alone reads, behind the prompt.
     """
 
     path: str | os.PathLike
     strength: float = 1.0
     tag: LoraTag = LOCAL
     pooled: bool = False
+    prompt: str = ""
 
 
 def text_encoders(pipe) -> list[torch.nn.Module]:
@@ -140,14 +143,17 @@ class _LoraState:
 
 
 def _checked(lora: Lora) -> Lora:
-    path, strength, tag, pooled = Lora(*lora)
+    path, strength, tag, pooled, words = Lora(*lora)
+    words = joined(tag.words, words)
+    if words and tag.is_global and not tag.has_place:
+        raise LoratorioError(f"the LoRA {path} is global, and has no prompt of its own; write it into the prompt.")
     if not isinstance(strength, (int, float)) or not math.isfinite(strength):
         raise LoratorioError(f"the strength of {path} is {strength!r}; it must be a number.")
     if tag.elements:
         raise LoratorioError(f"the LoRA {path} has lbwe={tag.elements}; of block weights only lbw is known.")
     if not Path(path).exists():
         raise LoratorioError(f"there is no LoRA file {path}.")
-    return Lora(Path(path), float(strength), tag, pooled)
+    return Lora(Path(path), float(strength), replace(tag, words=words), pooled)
 
 
 def _loaded(pipe, loras: Sequence[Lora]) -> list[Adapter]:

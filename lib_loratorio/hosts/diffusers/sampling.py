@@ -23,7 +23,7 @@ from lib_loratorio.loras.adapter import BASE, Adapter, numbered_names
 from lib_loratorio.loras.helpers import place_advice, role_advice
 from lib_loratorio.loras.region import WHOLE, Box, seen_boxes
 from lib_loratorio.loras.text import readings
-from lib_loratorio.loras.trigger_words import appended, trigger_words
+from lib_loratorio.loras.trigger_words import appended, joined, trigger_words
 from lib_loratorio.settings import Settings
 
 MERGED = -2
@@ -151,7 +151,8 @@ class Composition:
         if self.composer:
             check_scheduler(self.pipe.scheduler)
         asked = inspect.signature(self.encode_prompt).bind(*args, **kwargs).arguments
-        words = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
+        triggers = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
+        words = [joined(words, adapter.tag.words) for words, adapter in zip(triggers, self.adapters)]
         own = readings(self.adapters, words) if self.composer and self.settings.text_encoder == "own" else {}
         if not own:
             return self._encoded_with(self.merged_adapters, asked)

@@ -10,7 +10,7 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.engine.composer import Composer
 from lib_loratorio.engine.planner import Step
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.hosts.webui import neighbours, other_scripts, places, pool, request
+from lib_loratorio.hosts.webui import neighbours, other_scripts, own_words, places, pool, request
 from lib_loratorio.hosts.webui.failures import LeftOutError, tell_left_out
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.hosts.webui.state import forget_state, state_of
@@ -47,6 +47,7 @@ def prepare(
         return
     request.tell_of_block_weights(p, settings, adapters)
     places.tell(p, settings, adapters)
+    own_words.tell(p, settings, adapters)
     maps = request.begin_maps(p, settings, adapters)
     if composed:
         composed.composer.maps = maps
