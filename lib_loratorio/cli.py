@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib.util
 import logging
 import math
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         help="LoRAs beside these, which may be left out of steps in which they matter little (--pool-mode scout); "
         "of a folder all that lie in it as .safetensors; may be given more than once",
     )
+    add("--mask", type=Path, metavar="IMAGE", help="where each LoRA may be, in the LoRAs' colours (docs/places.md)")
     add("--prompt", required=True)
     add("--negative", default="", help="negative prompt")
     add("--steps", type=_whole(1), default=25)
@@ -200,7 +202,8 @@ def _generate(options: argparse.Namespace) -> int:
         print(told("the method merge has no pool; only the LoRAs of --lora are merged."), file=sys.stderr)
         options.pool = []
     names = [f"{name_of(path)}:{strength:g}" for path, strength, *_ in options.pool]
-    settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in OPTIONS})
+    values = {"pool": names, "mask": _mask(options.mask)} | {name: getattr(options, name) for name in OPTIONS}
+    settings = Settings.from_api(values)
     if not options.lora and not options.pool:
         raise LoratorioError("there is no LoRA of a strength other than 0; give at least one with --lora or --pool.")
     if options.maps and not settings.traits.weighs:
@@ -214,6 +217,14 @@ def _generate(options: argparse.Namespace) -> int:
     if missing:
         raise LoratorioError(f"the command line needs {', '.join(missing)}: {INSTALL}")
     return _generate_with(options, settings)
+
+
+def _mask(path: Path | None) -> str:
+    """An image file as the setting has it."""
+    try:
+        return "" if path is None else base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise LoratorioError(f"the mask {path} cannot be read ({os.strerror(error.errno)}).") from error
 
 
 def _each_once(pool: Sequence[tuple], asked: Sequence[tuple]) -> list[tuple]:

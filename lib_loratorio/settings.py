@@ -8,7 +8,19 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, unquote
 
-from lib_loratorio.declaration import Axis, Choice, Entries, Flag, Number, Setting, Slider, Traits, Whole, setting
+from lib_loratorio.declaration import (
+    Axis,
+    Choice,
+    Entries,
+    Flag,
+    Number,
+    Picture,
+    Setting,
+    Slider,
+    Traits,
+    Whole,
+    setting,
+)
 from lib_loratorio.errors import SettingsError
 
 METHODS = {
@@ -276,6 +288,17 @@ class Settings:
         axis=Axis(13),
     )
 
+    mask: str = setting(
+        "",
+        Picture(),
+        label="Mask",
+        help="where each LoRA may be, in their colours",
+        meaning="an image (base64) in which places are painted in the LoRAs' colours, those of the weight maps: where "
+        "each may be; in a picture's parameters its hash",
+        uses=APART,
+        option=False,
+    )
+
     def __post_init__(self) -> None:
         for name, declared in SETTINGS.items():
             object.__setattr__(self, name, declared.kind(name, getattr(self, name)))
@@ -326,7 +349,7 @@ class Settings:
         for name, declared in SETTINGS.items():
             value = getattr(self, name)
             if declared.in_infotext == "always" or (declared.in_infotext == "changed" and value != declared.default):
-                pairs.append(f"{name}={_text(value)}")
+                pairs.append(f"{name}={_text(declared.kind.written(value))}")
         return " ".join(pairs)
 
     @classmethod

@@ -144,6 +144,7 @@ OTHER_VALUES = {
     "trigger_words": [True],
     "guidance_every": [4],
     "feather": [0.3],
+    "mask": ["aGFsbG8="],
 }
 
 

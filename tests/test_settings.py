@@ -132,7 +132,7 @@ def test_start_must_be_below_end():
 
 def test_unknown_key_lists_the_known_ones():
     with pytest.raises(
-        SettingsError, match=r"unknown setting tau; the settings are enabled, method, .*guidance_every, feather\."
+        SettingsError, match=r"unknown setting tau; the settings are enabled, method, .*guidance_every, feather, mask\."
     ):
         Settings.from_api({"tau": 1})
 

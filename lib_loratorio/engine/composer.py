@@ -17,6 +17,7 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.engine.evaluation import Evaluation, Evaluator
 from lib_loratorio.engine.methods import Composed
 from lib_loratorio.engine.noise_space import NoiseSpace
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.planner import Planner, Step
 from lib_loratorio.engine.sampler_call import SamplerCall
 from lib_loratorio.engine.weight_maps import WeightMaps, weights_of_images
@@ -80,6 +81,7 @@ class Composer:
         maps: takes in the weights of each call, where they are wanted.
         tally: goes on from an earlier sampling of the same request.
         window: the part of the picture that is sampled, which adapters' regions are counted from.
+        painted: places that are painted for adapters.
 
     apart: whether each model is evaluated in calls of its own, of the host's rows as they are, because something else
     acts on the rows by their number, or makes batches of its own of them. Once set it stays.
@@ -94,11 +96,12 @@ class Composer:
         maps: WeightMaps | None = None,
         tally: Tally | None = None,
         window: Box = WHOLE,
+        painted: Painted | None = None,
     ):
         self.settings, self.adapters, self.bank, self.host, self.maps = settings, adapters, bank, host, maps
         self.tally = tally or Tally()
         self.apart = False
-        self.planner = Planner(settings, adapters, window)
+        self.planner = Planner(settings, adapters, window, painted)
         self._names = numbered_names(adapters)
         self._step = 0
         self._evaluator = Evaluator(host.run, bank, settings.adapters_per_pass, host.fits)

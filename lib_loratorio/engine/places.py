@@ -110,8 +110,3 @@ class Places:
 
     def _by_adapter(self, values: Sequence[float]) -> torch.Tensor:
         return self.masks.new_tensor(values).view(-1, 1, 1, 1)
-
-
-def leave_places(shares: Sequence[float | None], regions: Sequence[Region | None]) -> bool:
-    """Whether adapters with these shares and regions may leave anything to the base."""
-    return not any(share is None and region is None for share, region in zip(shares, regions))

@@ -10,7 +10,8 @@ import torch
 from lib_loratorio.deltas.factors import NONE, Factors
 from lib_loratorio.engine.cached_guidance import CachedGuidance
 from lib_loratorio.engine.methods import METHODS, Bare, Composed, Method, Plan
-from lib_loratorio.engine.placed import Ground, Placed
+from lib_loratorio.engine.painted import Painted
+from lib_loratorio.engine.placed import Ground, Placed, places_of
 from lib_loratorio.engine.scout import Scout
 from lib_loratorio.loras.adapter import BASE, Adapter
 from lib_loratorio.loras.region import WHOLE, Box
@@ -32,14 +33,22 @@ class Step(NamedTuple):
 class Planner:
     """Plans the steps of one sampling; `learn` tells it of each composed one.
 
-    `window` is the part of the picture that is sampled.
+    `window` is the part of the picture that is sampled, `painted` the places that are painted for adapters.
     """
 
-    def __init__(self, settings: Settings, adapters: Sequence[Adapter], window: Box = WHOLE):
+    def __init__(
+        self,
+        settings: Settings,
+        adapters: Sequence[Adapter],
+        window: Box = WHOLE,
+        painted: Painted | None = None,
+    ):
         self.settings, self.adapters = settings, adapters
         self.method = METHODS[settings.method](settings)
         self.competing = [number for number, adapter in enumerate(adapters) if adapter.competes]
-        self.ground = Ground(window, settings.feather, settings.patch_size if settings.traits.weighs else 1)
+        patch_size = settings.patch_size if settings.traits.weighs else 1
+        self.ground = Ground(window, settings.feather, patch_size, painted)
+        self.places = places_of(adapters, painted)
         self.scout = Scout(settings, [number for number, adapter in enumerate(adapters) if adapter.pooled])
         self._taking_part: tuple[tuple[int, ...], tuple[int, ...]] = (), ()  # in the latest step: global, and competing
         self._known: tuple[Hashable, torch.Tensor] | None = None  # the last difference, and whose it is
@@ -58,8 +67,8 @@ class Planner:
         plan = method.plan(local, step)
         if plan is None:
             return None
-        if gated or any(self.adapters[number].tag.has_place for number in local):
-            method = Placed(method, self.adapters, gated, self.ground)
+        if gated or not all(self.places[number].is_everywhere for number in local):
+            method = Placed(method, self.places, gated, self.ground)
             plan = method.plan(local, step)
         if self._saves_guidance(plan):
             method = CachedGuidance(method, self._difference() if step % self.settings.guidance_every else None)

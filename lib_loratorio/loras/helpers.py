@@ -42,10 +42,11 @@ def role_advice(adapters: Sequence[Adapter]) -> str:
 def place_advice(settings: Settings, adapters: Sequence[Adapter]) -> str:
     """What is told of regions and shares where they have no effect; empty where they have."""
     names = ", ".join(dict.fromkeys(adapter.name for adapter in adapters if adapter.tag.has_place))
-    if not names or (settings.traits.apart and (settings.start, settings.end) == (0, 1)):
+    if not (names or settings.mask) or (settings.traits.apart and (settings.start, settings.end) == (0, 1)):
         return ""
     where = "outside of Start and End" if settings.traits.apart else f"with the method {settings.method}"
-    return f"ltbox, ltat and ltshare in the tag of {names} have no effect {where}: there LoRAs are merged."
+    what = f"ltbox, ltat and ltshare in the tag of {names} have" if names else "the mask has"
+    return f"{what} no effect {where}: there LoRAs are merged."
 
 
 def _spaced(text: str) -> str:

@@ -90,6 +90,7 @@ def build(
                         interactive=default.traits.include(SETTINGS[name].uses),
                     )
         pool_picker.build(made["pool"], loras, elem_id)
+        made["mask"] = gr.Textbox(value=default.mask, visible=False, elem_id=elem_id("mask"))
     controls = [made[name] for name in SETTINGS]
     for saved in (*controls, getattr(made["enabled"], "accordion", None)):
         if saved is not None:

@@ -10,21 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont as Font
 
 from lib_loratorio.loras.region import Box
+from lib_loratorio.palette import COLOURS
 
 TILE = 256
 """Least width of a panel's tile in pixels; smaller images are enlarged."""
-
-COLOURS = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (150, 150, 150),
-)
-"""Okabe and Ito's palette, which colour-blind people can tell apart too."""
 
 MOST, OTHERS = len(COLOURS), (60, 60, 60)
 """How many adapters are shown, and the colour of the places that others win."""

@@ -8,13 +8,18 @@ pytest.importorskip("peft")
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
+import base64
+import io
+
 import tiny_pipelines as tiny
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.loras.tag import LoraTag
+from lib_loratorio.palette import COLOURS
 from lib_loratorio.settings import Settings
 
 
@@ -129,3 +134,16 @@ def test_a_global_lora_has_no_words_of_its_own(pipe, files):
     lora = Lora(files[0], 0.8, tag(lt="global"), prompt="a hat")
     with pytest.raises(LoratorioError, match="is global, and has no prompt of its own"), composed(pipe, [lora]):
         pass
+
+
+# Masks
+
+
+def test_loras_are_where_their_colours_are(pipe, files):
+    image = Image.new("RGB", (80, 80), COLOURS[0])
+    image.paste(COLOURS[1], (40, 0, 80, 80))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    _, painted = latents(pipe, [Lora(path, 0.8) for path in files], mask=base64.b64encode(file.getvalue()).decode())
+    _, named = latents(pipe, [Lora(path, 0.8, tag(ltat=word)) for path, word in zip(files, ("left", "right"))])
+    assert torch.allclose(painted, named, atol=1e-5)

@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 
 from lib_loratorio.engine.composer import Composer, Tally
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.sampler_call import UNCONDITIONAL, Rows
 from lib_loratorio.engine.trees import take_rows
 from lib_loratorio.engine.weight_maps import WeightMaps
@@ -21,6 +22,7 @@ from lib_loratorio.hosts.diffusers.loader import Lora, activate, bank_of, loaded
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
 from lib_loratorio.loras.adapter import BASE, Adapter, numbered_names
 from lib_loratorio.loras.helpers import place_advice, role_advice
+from lib_loratorio.loras.mask_image import numbers_in, read_image
 from lib_loratorio.loras.region import WHOLE, Box, seen_boxes
 from lib_loratorio.loras.text import readings
 from lib_loratorio.loras.trigger_words import appended, joined, trigger_words
@@ -90,6 +92,9 @@ class Composition:
         # A pool is a choice to compose from: where nothing is composed it plays no part.
         self.merged_adapters = [adapter for adapter in adapters if not adapter.pooled]
         self.bank = bank_of(pipe.unet, adapters, dense_budget) if settings.traits.apart else None
+        self.painted = None
+        if settings.mask and settings.traits.apart:
+            self.painted = Painted(torch.from_numpy(numbers_in(read_image(settings.mask), self.labels)))
         self.texts: dict[int, tuple] = {}
         self.encode_prompt, self.forward = pipe.encode_prompt, pipe.unet.forward
         self._begin()
@@ -99,7 +104,9 @@ class Composition:
         self.tally, self.maps = Tally(), WeightMaps()
         self.composer: Composer | None = None
         if self.bank is not None:
-            self.composer = Composer(self.settings, self.adapters, self.bank, self, self.maps, self.tally)
+            self.composer = Composer(
+                self.settings, self.adapters, self.bank, self, self.maps, self.tally, painted=self.painted
+            )
         self.calls = 0
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL.Image import Image
 
 from lib_loratorio.engine.weight_maps import WeightMaps
-from lib_loratorio.hosts.webui import block_weights
+from lib_loratorio.hosts.webui import block_weights, masks
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
 from lib_loratorio.hosts.webui.places import window_of
@@ -41,6 +41,8 @@ def finish(p, processed) -> None:
     state = known_state(p)
     if state and state.panels:
         state.panels.hand_over(p, processed)
+    if state and state.mask and processed.infotexts:
+        masks.save(p, state.mask, processed.infotexts[0])
     forget_state(p)
     forget_conditions()
 
