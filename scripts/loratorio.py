@@ -8,6 +8,7 @@ from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.errors import LoratorioError, SettingsError
 from lib_loratorio.hosts import of_this_webui
 from lib_loratorio.hosts.webui import options, own_words, pool
+from lib_loratorio.hosts.webui.maps import last_map
 from lib_loratorio.page import accordion
 from lib_loratorio.page.api import add_routes
 from lib_loratorio.page.xyz_grid import add_axes, with_axes
@@ -82,7 +83,7 @@ def _refuse(p, message):
 
 
 def _add_routes(_, app):
-    add_routes(app, networks.available_networks)
+    add_routes(app, networks.available_networks, last_map)
 
 
 script_callbacks.on_ui_settings(options.add_options)

@@ -1,10 +1,12 @@
 """The panel drawn from weights."""
 
+import numpy as np
 import torch
 from PIL import Image
 
+from lib_loratorio.loras.mask_image import numbers_in
 from lib_loratorio.loras.region import Box
-from lib_loratorio.page.weight_panel import COLOURS, TILE, weight_panel
+from lib_loratorio.page.weight_panel import COLOURS, TILE, as_painted, weight_panel
 
 
 def test_winner_has_its_colour():
@@ -42,3 +44,12 @@ def test_regions_are_outlined_in_the_colours_of_their_loras():
     assert _last(panel).getpixel((60, 127)) == COLOURS[0]
     of_b = (2 * TILE + 24, 8, 3 * TILE + 24, 8 + TILE)
     assert panel.crop(of_b).tobytes() == plain.crop(of_b).tobytes()
+
+
+def test_who_wins_where_is_a_mask():
+    weights = torch.zeros(3, 2, 4)
+    weights[0, :, 0] = weights[1, :, 1] = weights[2, 0, 2] = 0.9
+    colours = np.array([*COLOURS[:3], (0, 0, 0)], np.uint8)
+    assert (np.asarray(as_painted(weights)) == colours[[[0, 1, 2, 3], [0, 1, 3, 3]]]).all()
+    assert numbers_in(as_painted(weights), ["a", "b", "c"]).tolist() == [[0, 1, 2, -1], [0, 1, -1, -1]]
+    assert as_painted(torch.ones(9, 2, 2) / 9) is None

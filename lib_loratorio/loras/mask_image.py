@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +26,33 @@ LARGEST = 512
 """To so many pixels an image's longer edge is brought: regions need no more."""
 
 MOST_PIXELS = 2**26
+
+
+REMEMBERED = 16
+
+_latest: OrderedDict[str, str] = OrderedDict()
+"""The latest masks of this process by their names in parameters, so that pasting a picture's finds them again."""
+
+
+def remembered(mask: str) -> str:
+    """The mask of a setting, which may be named only. Raises SettingsError for a name that nothing is known of."""
+    name = Picture().written(mask)
+    if mask != name:
+        _latest[name] = mask
+    elif name not in _latest:
+        raise SettingsError(
+            f"mask is {name}: a picture's parameters name its mask, and do not hold it. Load the image that was saved "
+            "beside the picture, or clear the mask."
+        )
+    _latest.move_to_end(name)
+    while len(_latest) > REMEMBERED:
+        _latest.popitem(last=False)
+    return _latest[name]
+
+
+def at_hand(mask: str) -> str:
+    """The mask that is named so, or the name where nothing is known of it."""
+    return _latest.get(mask, mask)
 
 
 def read_image(text: str) -> Image.Image:

@@ -44,9 +44,22 @@ def loras_of(prompt: str) -> list[Mentioned]:
     return [lora for lora in map(_mentioned, TAG.finditer(prompt)) if lora]
 
 
-def _mentioned(tag: re.Match) -> Mentioned | None:
+def tags_of(prompt: str) -> list[tuple[str, dict[str, str]]]:
+    """Name and named arguments of each LoRA of a prompt that is being written, without those of strength 0."""
+    return [(tag[1], _known(_parts(tag)[1])) for tag in TAG.finditer(prompt) if _mentioned(tag)]
+
+
+def _parts(tag: re.Match) -> tuple[list[str], dict[str, str]]:
     parts = (tag[2] or "").split(":")
-    named = dict(part.split("=")[:2] for part in parts if "=" in part)
+    return parts, dict(part.split("=")[:2] for part in parts if "=" in part)
+
+
+def _known(named: Mapping[str, str]) -> dict[str, str]:
+    return {name.strip().lower(): value for name, value in named.items()}
+
+
+def _mentioned(tag: re.Match) -> Mentioned | None:
+    parts, named = _parts(tag)
     first, second, *_ = [*(part for part in parts if part and "=" not in part), None, None]
     text = named.get("te", first if first is not None else "1")
     denoiser = named.get("unet", second if second is not None else text)
@@ -64,7 +77,7 @@ def _number(text: str) -> float:
 
 def _tag(named: Mapping[str, str], lora: str) -> LoraTag:
     """What has a bearing on the price; of what is unfinished, its role at least."""
-    known = {name.strip().lower(): value for name, value in named.items()}
+    known = _known(named)
     for names in (OF_PRICE, {"lt"}):
         try:
             return LoraTag.read({name: value for name, value in known.items() if name in names}, lora)

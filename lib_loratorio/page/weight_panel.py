@@ -86,6 +86,16 @@ def weight_panel(
     return _row(tiles, size, font(max(14, size[0] // 20)))
 
 
+def as_painted(weights: torch.Tensor) -> Image.Image | None:
+    """Who wins where as a mask, `weights [N, h, w]`: each LoRA's places in its colour, black what none wins; None for
+    more LoRAs than there are colours.
+    """
+    if len(weights) > MOST:
+        return None
+    rest = (1 - weights.sum(0, keepdim=True)).clamp(min=0)
+    return dominant(torch.cat([weights, rest]), [*COLOURS[: len(weights)], NOBODY])
+
+
 def dominant(weights: torch.Tensor, colours: Sequence[tuple[int, int, int]] = COLOURS) -> Image.Image:
     """Who wins where: one pixel a patch, in the colour of the adapter that weighs most; `weights [N, h, w]`, at least N
     colours.

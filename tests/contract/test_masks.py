@@ -78,3 +78,12 @@ def test_what_is_no_mask_stops(host, value, told):
 def test_where_a_mask_has_no_effect_is_told(host):
     p, _ = host.generate(f"a cat {TAGS}", {**ON, "mask": mask(), "method": "merge"})
     assert "the mask has no effect with the method merge" in p.extra_generation_params[NOTE]
+
+
+def test_the_last_weight_map_is_a_mask(host):
+    """In its own colours: with it, every LoRA is where it had won."""
+    maps = importlib.import_module("lib_loratorio.hosts.webui.maps")
+    host.generate(f"a cat {TAGS}", {**ON, "maps": True})
+    taken = importlib.import_module("lib_loratorio.page.places").as_mask(maps.last_map())["mask"]
+    p, _ = host.generate(f"a cat {TAGS}", {**ON, "mask": taken, "verify": True})
+    assert verified(p) < 1e-9 and maps.last_map().size == (6, 5)

@@ -13,12 +13,20 @@ from PIL.Image import Image
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui.options import map_format
 from lib_loratorio.loras.region import Box
-from lib_loratorio.page.weight_panel import weight_panel
+from lib_loratorio.page.weight_panel import as_painted, weight_panel
 
 SHARES = "LoRAtorio shares"
 """The key, in the API's `info`, of each LoRA's mean weight in each image, and in each model call of its batch, and of
 the place of its panel among the answer's images.
 """
+
+
+_last: list[Image | None] = [None]
+
+
+def last_map() -> Image | None:
+    """Of the latest picture with weight maps who won where, as a mask."""
+    return _last[0]
 
 
 class Drawn(NamedTuple):
@@ -60,6 +68,7 @@ class Panels:
         if self.maps.mean is None or number >= self.maps.mean.shape[1]:
             return
         weights, names = self.maps.mean[:, number].cpu(), self.names
+        _last[:] = [as_painted(weights)]
         patch = self.patch_size * max(1, image.width // self.maps.latent_width)
         self.panels.append(weight_panel(image, weights, names, patch, images.get_font, self.regions))
         self.shares.append(
