@@ -208,13 +208,16 @@ class Settings:
     )
     pool_mode: str = setting(
         "exact",
-        Choice(("exact", "scout")),
+        Choice(("exact", "scout", "named")),
         label="Pool",
-        help="exact: all of its LoRAs in every step; scout: all at first, then those that matter",
-        meaning="exact: all LoRAs of the pool in every step; scout: all at first, then those that matter",
+        help="exact: all of its LoRAs in every step; scout: all at first, then those that matter; named: those whose "
+        "trigger words stand in the prompt",
+        meaning="exact: all LoRAs of the pool in every step; scout: all at first, then those that matter; named: those "
+        "whose trigger words stand in the prompt",
         uses=APART,
         place=(7, 2),
         axis=Axis(9, "Pool mode"),
+        priced=True,
     )
     scout: float = setting(
         0.2,

@@ -83,7 +83,7 @@ def _refuse(p, message):
 
 
 def _add_routes(_, app):
-    add_routes(app, networks.available_networks, last_map)
+    add_routes(app, networks.available_networks, last_map, pool.named)
 
 
 script_callbacks.on_ui_settings(options.add_options)

@@ -40,7 +40,7 @@ def test_every_method_is_implemented():
         ("method", "blend", "one of loratorio, composite, switch, merge"),
         ("text_encoder", 3, "one of own, merged"),
         ("method", ["loratorio"], "one of loratorio, composite, switch, merge"),
-        ("pool_mode", "all", "one of exact, scout"),
+        ("pool_mode", "all", "one of exact, scout, named"),
         ("scout", 1.5, "a number from 0 to 1"),
         ("scout", -0.1, "a number from 0 to 1"),
         ("scout_every", -1, "a whole number from 0 up"),

@@ -49,6 +49,7 @@ class Planner:
         patch_size = settings.patch_size if settings.traits.weighs else 1
         self.ground = Ground(window, settings.feather, patch_size, painted)
         self.places = places_of(adapters, painted)
+        self.absent: frozenset[int] = frozenset()  # the pool's that take no part in this sampling
         self.scout = Scout(settings, [number for number, adapter in enumerate(adapters) if adapter.pooled])
         self._taking_part: tuple[tuple[int, ...], tuple[int, ...]] = (), ()  # in the latest step: global, and competing
         self._known: tuple[Hashable, torch.Tensor] | None = None  # the last difference, and whose it is
@@ -58,7 +59,7 @@ class Planner:
         if not self.settings.active(fraction):
             return None
         factors = {number: adapter.tag.factor(fraction, step) for number, adapter in enumerate(self.adapters)}
-        present = [number for number, factor in factors.items() if factor]
+        present = [number for number, factor in factors.items() if factor and number not in self.absent]
         global_adapters = tuple(number for number in present if self.adapters[number].is_global)
         gated = tuple(number for number in present if self.adapters[number].is_gated)
         local = self.scout.chosen([number for number in present if number in self.competing], fraction, step)

@@ -10,18 +10,22 @@ from PIL.Image import Image
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.kinds import describe
 from lib_loratorio.page import places
-from lib_loratorio.page.live import price_of
+from lib_loratorio.page.live import Named, price_of
 from lib_loratorio.settings import schema
 
 PREFIX = "/loratorio/v1"
 
 
 def add_routes(
-    app: Any, available_networks: Mapping[str, Any], last_map: Callable[[], Image | None] = lambda: None
+    app: Any,
+    available_networks: Mapping[str, Any],
+    last_map: Callable[[], Image | None] = lambda: None,
+    named: Named = lambda prompt, settings: (),
 ) -> None:
     """Adds the routes to the host's FastAPI application.
 
-    `available_networks` is the host's own list, by name. `last_map` gives the latest picture of who won where.
+    `available_networks` is the host's own list, by name. `last_map` gives the latest picture of who won where, and
+    `named` the LoRAs of a pool that a prompt names.
     """
 
     def networks() -> dict[str, dict]:
@@ -30,7 +34,7 @@ def add_routes(
 
     def price(prompt: str = "", settings: str = "{}") -> dict[str, Any]:
         try:
-            return price_of(prompt, settings)
+            return price_of(prompt, settings, named)
         except SettingsError as error:
             from fastapi import HTTPException  # the host has it, with gradio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lib_loratorio.engine.price import evaluations_per_step
@@ -16,6 +16,9 @@ from lib_loratorio.settings import Settings
 TAG = re.compile(r"<(?:lora|lyco):([^:>]+)(?::([^>]*))?>")
 
 
+ANY_TAG = re.compile(r"<\w+:[^>]+>")
+
+
 OF_PRICE = {"lt", "ltbox", "ltat", "ltshare"}
 """What of a tag the price depends on."""
 
@@ -24,19 +27,22 @@ class Mentioned(NamedTuple):
     """A LoRA as a prompt has it.
 
     strength: as written, the text encoder's and the UNet's where they differ. tag: as far as the price depends on it.
+    pooled: whether it is of the pool, and the prompt has its trigger words.
     """
 
     name: str
     strength: str
     tag: LoraTag = LOCAL
+    pooled: bool = False
 
     @property
     def role(self) -> str:
         return self.tag.role
 
     @property
-    def told(self) -> dict[str, str]:
-        return {"name": self.name, "strength": self.strength, "role": self.role}
+    def told(self) -> dict[str, Any]:
+        of_pool = {"pooled": True} if self.pooled else {}
+        return {"name": self.name, "strength": self.strength, "role": self.role} | of_pool
 
 
 def loras_of(prompt: str) -> list[Mentioned]:
@@ -86,24 +92,42 @@ def _tag(named: Mapping[str, str], lora: str) -> LoraTag:
     return LOCAL
 
 
-def price(prompt: str, settings: Settings) -> dict[str, Any]:
+Named = Callable[[str, Settings], Sequence[tuple[str, float]]]
+"""Gives names and strengths of the pool's LoRAs that a prompt names."""
+
+
+def price(prompt: str, settings: Settings, named: Named = lambda prompt, settings: ()) -> dict[str, Any]:
     """What the live help tells.
 
-    loras: the prompt's, each with its name, strength and role.
-    evaluations: model evaluations a step of one picture, on average; those of the pool come on top.
-    pool: "none"; "added" to the prompt's LoRAs; or "ignored", by a method that has none.
+    loras: the prompt's, each with its name, strength and role, and those of the pool that it names in the mode "named".
+    evaluations: model evaluations a step of one picture, on average; in the other modes those of the pool come on top.
+    pool: "none"; "added" to the prompt's LoRAs; "named"; or "ignored", by a method that has none.
     """
     loras = loras_of(prompt)
+    if _pool(settings) == "named":
+        mentioned = {lora.name for lora in loras}
+        words = ANY_TAG.sub(" ", prompt)
+        loras += [
+            Mentioned(name, f"{one:g}", pooled=True) for name, one in named(words, settings) if name not in mentioned
+        ]
     local = sum(lora.tag == LOCAL for lora in loras)
     placed = [lora.tag for lora in loras if lora.tag.has_place]
     return {
         "loras": [lora.told for lora in loras],
         "evaluations": evaluations_per_step(settings, local, placed),
-        "pool": ("added" if settings.traits.apart else "ignored") if settings.pool else "none",
+        "pool": _pool(settings),
     }
 
 
-def price_of(prompt: str, settings: str) -> dict[str, Any]:
+def _pool(settings: Settings) -> str:
+    if not settings.pool:
+        return "none"
+    if not settings.traits.apart:
+        return "ignored"
+    return "named" if settings.pool_mode == "named" else "added"
+
+
+def price_of(prompt: str, settings: str, named: Named = lambda prompt, settings: ()) -> dict[str, Any]:
     """The same, of settings as the text of a JSON object. Raises SettingsError."""
     try:
         values = json.loads(settings)
@@ -111,4 +135,4 @@ def price_of(prompt: str, settings: str) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict):
         raise SettingsError(f"the settings are {settings!r}; they must be a JSON object.")
-    return price(prompt, Settings.from_api(values))
+    return price(prompt, Settings.from_api(values), named)

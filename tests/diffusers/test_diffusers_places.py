@@ -9,7 +9,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 import base64
+import importlib
 import io
+from pathlib import Path
 
 import tiny_pipelines as tiny
 import torch
@@ -147,3 +149,17 @@ def test_loras_are_where_their_colours_are(pipe, files):
     _, painted = latents(pipe, [Lora(path, 0.8) for path in files], mask=base64.b64encode(file.getvalue()).decode())
     _, named = latents(pipe, [Lora(path, 0.8, tag(ltat=word)) for path, word in zip(files, ("left", "right"))])
     assert torch.allclose(painted, named, atol=1e-5)
+
+
+# A pool chosen by the prompt
+
+
+def test_a_pool_that_the_prompt_names(pipe, files, monkeypatch):
+    module = importlib.import_module("lib_loratorio.loras.trigger_words")
+    monkeypatch.setattr(module, "trigger_words", lambda path: {"a": "blue", "b": "Red Cat"}[Path(path).stem])
+    pool = [Lora(path, 0.8, pooled=True) for path in files]
+    composition, found = latents(pipe, pool, pool_mode="named")
+    _, alone = latents(pipe, [Lora(files[1], 0.8)])
+    assert torch.allclose(found, alone, atol=1e-5) and composition.chosen == "step 1: b"
+    with composed(pipe, pool, Settings(pool_mode="named")), pytest.raises(LoratorioError, match="give a prompt"):
+        pipe.encode_prompt(None, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)

@@ -25,7 +25,7 @@ from lib_loratorio.loras.helpers import place_advice, role_advice
 from lib_loratorio.loras.mask_image import numbers_in, read_image
 from lib_loratorio.loras.region import WHOLE, Box, seen_boxes
 from lib_loratorio.loras.text import readings
-from lib_loratorio.loras.trigger_words import appended, joined, trigger_words
+from lib_loratorio.loras.trigger_words import appended, is_named, joined, trigger_words
 from lib_loratorio.settings import Settings
 
 MERGED = -2
@@ -158,6 +158,8 @@ class Composition:
         if self.composer:
             check_scheduler(self.pipe.scheduler)
         asked = inspect.signature(self.encode_prompt).bind(*args, **kwargs).arguments
+        if self.composer and self.settings.pool_mode == "named":
+            self.composer.planner.absent = self._unnamed(asked.get("prompt"))
         triggers = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
         words = [joined(words, adapter.tag.words) for words, adapter in zip(triggers, self.adapters)]
         own = readings(self.adapters, words) if self.composer and self.settings.text_encoder == "own" else {}
@@ -178,6 +180,17 @@ class Composition:
         of_base = texts.pop(BASE)
         self.texts = texts
         return of_base
+
+    def _unnamed(self, prompt: str | list[str] | None) -> frozenset[int]:
+        """The pool's LoRAs of whose trigger words the prompt has none."""
+        if prompt is None:
+            raise LoratorioError("prompt_embeds name no LoRA of a pool; give a prompt, or another pool_mode.")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return frozenset(
+            number
+            for number, adapter in enumerate(self.adapters)
+            if adapter.pooled and not is_named(adapter.path, prompts)
+        )
 
     def _encoded_with(self, adapters: Sequence[Adapter], asked: dict) -> tuple:
         for encoder in text_encoders(self.pipe):
