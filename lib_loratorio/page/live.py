@@ -15,9 +15,8 @@ from lib_loratorio.settings import Settings
 
 TAG = re.compile(r"<(?:lora|lyco):([^:>]+)(?::([^>]*))?>")
 
-
 ANY_TAG = re.compile(r"<\w+:[^>]+>")
-
+"""A LoRA's, or another extra network's."""
 
 OF_PRICE = {"lt", "ltbox", "ltat", "ltshare"}
 """What of a tag the price depends on."""
