@@ -6,6 +6,8 @@
     const ONE = "1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.";
     const POOL = "The LoRAs of the pool come on top.";
     const ALONE = "No LoRA in the prompt: only those of the pool take part.";
+    const NAMED = "Those of the pool are named by the prompt.";
+    const UNNAMED = "The prompt names no LoRA of the pool.";
     const MERGE = "The method merge has no pool.";
     const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step instead of 2.";
 
@@ -24,6 +26,9 @@
             .replace("{count}", loras.length)
             .replace("{evaluations}", Number(evaluations.toFixed(1)))
             .replace("{names}", () => loras.map((lora) => `${lora.name} ${lora.strength}`).join(", "));
+        if (pool === "named") {
+            return `${text} ${translated(loras.some(({pooled}) => pooled) ? NAMED : UNNAMED)}`;
+        }
         return pool === "none" ? text : `${text} ${translated(pool === "ignored" ? MERGE : POOL)}`;
     }
 
@@ -31,7 +36,7 @@
     function queryOf(tab, prompt, names) {
         const settings = {};
         for (const name of names) {
-            const control = `#script_${tab}_loratorio_${name} :is(textarea, input:not([type=range]))`;
+            const control = `#script_${tab}_loratorio_${name} :is(textarea, input:not([type=range], [type=radio]), input:checked)`;
             const value = gradioApp().querySelector(control)?.value;
             if (value) {
                 settings[name] = value;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib.util
 import logging
 import math
@@ -84,9 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_lora,
         action="append",
         default=[],
-        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:lbw=WEIGHTS][:start=N][:stop=N]",
+        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:ltat=PLACE][:ltbox=L,T,R,B][:ltw=RAMP][:lbw=WEIGHTS][:prompt=WORDS]",
         help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that "
         "it takes part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places; "
+        "ltat and ltbox: where in the picture it may be, such as ltat=left or ltbox=0,0,0.5,1, several with +; "
+        "ltw: factors on the strength over the sampling, such as ltw=0@0,1@0.3,0.2@1; "
+        "prompt, last of all: words that it alone reads, behind the prompt; "
         "lbw: block weights, 12, 17, 20 or 26 numbers or a preset such as OUTALL; start and stop: in steps",
     )
     add(
@@ -98,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         help="LoRAs beside these, which may be left out of steps in which they matter little (--pool-mode scout); "
         "of a folder all that lie in it as .safetensors; may be given more than once",
     )
+    add("--mask", type=Path, metavar="IMAGE", help="where each LoRA may be, in the LoRAs' colours (docs/places.md)")
     add("--prompt", required=True)
     add("--negative", default="", help="negative prompt")
     add("--steps", type=_whole(1), default=25)
@@ -143,7 +148,7 @@ def parse_pool(text: str) -> list[tuple[Path, float, LoraTag, bool]]:
     path, strength, tag = parse_lora(text)
     if tag != LOCAL:
         raise argparse.ArgumentTypeError(
-            f"{path.name} is of the pool, which has no {tag.text[1:]}; give it with --lora"
+            f"{path.name} is of the pool, which has no {tag.text[1:] or 'prompt'}; give it with --lora"
         )
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
@@ -197,7 +202,8 @@ def _generate(options: argparse.Namespace) -> int:
         print(told("the method merge has no pool; only the LoRAs of --lora are merged."), file=sys.stderr)
         options.pool = []
     names = [f"{name_of(path)}:{strength:g}" for path, strength, *_ in options.pool]
-    settings = Settings.from_api({"pool": names} | {name: getattr(options, name) for name in OPTIONS})
+    values = {"pool": names, "mask": _mask(options.mask)} | {name: getattr(options, name) for name in OPTIONS}
+    settings = Settings.from_api(values)
     if not options.lora and not options.pool:
         raise LoratorioError("there is no LoRA of a strength other than 0; give at least one with --lora or --pool.")
     if options.maps and not settings.traits.weighs:
@@ -211,6 +217,14 @@ def _generate(options: argparse.Namespace) -> int:
     if missing:
         raise LoratorioError(f"the command line needs {', '.join(missing)}: {INSTALL}")
     return _generate_with(options, settings)
+
+
+def _mask(path: Path | None) -> str:
+    """An image file as the setting has it."""
+    try:
+        return "" if path is None else base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise LoratorioError(f"the mask {path} cannot be read ({os.strerror(error.errno)}).") from error
 
 
 def _each_once(pool: Sequence[tuple], asked: Sequence[tuple]) -> list[tuple]:
@@ -347,7 +361,9 @@ def _save(options: argparse.Namespace, images: Sequence, seeds: Sequence[int], f
     from lib_loratorio.page.weight_panel import weight_panel
 
     tags = " ".join(
-        f"<lora:{name_of(path)}:{strength:g}{tag.text}>" for path, strength, tag in options.lora if acts(strength)
+        f"<lora:{name_of(path)}:{strength:g}{tag.text}>" + (f" <ltp:{name_of(path)}:{tag.words}>" if tag.words else "")
+        for path, strength, tag in options.lora
+        if acts(strength)
     )
     written = []
     for number, (image, seed) in enumerate(zip(images, seeds)):
@@ -360,7 +376,8 @@ def _save(options: argparse.Namespace, images: Sequence, seeds: Sequence[int], f
             if options.maps and (maps := composition.maps.mean) is not None:
                 patch = composition.settings.patch_size * composition.pipe.vae_scale_factor
                 file = file.with_name(f"{file.stem}-maps.png")
-                weight_panel(image, maps[:, number], composition.labels, patch).save(file, pnginfo=png_info(text))
+                panel = weight_panel(image, maps[:, number], composition.labels, patch, regions=composition.regions)
+                panel.save(file, pnginfo=png_info(text))
                 written.append(file)
         except OSError as error:
             raise LoratorioError(

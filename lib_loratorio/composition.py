@@ -23,6 +23,11 @@ def _patch_sums(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
     return pixels.reshape(*pixels.shape[:-2], h, patch_size, w, patch_size).sum((-3, -1))
 
 
+def patch_means(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Means `[..., H, W]` over patches, `[..., h, w]`; a patch cut off by the border has that of the pixels it has."""
+    return _patch_sums(pixels, patch_size) / _patch_sums(torch.ones_like(pixels), patch_size)
+
+
 def patch_similarity(base: torch.Tensor, adapted: torch.Tensor, patch_size: int) -> torch.Tensor:
     """`S[i,p] = cos(patch_p(e_i(c)), patch_p(e_0(c)))`, each patch flattened over `C x d x d`.
 
@@ -67,10 +72,17 @@ def expand_weights(weights: torch.Tensor, patch_size: int, size: tuple[int, int]
     return pixels[..., :height, :width]
 
 
-def compose(adapted: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """`e~ = sum_i Omega_up[i] * e_i`, from `adapted [N,B,C,H,W]` and expanded `weights [N,B,H,W]`."""
+def compose(adapted: torch.Tensor, weights: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
+    """`e~ = sum_i Omega_up[i] * e_i`, from `adapted [N,B,C,H,W]` and expanded `weights [N,B,H,W]`.
+
+    With `base [B,C,H,W]` the weights need not sum to 1: it has what is left, `(1 - sum_i Omega_up[i]) * e_0`.
+    """
     dtype = torch.promote_types(_working_dtype(adapted), _working_dtype(weights))
-    return (adapted.to(dtype) * weights.to(dtype).unsqueeze(-3)).sum(0).to(adapted.dtype)
+    weights = weights.to(dtype).unsqueeze(-3)
+    composed = (adapted.to(dtype) * weights).sum(0)
+    if base is not None:
+        composed = composed + (1 - weights.sum(0)) * base.to(dtype)
+    return composed.to(adapted.dtype)
 
 
 def recenter(base: torch.Tensor, composed: torch.Tensor, lam: float) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -45,6 +47,10 @@ class Kind:
     def schema(self) -> dict[str, Any]:
         """These values in a JSON schema."""
         raise NotImplementedError
+
+    def written(self, value: Any) -> Any:
+        """What of a value stands in a picture's parameters."""
+        return value
 
     def refused(self, name: str, value: Any) -> SettingsError:
         return SettingsError(f"{name} is {value!r}; it must be {self.allowed}.")
@@ -99,6 +105,42 @@ class Entries(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+
+class Picture(Kind):
+    """An image as base64, with or without what a data URL begins with; or in place of it what `written` gives, by
+    which a picture's parameters name one. Empty for none.
+    """
+
+    allowed = "an image file as base64"
+    digest = "sha256-"
+
+    def __call__(self, name: str, value: Any) -> str:
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self.refused(name, value)
+        text = "".join(value.partition("base64,")[2].split() if "base64," in value else value.split())
+        if not text.startswith(self.digest) and self.content(text) is None:
+            raise self.refused(name, f"{text[:20]}...")
+        return text
+
+    @staticmethod
+    def content(text: str) -> bytes | None:
+        """The file; None for what is not base64."""
+        try:
+            return base64.b64decode(text, validate=True)
+        except ValueError:
+            return None
+
+    def written(self, value: str) -> str:
+        """What names it: the start of its file's SHA-256."""
+        if not value or value.startswith(self.digest):
+            return value
+        return self.digest + hashlib.sha256(self.content(value) or b"").hexdigest()[:16]
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "contentEncoding": "base64"}
 
 
 class Number(Kind):

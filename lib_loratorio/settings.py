@@ -8,7 +8,19 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, unquote
 
-from lib_loratorio.declaration import Axis, Choice, Entries, Flag, Number, Setting, Slider, Traits, Whole, setting
+from lib_loratorio.declaration import (
+    Axis,
+    Choice,
+    Entries,
+    Flag,
+    Number,
+    Picture,
+    Setting,
+    Slider,
+    Traits,
+    Whole,
+    setting,
+)
 from lib_loratorio.errors import SettingsError
 
 METHODS = {
@@ -196,13 +208,16 @@ class Settings:
     )
     pool_mode: str = setting(
         "exact",
-        Choice(("exact", "scout")),
+        Choice(("exact", "scout", "named")),
         label="Pool",
-        help="exact: all of its LoRAs in every step; scout: all at first, then those that matter",
-        meaning="exact: all LoRAs of the pool in every step; scout: all at first, then those that matter",
+        help="exact: all of its LoRAs in every step; scout: all at first, then those that matter; named: those whose "
+        "trigger words stand in the prompt",
+        meaning="exact: all LoRAs of the pool in every step; scout: all at first, then those that matter; named: those "
+        "whose trigger words stand in the prompt",
         uses=APART,
         place=(7, 2),
         axis=Axis(9, "Pool mode"),
+        priced=True,
     )
     scout: float = setting(
         0.2,
@@ -263,6 +278,29 @@ class Settings:
         axis=Axis(12),
         priced=True,
     )
+    feather: float = setting(
+        0.05,
+        Number(0, 1),
+        label="Soft edges of regions",
+        help="share of the picture's shorter edge; a LoRA's tag has its region: ltat=left or ltbox=0,0,0.5,1",
+        meaning="width of the soft edge of a LoRA's region (`ltat`, `ltbox`), as a share of the picture's shorter edge",
+        unit="share",
+        uses=APART,
+        place=(10, 2),
+        slider=Slider(0, 0.5, 0.01),
+        axis=Axis(13),
+    )
+
+    mask: str = setting(
+        "",
+        Picture(),
+        label="Mask",
+        help="where each LoRA may be, in their colours",
+        meaning="an image (base64) in which places are painted in the LoRAs' colours, those of the weight maps: where "
+        "each may be; in a picture's parameters its hash",
+        uses=APART,
+        option=False,
+    )
 
     def __post_init__(self) -> None:
         for name, declared in SETTINGS.items():
@@ -314,7 +352,7 @@ class Settings:
         for name, declared in SETTINGS.items():
             value = getattr(self, name)
             if declared.in_infotext == "always" or (declared.in_infotext == "changed" and value != declared.default):
-                pairs.append(f"{name}={_text(value)}")
+                pairs.append(f"{name}={_text(declared.kind.written(value))}")
         return " ".join(pairs)
 
     @classmethod

@@ -7,7 +7,8 @@ from modules.ui_components import InputAccordion
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.errors import LoratorioError, SettingsError
 from lib_loratorio.hosts import of_this_webui
-from lib_loratorio.hosts.webui import options, pool
+from lib_loratorio.hosts.webui import options, own_words, pool
+from lib_loratorio.hosts.webui.maps import last_map
 from lib_loratorio.page import accordion
 from lib_loratorio.page.api import add_routes
 from lib_loratorio.page.xyz_grid import add_axes, with_axes
@@ -82,11 +83,12 @@ def _refuse(p, message):
 
 
 def _add_routes(_, app):
-    add_routes(app, networks.available_networks)
+    add_routes(app, networks.available_networks, last_map, pool.named)
 
 
 script_callbacks.on_ui_settings(options.add_options)
 script_callbacks.on_app_started(_add_routes)
 script_callbacks.on_before_ui(lambda: add_axes(scripts.scripts_data))
+script_callbacks.on_before_ui(own_words.register)
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
 script_callbacks.on_cfg_denoised(host.on_cfg_denoised)

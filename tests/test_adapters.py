@@ -12,6 +12,7 @@ from torch import nn
 
 from lib_loratorio.deltas.bank import AdapterBank, RowsError
 from lib_loratorio.deltas.dense import Dense
+from lib_loratorio.deltas.factors import Factors
 from lib_loratorio.deltas.layers import weight_shape
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.deltas.row_layout import Block, Layout
@@ -617,3 +618,28 @@ def test_layouts_count_their_rows():
     assert [tuple(run) for run in layout.runs((0, 1))] == [(2, 3, 0, 2)]
     assert [tuple(run) for run in layout.runs((1,))] == [(5, 3, 0, 1)]
     assert layout.runs((4,)) == []
+
+
+@pytest.mark.parametrize("blocks", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("name", ["linear", "conv1", "conv3"])
+def test_strengths_for_a_while(generator, name, blocks):
+    """Deltas of adapters times their factors, and by its own rule what is not in proportion to a strength."""
+    layer, shape = make_layer(name)
+    low_ranks = {0: low_rank(layer, generator, 1), 1: low_rank(layer, generator, 3)}
+    changed = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
+    shift = torch.randn(8, generator=generator, dtype=torch.float64)
+    squared = Dense(lambda: (changed, None), lambda factor: (factor**2 * changed, None))
+    bank = AdapterBank(
+        {"x": layer},
+        [*({"x": delta} for delta in low_ranks.values()), {"x": dense(changed, shift)}, {"x": squared}],
+        BUDGET,
+    )
+    x = torch.randn((sum(rows for _, rows in blocks), *shape), generator=generator, dtype=torch.float64)
+    for by_adapter in ({}, {0: 0.5}, {0: -0.5, 1: 2.0, 2: 0.25, 3: 0.5}, {}):
+        f = {number: by_adapter.get(number, 1) for number in range(4)}
+        deltas = {number: (f[number] * full_delta(delta), None) for number, delta in low_ranks.items()}
+        deltas |= {2: (f[2] * changed, f[2] * shift), 3: (f[3] ** 2 * changed, None)}
+        layout = Layout(tuple(Block(() if model == BASE else (model,), rows) for model, rows in blocks))
+        with bank.attached(), bank.rows(layout, factors=Factors(by_adapter)):
+            found = layer(x)
+        assert_close(found, expected_rows(layer, x, blocks, deltas))

@@ -17,7 +17,7 @@ def test_plans_over_the_steps():
     full, saved = Plan((BASE, 0, 1), (BASE, 0, 1)), Plan((BASE, 0, 1), (BASE,))
     plans = []
     for step in range(7):
-        method, plan, _ = planner.step(step / 7, step)
+        method, plan, *_ = planner.step(step / 7, step)
         plans.append(plan)
         planner.learn((0, 1), method.combine(predictions(plan, seed=step)))
     assert plans == [full, saved, saved, full, saved, saved, full]
@@ -60,7 +60,7 @@ def test_the_base_is_evaluated_too_where_the_method_would_not():
 
 def test_a_step_without_guidance_teaches_nothing():
     planner = Planner(Settings(guidance_every=2), [adapter()])
-    method, plan, _ = planner.step(0, 0)
+    method, plan, *_ = planner.step(0, 0)
     planner.learn((0,), method.combine(predictions(Plan(plan.conditional, ()), 1)))
     assert planner.step(0.1, 1).plan == Plan((BASE, 0), (BASE, 0)), "there is nothing to reuse yet"
 
@@ -71,7 +71,7 @@ def test_who_has_left_does_not_push_any_more(role):
     planner = Planner(Settings(guidance_every=8), [adapter(), adapter(LoraTag(end=0.5, role=role))])
     evaluated = []
     for step in range(4):
-        method, plan, _ = planner.step(step / 4, step)
+        method, plan, *_ = planner.step(step / 4, step)
         evaluated.append(plan.unconditional)
         planner.learn(plan.conditional[1:], method.combine(predictions(plan, seed=step)))
     full = (BASE, 0, 1) if role == "local" else (BASE, 0)
@@ -84,7 +84,7 @@ def test_who_has_left_does_not_push_any_more(role):
 def test_where_nothing_can_be_saved_nothing_changes(settings):
     planner = Planner(settings, [adapter(), adapter()])
     for step in range(7):
-        method, plan, _ = planner.step(step / 7, step)
+        method, plan, *_ = planner.step(step / 7, step)
         own = METHODS[settings.method](settings)
         assert type(method) is type(own) and plan == own.plan((0, 1), step)
         planner.learn(plan.conditional, method.combine(predictions(plan, seed=step)))

@@ -113,6 +113,15 @@ def test_routes(tmp_path, monkeypatch):
     found = routes["/loratorio/v1/networks"]()
     assert list(found) == ["a", "b"] and found["a"]["ranks"] == [2] and "error" in found["b"]
     assert str(tmp_path) not in json.dumps(found)
+    assert routes["/loratorio/v1/places"]("<lora:a:1:ltat=left> <lora:off:0> <lora:g:1:lt=global> <lora:b:1>") == {
+        "places": [
+            {"name": "a", "colour": "#e69f00", "boxes": [[0, 0, 0.5, 1]]},
+            {"name": "b", "colour": "#56b4e9", "boxes": []},
+        ],
+        "problem": "",
+    }
+    assert "has ltbox=0,0,9,1" in routes["/loratorio/v1/places"]("<lora:a:1:ltbox=0,0,9,1>")["problem"]
+    assert routes["/loratorio/v1/places/last"]() == {"mask": ""}
     price = routes["/loratorio/v1/price"]
     assert price()["evaluations"] == 2
     assert price("<lora:a:1>", '{"lam": 1}')["evaluations"] == 3

@@ -20,7 +20,9 @@ def test_every_text_is_translated(file):
         texts |= {info.label for info in host.shared.opts.data_labels.values()} - {"LoRAtorio"}
         texts |= {host.extension.accordion.HELP, host.extension.options.AS_GRIDS}
     texts |= set(
-        re.findall(r'const [A-Z]+ = "(.*)";', (ROOT / "javascript" / "loratorio.js").read_text(encoding="utf-8"))
+        text
+        for script in (ROOT / "javascript").glob("*.js")
+        for text in re.findall(r'const [A-Z]+ = "(.*)";', script.read_text(encoding="utf-8"))
     )
     translation = json.loads(file.read_text(encoding="utf-8"))
     assert set(translation) == texts

@@ -73,7 +73,7 @@ NUMBER = "has the strength '{}'; it must be a number, such as 0.8, with a point"
         ("0.8:", "has the strengths '0.8:'; it must be one number"),
         (
             "itstart=0.5",
-            "has 'itstart', which is not known; the names are ltstart, ltend, lt, lbw",
+            "has 'itstart', which is not known; the names are ltstart, ltend, lt, ltbox, ltat, ltshare, ltw",
         ),
         ("ltbegin=0.2", "has 'ltbegin', which is not known"),
         ("ltstrat=0.2", "has 'ltstrat', which is not known"),
@@ -81,7 +81,7 @@ NUMBER = "has the strength '{}'; it must be a number, such as 0.8, with a point"
         ("lts=global", "has 'lts', which is not known"),
         (
             "te=1",
-            "has 'te', which the command line does not know; the names are ltstart, ltend, lt, lbw",
+            "has 'te', which the command line does not know; the names are ltstart, ltend, lt, ltbox, ltat, ltshare",
         ),
         ("lbwe=ATTNON", "has 'lbwe', which the command line does not know"),
         ("lbw=ALLL", "has lbw=ALLL, which is no preset (did you mean ALL?)"),
@@ -152,3 +152,11 @@ def test_names(tmp_path):
         assert name_of(tmp_path / "my.style" / name) == "my.style"
     (tmp_path / "my.style").mkdir()
     assert name_of(tmp_path / "my.style") == "my.style"
+
+
+def test_words_are_the_rest_of_the_argument():
+    path, strength, tag = cli.parse_lora("a.safetensors:0.8:ltat=left:prompt=(a red hat:1.2), at 12:30")
+    assert (str(path), strength, tag.region.words) == ("a.safetensors", 0.8, ("left",))
+    assert tag.words == "(a red hat:1.2), at 12:30"
+    with pytest.raises(argparse.ArgumentTypeError, match="which has no prompt; give it with --lora"):
+        cli.parse_pool("a.safetensors:prompt=red")

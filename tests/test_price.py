@@ -137,19 +137,38 @@ OTHER_VALUES = {
     "verify": [True],
     "maps": [True],
     "pool": ["a"],
-    "pool_mode": ["scout"],
+    "pool_mode": ["scout", "named"],
     "scout": [0.5],
     "scout_every": [3],
     "scout_share": [0.1],
     "trigger_words": [True],
     "guidance_every": [4],
+    "feather": [0.3],
+    "mask": ["aGFsbG8="],
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_page_asks_with_the_settings_that_matter(name):
     told = {
-        json.dumps(price("<lora:a:1> <lora:b:1>", Settings(**{name: value})))
+        json.dumps(
+            price("<lora:a:1> <lora:b:1>", Settings(**{"pool": "x" if name == "pool_mode" else "", name: value}))
+        )
         for value in (SETTINGS[name].default, *OTHER_VALUES[name])
     }
     assert (len(told) > 1) is SETTINGS[name].priced
+
+
+def test_a_pool_that_the_prompt_names():
+    def named(prompt, settings):
+        assert prompt.split() == ["a", "red", "cat"] and settings.pool == "styles/*"
+        return [("anna", 0.8), ("ink", 0.5)]
+
+    settings = Settings(pool="styles/*", pool_mode="named")
+    told = price("a red <lora:anna:1> cat", settings, named)
+    assert told["loras"] == [
+        {"name": "anna", "strength": "1", "role": "local"},
+        {"name": "ink", "strength": "0.5", "role": "local", "pooled": True},
+    ]
+    assert (told["evaluations"], told["pool"]) == (6, "named")
+    assert price("a cat", Settings(pool="styles/*", pool_mode="named", method="merge"), named)["pool"] == "ignored"

@@ -40,7 +40,7 @@ def test_every_method_is_implemented():
         ("method", "blend", "one of loratorio, composite, switch, merge"),
         ("text_encoder", 3, "one of own, merged"),
         ("method", ["loratorio"], "one of loratorio, composite, switch, merge"),
-        ("pool_mode", "all", "one of exact, scout"),
+        ("pool_mode", "all", "one of exact, scout, named"),
         ("scout", 1.5, "a number from 0 to 1"),
         ("scout", -0.1, "a number from 0 to 1"),
         ("scout_every", -1, "a whole number from 0 up"),
@@ -132,7 +132,7 @@ def test_start_must_be_below_end():
 
 def test_unknown_key_lists_the_known_ones():
     with pytest.raises(
-        SettingsError, match=r"unknown setting tau; the settings are enabled, method, .*guidance_every\."
+        SettingsError, match=r"unknown setting tau; the settings are enabled, method, .*guidance_every, feather, mask\."
     ):
         Settings.from_api({"tau": 1})
 

@@ -99,7 +99,10 @@ def test_adapters_of_unequal_block_weights_are_unequal():
         ({"ltend": "nan"}, "ltend=nan"),
         ({"lt": "everywhere"}, "lt=everywhere"),
         ({"ltstart": "0.7", "ltend": "0.7"}, "below the end"),
-        ({"lbww": "ALL"}, "'lbww', which is not known; the names are ltstart, ltend, lt, lbw, start, stop and step"),
+        (
+            {"lbww": "ALL"},
+            "'lbww', which is not known; the names are ltstart, ltend, lt, .*, lbw, start, stop and step",
+        ),
         ({"starts": "3"}, "'starts', which is not known"),
         ({"stops": "3"}, "'stops', which is not known"),
         ({"lbw": "OUTAL"}, "lbw=OUTAL, which is no preset"),
@@ -169,7 +172,7 @@ def test_adapters_outside_their_window_are_in_no_plan(name, expected):
 
 @pytest.mark.parametrize("name", ["loratorio", "composite", "switch"])
 def test_without_adapters_a_step_is_the_base_s(name):
-    method, plan, _ = Planner(Settings(method=name), [adapter(LoraTag(0.5))]).step(0.25, 3)
+    method, plan, *_ = Planner(Settings(method=name), [adapter(LoraTag(0.5))]).step(0.25, 3)
     assert plan == Plan((BASE,), (BASE,))
     cond, uncond = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     composed = method.combine(Predictions({BASE: cond}, {BASE: uncond}, NoiseSpace.noise(), torch.arange(2)))
@@ -183,8 +186,8 @@ def test_without_adapters_a_step_is_the_base_s(name):
 def test_global_adapters_are_everywhere_and_compete_nowhere(name, expected):
     adapters = [adapter(LoraTag(role="global")), adapter(), adapter(LoraTag(0.5, role="global")), adapter()]
     planner = Planner(Settings(method=name), adapters)
-    assert planner.step(0.25, 5)[1:] == (expected, (0,))
-    assert planner.step(0.5, 10)[1:] == (expected, (0, 2))
+    assert planner.step(0.25, 5)[1:3] == (expected, (0,))
+    assert planner.step(0.5, 10)[1:3] == (expected, (0, 2))
     assert planner.competing == [1, 3]
 
 
@@ -194,7 +197,7 @@ def test_a_lora_of_strength_zero_is_none(strengths, expected):
 
 
 def test_global_adapters_alone_are_the_base():
-    assert Planner(Settings(), [adapter(LoraTag(role="global"))]).step(0, 0)[1:] == (Plan((BASE,), (BASE,)), (0,))
+    assert Planner(Settings(), [adapter(LoraTag(role="global"))]).step(0, 0)[1:3] == (Plan((BASE,), (BASE,)), (0,))
 
 
 def test_what_lies_below_an_adapter_is_the_global_ones_before_it_or_all():

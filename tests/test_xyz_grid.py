@@ -41,7 +41,7 @@ def settings(p, args):
 
 def test_axes_are_added_once(plot):
     labels = [option.label for option in plot.axis_options]
-    assert labels[0] == "Seed" and len(labels) == len(set(labels)) == 13
+    assert labels[0] == "Seed" and len(labels) == len(set(labels)) == 14
 
 
 @pytest.mark.parametrize(

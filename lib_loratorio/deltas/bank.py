@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from lib_loratorio.deltas.dense import Dense, DenseDelta
+from lib_loratorio.deltas.factors import NONE, Factors
 from lib_loratorio.deltas.low_rank import LowRank, LowRankLayer
 from lib_loratorio.deltas.memory import MemoryBudget, is_out_of_memory
 from lib_loratorio.deltas.row_layout import Layout
@@ -39,7 +40,13 @@ class _LayerRows:
         self.dense = dict(dense)
 
     def add(
-        self, x: torch.Tensor, output: torch.Tensor, layout: Layout, adapters: tuple[int, ...], in_place: bool
+        self,
+        x: torch.Tensor,
+        output: torch.Tensor,
+        layout: Layout,
+        adapters: tuple[int, ...],
+        in_place: bool,
+        factors: Factors = NONE,
     ) -> None:
         """Raises RowsError where it cannot be told whose rows these are."""
         rows, scale = output.shape[0], 1
@@ -50,11 +57,11 @@ class _LayerRows:
             if rest or not in_place:
                 raise RowsError(f"a layer got {rows} rows of a batch of {layout.rows}")
         if self.low_rank:
-            self.low_rank.add(x, output, layout, scale, adapters)
+            self.low_rank.add(x, output, layout, scale, adapters, factors)
         for adapter, delta in self.dense.items():
             for run in layout.runs((adapter,)):
                 rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
-                delta.add(x[rows], output[rows])
+                delta.add(x[rows], output[rows], factors[adapter])
 
 
 class SideStream:
@@ -133,6 +140,7 @@ class AdapterBank:
     def __init__(self, layers: Mapping[str, nn.Module], adapters: Sequence[Mapping[str, LowRank | Dense]], budget: int):
         self.layers = layers
         self.layout: Layout | None = None
+        self.factors = NONE
         self.rows_repeat_in_place = False
         self.failures: list[dict[str, RuntimeError]] = [{} for _ in adapters]
         self.counts = [0] * len(adapters)
@@ -200,20 +208,21 @@ class AdapterBank:
         def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             if self.layout is not None:
                 self._met = True
-                rows.add(inputs[0], output, self.layout, self._stacked, self.rows_repeat_in_place)
+                rows.add(inputs[0], output, self.layout, self._stacked, self.rows_repeat_in_place, self.factors)
 
         return add
 
     @contextmanager
-    def rows(self, layout: Layout, staying: Collection[int] = ()) -> Iterator[None]:
-        """For the time of the block, batches are divided among the models as `layout` says.
+    def rows(self, layout: Layout, staying: Collection[int] = (), factors: Factors = NONE) -> Iterator[None]:
+        """For the time of the block, batches are divided among the models as `layout` says, and strengths are times
+        their `factors`.
 
         Where factors wait in host memory, those of the layout's adapters and of the `staying` ones are on the device
         meanwhile.
 
         Raises RuntimeError where the model has not run any of the layers that adapters touch.
         """
-        self.layout = layout if layout.adapters else None
+        self.layout, self.factors = layout if layout.adapters else None, factors
         if self.layout:
             self._stacked = tuple(sorted({*layout.adapters, *staying})) if self.factors_wait else self._everyone
             self._keep(self._stacked)
@@ -225,7 +234,7 @@ class AdapterBank:
                     "it, or LoRAtorio"
                 )
         finally:
-            self.layout = None
+            self.layout, self.factors = None, NONE
 
     # Factors of many adapters, on the device for a call only
 

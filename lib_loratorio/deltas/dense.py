@@ -45,11 +45,15 @@ def misfit_left_out() -> Iterator[None]:
 class Dense:
     """A delta of the layer's full shape. `compute()` gives `(weight delta, bias delta or None)`.
 
-    It reads the layer's own weight, so it is called only while that is the base model's. It raises RuntimeError where
-    the host's rule does not fit, and PartialDeltaError where a part of it fits.
+    `at(factor)` is the same at a strength multiplied by a factor, for kinds that are not in proportion to it; None for
+    those that are.
+
+    They read the layer's own weight, so they are called only while that is the base model's. They raise RuntimeError
+    where the host's rule does not fit, and PartialDeltaError where a part of it fits.
     """
 
     compute: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+    at: Callable[[float], tuple[torch.Tensor, torch.Tensor | None]] | None = None
 
 
 class DenseDelta:
@@ -65,10 +69,10 @@ class DenseDelta:
         self.is_finite = self.has_effect = True
         self.left_out: PartialDeltaError | None = None
 
-    def compute(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def compute(self, factor: float = 1.0) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The delta in the layer's shape. Raises RuntimeError where the host's rule does not fit the layer."""
         try:
-            weight, bias = self.delta.compute()
+            weight, bias = self.delta.compute() if factor == 1 else self.delta.at(factor)
         except PartialDeltaError as error:
             self.left_out = error
             weight, bias = error.rest
@@ -89,17 +93,19 @@ class DenseDelta:
         if self.budget.take(weight.numel() * weight.element_size()):
             self.cached = weight, bias
 
-    def on(self, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight, bias = self.cached or self.compute()
+    def on(self, output: torch.Tensor, factor: float = 1.0) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The delta where and as an output is; at another strength for kinds that are not in proportion to it."""
+        anew = factor != 1 and self.delta.at is not None
+        weight, bias = self.compute(factor) if anew else self.cached or self.compute()
         norm = isinstance(self.layer, (nn.GroupNorm, nn.LayerNorm))
         dtype = torch.promote_types(output.dtype, torch.float32) if norm else output.dtype
         placed = weight.to(output.device, dtype), None if bias is None else bias.to(output.device, dtype)
-        if self.cached:
+        if self.cached and not anew:
             self.cached = placed
         return placed
 
-    def add(self, x: torch.Tensor, output: torch.Tensor) -> None:
-        weight, bias = self.on(output)
+    def add(self, x: torch.Tensor, output: torch.Tensor, factor: float = 1.0) -> None:
+        weight, bias = self.on(output, factor)
         layer, x = self.layer, x.to(weight.dtype)
         if is_linear(layer):
             delta = F.linear(x, weight, bias)
@@ -109,4 +115,4 @@ class DenseDelta:
             delta = F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
         else:
             delta = F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
-        add_to(output, delta)
+        add_to(output, delta if factor == 1 or self.delta.at else delta * factor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lib_loratorio.deltas.factors import NONE, Factors
 from lib_loratorio.deltas.layers import add_to, convolve, is_linear, weight_shape
 from lib_loratorio.deltas.precision import in_floats, in_full
 from lib_loratorio.deltas.row_layout import Layout
@@ -82,7 +83,15 @@ class LowRankLayer:
             ups.append(F.pad(in_full(delta.up) * delta.scale, (0, missing)).to(dtype))
         return _Stack(tuple(deltas), torch.stack(downs).to(device), torch.stack(ups).to(device))
 
-    def add(self, x: torch.Tensor, output: torch.Tensor, layout: Layout, scale: int, adapters: tuple[int, ...]) -> None:
+    def add(
+        self,
+        x: torch.Tensor,
+        output: torch.Tensor,
+        layout: Layout,
+        scale: int,
+        adapters: tuple[int, ...],
+        factors: Factors = NONE,
+    ) -> None:
         if not any(adapter in self.deltas for adapter in layout.adapters):
             return
         stack = self.stack(adapters, output.device, output.dtype)
@@ -90,17 +99,25 @@ class LowRankLayer:
             rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
             of_run = slice(run.first, run.first + run.count)
             inputs, down, up = x[rows].to(output.dtype), stack.down[of_run], stack.up[of_run]
-            if is_linear(self.layer):
-                self._add_linear(inputs, output[rows], down, up)
-            else:
-                self._add_convolution(inputs, output[rows], down, up)
 
-    def _add_linear(self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
+            def scaled(hidden: torch.Tensor, images: int = 1, adapters=stack.adapters[of_run]) -> torch.Tensor:
+                return factors.scaled(hidden, adapters, images)
+
+            if is_linear(self.layer):
+                self._add_linear(inputs, output[rows], down, up, scaled)
+            else:
+                self._add_convolution(inputs, output[rows], down, up, scaled)
+
+    def _add_linear(
+        self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaled: Callable
+    ) -> None:
         count = down.shape[0]
         hidden = torch.bmm(x.reshape(count, -1, x.shape[-1]), down.transpose(1, 2))
-        _multiply_into(output, (count, -1, output.shape[-1]), hidden, up.transpose(1, 2))
+        _multiply_into(output, (count, -1, output.shape[-1]), scaled(hidden), up.transpose(1, 2))
 
-    def _add_convolution(self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
+    def _add_convolution(
+        self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaled: Callable
+    ) -> None:
         count, rank = down.shape[:2]
         images = x.shape[0] // count
         if self.pointwise:
@@ -111,7 +128,7 @@ class LowRankLayer:
             hidden = convolve(self.layer, side_by_side, kernels, groups=count)
             hidden = hidden.unflatten(1, (count, rank)).transpose(0, 1).flatten(0, 1).flatten(2)
         shape = (*output.shape[:2], output.shape[2] * output.shape[3])
-        _multiply_into(output, shape, up.repeat_interleave(images, 0), hidden)
+        _multiply_into(output, shape, up.repeat_interleave(images, 0), scaled(hidden, images))
 
 
 def _kernel(layer: nn.Module) -> tuple[int, ...]:

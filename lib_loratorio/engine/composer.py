@@ -17,11 +17,13 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.engine.evaluation import Evaluation, Evaluator
 from lib_loratorio.engine.methods import Composed
 from lib_loratorio.engine.noise_space import NoiseSpace
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.planner import Planner, Step
 from lib_loratorio.engine.sampler_call import SamplerCall
 from lib_loratorio.engine.weight_maps import WeightMaps, weights_of_images
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.loras.adapter import Adapter, numbered_names
+from lib_loratorio.loras.region import WHOLE, Box
 from lib_loratorio.settings import Settings
 
 
@@ -78,6 +80,8 @@ class Composer:
         host: runs the model.
         maps: takes in the weights of each call, where they are wanted.
         tally: goes on from an earlier sampling of the same request.
+        window: the part of the picture that is sampled, which adapters' regions are counted from.
+        painted: places that are painted for adapters.
 
     apart: whether each model is evaluated in calls of its own, of the host's rows as they are, because something else
     acts on the rows by their number, or makes batches of its own of them. Once set it stays.
@@ -91,11 +95,13 @@ class Composer:
         host: ModelHost,
         maps: WeightMaps | None = None,
         tally: Tally | None = None,
+        window: Box = WHOLE,
+        painted: Painted | None = None,
     ):
         self.settings, self.adapters, self.bank, self.host, self.maps = settings, adapters, bank, host, maps
         self.tally = tally or Tally()
         self.apart = False
-        self.planner = Planner(settings, adapters)
+        self.planner = Planner(settings, adapters, window, painted)
         self._names = numbered_names(adapters)
         self._step = 0
         self._evaluator = Evaluator(host.run, bank, settings.adapters_per_pass, host.fits)
@@ -132,13 +138,14 @@ class Composer:
             continues: whether these are a finished call's unconditional rows, for which the host asks afterwards.
         """
         composed = call.step.method.combine(call.predictions(space), weights)
+        adapters = [number for number in call.adapters if number in self.planner.competing]
         if continues:
-            self.planner.learn(call.adapters, composed._replace(weights=None))
+            self.planner.learn(adapters, composed._replace(weights=None))
         elif not call.aside:
             self.tally.calls += 1
-            self.planner.learn(call.adapters, composed)
+            self.planner.learn(adapters, composed)
             if self.maps is not None and composed.weights is not None:
-                of_images = weights_of_images(composed.weights, call.adapters, self.planner.competing, call.image_of)
+                of_images = weights_of_images(composed.weights, adapters, self.planner.competing, call.image_of)
                 self.maps.add(of_images, composed.conditional.shape[-1])
         return composed
 
@@ -179,6 +186,7 @@ class Composer:
         if not self.settings.verify:
             return
         for evaluation, prediction in zip(evaluations, predictions):
-            merged = self.host.merged([self.adapters[number] for number in evaluation.adapters])
+            adapters = [self.adapters[number].times(evaluation.factors[number]) for number in evaluation.adapters]
+            merged = self.host.merged(adapters)
             with evaluation.repeating(), merged:
                 self.tally.compare(prediction, self.host.run(evaluation.inputs))

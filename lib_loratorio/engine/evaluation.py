@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lib_loratorio.deltas.bank import RESIDENT, AdapterBank
+from lib_loratorio.deltas.factors import NONE, Factors
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.deltas.row_layout import Block, Layout
 from lib_loratorio.engine.draws import Draws
@@ -24,13 +25,15 @@ class Evaluation(NamedTuple):
     """One model's rows of a call: the base with these adapters, and the call's inputs for these rows.
 
     `inputs` is a tree of tuples, lists and dicts; every tensor in it has the rows in dim 0. `draws` are the random
-    numbers that it has in common with those that share a call with it.
+    numbers that it has in common with those that share a call with it. `factors` multiply the adapters' strengths, and
+    are the same for all evaluations of a step.
     """
 
     adapters: tuple[int, ...]
     rows: int
     inputs: Any
     draws: Draws | None = None
+    factors: Factors = NONE
 
     def repeating(self) -> AbstractContextManager[None]:
         """For the time of its call."""
@@ -113,6 +116,7 @@ class Evaluator:
 
     def _call(self, group: Sequence[Evaluation]) -> Sequence[torch.Tensor]:
         layout = Layout(tuple(Block(evaluation.adapters, evaluation.rows) for evaluation in group))
-        with group[0].repeating(), self.bank.rows(layout, () if self._factors_wait else self._adapters):
+        staying = () if self._factors_wait else self._adapters
+        with group[0].repeating(), self.bank.rows(layout, staying, group[0].factors):
             predictions = self.model(concatenate([evaluation.inputs for evaluation in group]))
         return predictions.split([evaluation.rows for evaluation in group])

@@ -14,6 +14,7 @@ import torch
 
 from lib_loratorio.composition import compose, expand_weights, patch_similarity, recenter, softmin_weights
 from lib_loratorio.engine.noise_space import NoiseSpace
+from lib_loratorio.engine.places import Places
 from lib_loratorio.loras.adapter import BASE
 from lib_loratorio.settings import Settings
 
@@ -36,19 +37,23 @@ class Predictions(NamedTuple):
     unconditional: per evaluated model `[B,c,H,W]`, one row an image; None where the host skipped them.
     space: how predictions become noise.
     image_of: `[C]`, the image that a conditional row belongs to.
+    places: where the adapters may be, in the order of their numbers; None where each may be everywhere. The base is
+        among the models wherever anything is left to it.
     """
 
     conditional: Mapping[int, torch.Tensor] | None
     unconditional: Mapping[int, torch.Tensor] | None
     space: NoiseSpace
     image_of: torch.Tensor
+    places: Places | None = None
 
 
 class Composed(NamedTuple):
     """What the guidance goes on with; a part is None where there is none to hand over.
 
-    `weights` are the patch weights `[N,C,h,w]` of the conditional rows, from methods that weigh by patch. `difference`
-    `[B,c,H,W]` is what later steps may need: `e~() - e_0()`, as noise.
+    `weights` are the patch weights `[N,C,h,w]` of the conditional rows, from methods that weigh by patch; they sum to 1
+    or, where the base has the rest, to less. `difference` `[B,c,H,W]` is what later steps may need: `e~() - e_0()`, as
+    noise.
     """
 
     conditional: torch.Tensor | None
@@ -86,12 +91,11 @@ class LoRAtorio:
         patch_weights = self._weights(predictions) if weights is None else weights
         conditional = unconditional = None
         if predictions.conditional is not None:
-            conditional = compose(
-                _stacked(predictions.conditional), self._expanded(patch_weights, predictions.conditional)
-            )
+            expanded = self._expanded(patch_weights, predictions.conditional)
+            conditional = _composed(predictions.conditional, expanded, predictions.places)
         if predictions.unconditional is not None:
             expanded = self._expanded(patch_weights, predictions.unconditional)
-            unconditional = self._recentred(predictions.unconditional, expanded, predictions.image_of)
+            unconditional = self._recentred(predictions, expanded)
         return Composed(conditional, unconditional, patch_weights)
 
     def _weights(self, predictions: Predictions) -> torch.Tensor:
@@ -99,19 +103,19 @@ class LoRAtorio:
         similarity = patch_similarity(
             predictions.space.of(base), predictions.space.of(adapted), self.settings.patch_size
         )
-        return softmin_weights(similarity, self.settings.temperature, self.settings.top_k)
+        return _softmin(similarity, self.settings.temperature, self.settings.top_k, predictions.places)
 
     def _expanded(self, patch_weights: torch.Tensor, predictions: Mapping[int, torch.Tensor]) -> torch.Tensor:
         size = next(iter(predictions.values())).shape[-2:]
         return expand_weights(patch_weights, self.settings.patch_size, size)
 
-    def _recentred(
-        self, unconditional: Mapping[int, torch.Tensor], weights: torch.Tensor, image_of: torch.Tensor
-    ) -> torch.Tensor:
+    def _recentred(self, predictions: Predictions, weights: torch.Tensor) -> torch.Tensor:
+        unconditional = predictions.unconditional
         if self.settings.lam == 1:
             return unconditional[BASE]
-        adapted = _stacked(unconditional)
-        composed = compose(adapted, _mean_by_image(weights, image_of, adapted.shape[1]))
+        images = next(iter(unconditional.values())).shape[0]
+        weights = _mean_by_image(weights, predictions.image_of, images)
+        composed = _composed(unconditional, weights, predictions.places)
         return composed if self.settings.lam == 0 else recenter(unconditional[BASE], composed, self.settings.lam)
 
 
@@ -126,7 +130,9 @@ class Composite:
 
     def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
         def mean(of: Mapping[int, torch.Tensor] | None) -> torch.Tensor | None:
-            return None if of is None else _stacked(of).mean(0)
+            if of is None:
+                return None
+            return _stacked(of).mean(0) if predictions.places is None else _evenly(of, predictions.places)
 
         return Composed(mean(predictions.conditional), mean(predictions.unconditional))
 
@@ -143,7 +149,9 @@ class Switch:
 
     def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
         def only(of: Mapping[int, torch.Tensor] | None) -> torch.Tensor | None:
-            return None if of is None else next(iter(of.values()))
+            if of is None:
+                return None
+            return next(iter(of.values())) if predictions.places is None else _evenly(of, predictions.places)
 
         return Composed(only(predictions.conditional), only(predictions.unconditional))
 
@@ -178,6 +186,25 @@ METHODS = {"loratorio": LoRAtorio, "composite": Composite, "switch": Switch, "me
 def _stacked(predictions: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """The adapters' predictions `[N,B,C,H,W]`, without the base's."""
     return torch.stack([predictions[adapter] for adapter in sorted(predictions) if adapter != BASE])
+
+
+def _composed(predictions: Mapping[int, torch.Tensor], weights: torch.Tensor, places: Places | None) -> torch.Tensor:
+    """`e~` of the adapters, and of the base where anything may be left to it."""
+    return compose(_stacked(predictions), weights, predictions.get(BASE) if places else None)
+
+
+def _softmin(similarity: torch.Tensor, temperature: float, top_k: int, places: Places | None) -> torch.Tensor:
+    """`Omega`, where adapters may have places."""
+    if places is None:
+        return softmin_weights(similarity, temperature, top_k)
+    return places.shared_out(softmin_weights(places.handicapped(similarity, temperature), temperature, top_k))
+
+
+def _evenly(predictions: Mapping[int, torch.Tensor], places: Places) -> torch.Tensor:
+    """The mean over those that may be in a place, the base's where nobody may."""
+    adapted = _stacked(predictions)
+    even = adapted.new_zeros(adapted.shape[0], adapted.shape[1], *adapted.shape[-2:], dtype=places.masks.dtype)
+    return _composed(predictions, _softmin(even, 1.0, 0, places), places)
 
 
 def _mean_by_image(weights: torch.Tensor, image_of: torch.Tensor, images: int) -> torch.Tensor:

@@ -7,28 +7,49 @@ from typing import NamedTuple
 
 import torch
 
+from lib_loratorio.deltas.factors import NONE, Factors
 from lib_loratorio.engine.cached_guidance import CachedGuidance
 from lib_loratorio.engine.methods import METHODS, Bare, Composed, Method, Plan
+from lib_loratorio.engine.painted import Painted
+from lib_loratorio.engine.placed import Ground, Placed, places_of
 from lib_loratorio.engine.scout import Scout
 from lib_loratorio.loras.adapter import BASE, Adapter
+from lib_loratorio.loras.region import WHOLE, Box
 from lib_loratorio.settings import Settings
 
 
 class Step(NamedTuple):
-    """What a sampler call is composed of; the global adapters belong to the base and to every other model."""
+    """What a sampler call is composed of; the global adapters belong to the base and to every other model.
+
+    `factors` multiply the adapters' strengths.
+    """
 
     method: Method
     plan: Plan
     global_adapters: tuple[int, ...] = ()
+    factors: Factors = NONE
 
 
 class Planner:
-    """Plans the steps of one sampling; `learn` tells it of each composed one."""
+    """Plans the steps of one sampling; `learn` tells it of each composed one.
 
-    def __init__(self, settings: Settings, adapters: Sequence[Adapter]):
+    `window` is the part of the picture that is sampled, `painted` the places that are painted for adapters.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        adapters: Sequence[Adapter],
+        window: Box = WHOLE,
+        painted: Painted | None = None,
+    ):
         self.settings, self.adapters = settings, adapters
         self.method = METHODS[settings.method](settings)
-        self.competing = [number for number, adapter in enumerate(adapters) if not adapter.is_global]
+        self.competing = [number for number, adapter in enumerate(adapters) if adapter.competes]
+        patch_size = settings.patch_size if settings.traits.weighs else 1
+        self.ground = Ground(window, settings.feather, patch_size, painted)
+        self.places = places_of(adapters, painted)
+        self.absent: frozenset[int] = frozenset()  # the pool's that take no part in this sampling
         self.scout = Scout(settings, [number for number, adapter in enumerate(adapters) if adapter.pooled])
         self._taking_part: tuple[tuple[int, ...], tuple[int, ...]] = (), ()  # in the latest step: global, and competing
         self._known: tuple[Hashable, torch.Tensor] | None = None  # the last difference, and whose it is
@@ -37,18 +58,23 @@ class Planner:
         """The sampler call at this fraction of the sampling, of this step; None where the host's own merge applies."""
         if not self.settings.active(fraction):
             return None
-        present = [number for number, adapter in enumerate(self.adapters) if adapter.tag.holds(fraction, step)]
-        global_adapters = tuple(number for number in present if number not in self.competing)
+        factors = {number: adapter.tag.factor(fraction, step) for number, adapter in enumerate(self.adapters)}
+        present = [number for number, factor in factors.items() if factor and number not in self.absent]
+        global_adapters = tuple(number for number in present if self.adapters[number].is_global)
+        gated = tuple(number for number in present if self.adapters[number].is_gated)
         local = self.scout.chosen([number for number in present if number in self.competing], fraction, step)
-        self._taking_part = global_adapters, local
+        self._taking_part = (*global_adapters, *gated), local
         method: Method = self.method if local else Bare()
         plan = method.plan(local, step)
         if plan is None:
             return None
+        if gated or not all(self.places[number].is_everywhere for number in local):
+            method = Placed(method, self.places, gated, self.ground)
+            plan = method.plan(local, step)
         if self._saves_guidance(plan):
             method = CachedGuidance(method, self._difference() if step % self.settings.guidance_every else None)
             plan = method.plan(local, step)
-        return Step(method, plan, global_adapters)
+        return Step(method, plan, global_adapters, Factors({number: factors[number] for number in present}))
 
     def _saves_guidance(self, plan: Plan) -> bool:
         """Whether there are adapters' unconditional rows to be saved in some steps."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from lib_loratorio.engine.methods import Composed
 from lib_loratorio.engine.planner import Planner
 from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.tag import LOCAL, LoraTag
 from lib_loratorio.settings import Settings
 
 PLAIN = 2
@@ -16,13 +19,14 @@ LONGEST = 1000
 """Steps to which a longer period is cut: no sampling has as many."""
 
 
-def evaluations_per_step(settings: Settings, local_adapters: int) -> float:
+def evaluations_per_step(settings: Settings, local_adapters: int, placed: Sequence[LoraTag] = ()) -> float:
     """Model evaluations of one picture's composed step, the unconditional ones included: the mean over a period of
     `guidance_every` steps.
 
-    `local_adapters` take part in all of them. Global ones cost nothing, since they belong to the others' evaluations.
+    `local_adapters` take part in all of them, and further ones with the tags `placed`, which have regions or shares.
+    Other global ones cost nothing, since they belong to the others' evaluations.
     """
-    planner = Planner(settings, [_adapter(number) for number in range(local_adapters)])
+    planner = Planner(settings, [_adapter(tag) for tag in (*[LOCAL] * local_adapters, *placed)])
     period = min(settings.guidance_every, LONGEST)
     return sum(_evaluations(planner, settings.start, step) for step in range(period)) / period
 
@@ -36,5 +40,5 @@ def _evaluations(planner: Planner, fraction: float, step: int) -> int:
     return len(planned.plan.conditional) + len(planned.plan.unconditional)
 
 
-def _adapter(number: int) -> Adapter:
-    return Adapter(str(number), "", 1.0, 1.0, changes_text=False, changes_denoiser=True, source=None)
+def _adapter(tag: LoraTag) -> Adapter:
+    return Adapter("", "", 1.0, 1.0, changes_text=False, changes_denoiser=True, source=None, tag=tag)

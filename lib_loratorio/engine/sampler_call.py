@@ -194,9 +194,14 @@ class SamplerCall:
         spans = [sorted([*conditional, *unconditional])]
         if conditional and unconditional and not self._same_length(model):
             spans = [conditional, unconditional]
+        factors = self.step.factors
         adapters = (*self.step.global_adapters, *(() if model == BASE else (model,)))
         return [
-            _Part(model, places, Evaluation(adapters, len(places), chunk.inputs(model, _rows(places)), chunk.draws))
+            _Part(
+                model,
+                places,
+                Evaluation(adapters, len(places), chunk.inputs(model, _rows(places)), chunk.draws, factors),
+            )
             for places in spans
             if places
         ]

@@ -22,7 +22,7 @@ class Scout:
     In a batch an adapter stays for all images where it stays for one. The prompt's own adapters always stay.
 
     Args:
-        settings: in the pool mode "exact", or with a method that does not weigh by patch, all of the pool are
+        settings: in other pool modes than "scout", or with a method that does not weigh by patch, all of the pool are
             evaluated in every step.
         pool: the pool's adapters among all.
 
@@ -44,7 +44,7 @@ class Scout:
 
     def _scouts(self, fraction: float, step: int) -> bool:
         settings = self.settings
-        if not self.pool or settings.pool_mode == "exact" or not settings.traits.weighs:
+        if not self.pool or settings.pool_mode != "scout" or not settings.traits.weighs:
             return True
         if self._won and fraction >= settings.scout and (not settings.scout_every or step % settings.scout_every):
             return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lib_loratorio.loras.tag import LOCAL, LoraTag
@@ -24,6 +24,8 @@ class Adapter:
     tag: when, as what and with how much of its layers it takes part.
     pooled: whether it is of the pool, and so may be left out of a step.
     switched_off: the number of its layers in the UNet or transformer that its block weights leave nothing of.
+    factor: what the strength that its source has in the UNet or transformer is multiplied by in a step at hand;
+        `denoiser_strength` has it already.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Adapter:
     tag: LoraTag = LOCAL
     pooled: bool = False
     switched_off: int = 0
+    factor: float = 1.0
 
     @property
     def key(self) -> tuple:
@@ -44,9 +47,25 @@ class Adapter:
         blocks = self.tag.blocks and self.tag.blocks.numbers
         return self.name, self.path, self.version, self.text_strength, self.denoiser_strength, blocks
 
+    def times(self, factor: float) -> Adapter:
+        """With its strength in the UNet or transformer multiplied, as a ramp does it in a step."""
+        if factor == 1:
+            return self
+        return replace(self, factor=self.factor * factor, denoiser_strength=self.denoiser_strength * factor)
+
     @property
     def is_global(self) -> bool:
-        return self.tag.is_global
+        """Whether it belongs to the base and to every other adapter's evaluation."""
+        return self.tag.is_global and not self.is_gated
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether it is a global one of some places only, which is added there to what all others come to."""
+        return self.tag.is_global and self.tag.has_place
+
+    @property
+    def competes(self) -> bool:
+        return not self.tag.is_global
 
 
 def merged_below(adapters: Sequence[Adapter]) -> list[list[Adapter]]:

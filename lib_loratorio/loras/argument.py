@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.tag import KNOWN, NAMES, LoraTag, X, read_strength
+
+WORDS = ":prompt="
 
 PEFT, DIFFUSERS = "adapter_model", "pytorch_lora_weights"
 """The names, without extension, that PEFT and diffusers save a folder's LoRA by."""
@@ -20,10 +23,12 @@ def name_of(path: Path) -> str:
 
 
 def read_argument(text: str) -> tuple[Path, float, LoraTag]:
-    """The file or folder of `file[:strength][:ltstart=S][:ltend=E][:lt=ROLE][:lbw=WEIGHTS]`, its strength and its tag.
+    """The file or folder of `file[:strength][:ltstart=S][:lt=ROLE][:lbw=WEIGHTS]`, its strength and its tag.
 
-    What is behind the file may come in any order. Raises SettingsError, which names the file and the text.
+    What is behind the file may come in any order; `:prompt=words` comes last, as words may hold colons. Raises
+    SettingsError, which names the file and the text.
     """
+    text, _, words = text.partition(WORDS)
     path, rest = _divided(text)
     name = path.name or str(path)
     strengths = [part for part in rest if "=" not in part]
@@ -39,7 +44,7 @@ def read_argument(text: str) -> tuple[Path, float, LoraTag]:
         raise SettingsError(
             f"the LoRA '{name}' has '{unknown[0]}', which the command line does not know; the names are {KNOWN}."
         )
-    return path, strength, tag
+    return path, strength, replace(tag, words=words.strip())
 
 
 def _divided(text: str) -> tuple[Path, list[str]]:

@@ -83,6 +83,20 @@ def block_of(layer: str) -> str | None:
 
 
 @dataclass(frozen=True)
+class Evenly:
+    """What a LoRA's strength is multiplied by in every block alike, in the form of block weights."""
+
+    number: float
+
+    @property
+    def listed(self) -> str:
+        return repr(self.number)
+
+    def factor(self, layer: str) -> float:
+        return self.number
+
+
+@dataclass(frozen=True)
 class BlockWeights:
     """What a LoRA's strength is multiplied by in each block.
 

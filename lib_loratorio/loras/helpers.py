@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.metadata import metadata_of
+from lib_loratorio.settings import Settings
 
 ACCELERATES = ("lcm", "lightning", "hyper", "turbo", "dmd", "dmd2", "pcm", "tcd", "sdxl-lightning", "hyper-sd")
 SLIDER = "slider"
@@ -28,7 +29,7 @@ def acts_everywhere(path: str) -> bool:
 
 def role_advice(adapters: Sequence[Adapter]) -> str:
     """What is told of LoRAs that compete for patches though they are meant for the whole image; empty without."""
-    competing = [adapter for adapter in adapters if not adapter.is_global]
+    competing = [adapter for adapter in adapters if adapter.competes]
     names = [adapter.name for adapter in competing if acts_everywhere(adapter.path)]
     if not names or len(competing) == 1:
         return ""
@@ -36,6 +37,16 @@ def role_advice(adapters: Sequence[Adapter]) -> str:
         f"{', '.join(names)}: acceleration LoRAs and sliders are meant for the whole picture, but compete for "
         "places here like any other; write :lt=global into the tag."
     )
+
+
+def place_advice(settings: Settings, adapters: Sequence[Adapter]) -> str:
+    """What is told of regions and shares where they have no effect; empty where they have."""
+    names = ", ".join(dict.fromkeys(adapter.name for adapter in adapters if adapter.tag.has_place))
+    if not (names or settings.mask) or (settings.traits.apart and (settings.start, settings.end) == (0, 1)):
+        return ""
+    where = "outside of Start and End" if settings.traits.apart else f"with the method {settings.method}"
+    what = f"ltbox, ltat and ltshare in the tag of {names} have" if names else "the mask has"
+    return f"{what} no effect {where}: there LoRAs are merged."
 
 
 def _spaced(text: str) -> str:

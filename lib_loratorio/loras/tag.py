@@ -13,9 +13,10 @@ from typing import Any
 
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.block_weights import PRESETS, BlockWeights, read_weights
-from lib_loratorio.settings import within
+from lib_loratorio.loras.ramp import Ramp
+from lib_loratorio.loras.region import Region, read_share
 
-NAMES = ("ltstart", "ltend", "lt", "lbw", "start", "stop", "step")
+NAMES = ("ltstart", "ltend", "lt", "ltbox", "ltat", "ltshare", "ltw", "lbw", "start", "stop", "step")
 KNOWN = f"{', '.join(NAMES[:-1])} and {NAMES[-1]}"
 X = "x"
 """The name of what the number `X` in block weights stands for."""
@@ -28,14 +29,17 @@ OTHERS = frozenset({"te", "unet", "dyn", "lbwe", X})
 
 @dataclass(frozen=True)
 class LoraTag:
-    """When, as what and with how much of its layers an adapter takes part.
+    """When, where, as what and with how much of its layers an adapter takes part.
 
     Outside `[start, end)`, in fractions of the sampling, an adapter is not evaluated, and neither outside
     `[first_step, stop_step)`; an end of 1 includes the last step, and so does a `stop_step` of None. A local adapter
     competes for patches; a global one belongs to the base and to every local adapter's evaluation.
 
     blocks: what the strength is multiplied by in each layer. elements: what the tag has as LoRA Block Weight's `lbwe`,
-    which nothing here can do.
+    which nothing here can do. region: where in the picture the adapter may be; None for all of it. share: its fixed
+    share of each place there; None for a local adapter that competes for it. ramp: what the strength is multiplied by
+    over the sampling; where that is 0, the adapter is not evaluated. words: what the adapter alone reads behind the
+    prompt, where its tag is not a WebUI's, which has them in a tag of their own.
     """
 
     start: float = 0.0
@@ -45,6 +49,10 @@ class LoraTag:
     first_step: int = 0
     stop_step: int | None = None
     elements: str = ""
+    region: Region | None = None
+    share: float | None = None
+    ramp: Ramp | None = None
+    words: str = ""
 
     @classmethod
     def read(cls, named: Mapping[str, Any], lora: str, presets: Mapping[str, str] = PRESETS) -> LoraTag:
@@ -68,12 +76,20 @@ class LoraTag:
         blocks = None
         if "lbw" in named:
             blocks = read_weights(str(named["lbw"]), lora, presets, str(named.get(X, "1")))
-        return cls(start, end, role, blocks, *_steps(named, lora), str(named.get("lbwe", "")).strip())
+        region, share = Region.read(named, lora), read_share(named, lora)
+        elements, ramp = str(named.get("lbwe", "")).strip(), Ramp.read(named, lora)
+        return cls(start, end, role, blocks, *_steps(named, lora), elements, region, share, ramp)
 
     def holds(self, fraction: float, step: int) -> bool:
         """Whether an adapter takes part at this fraction of the sampling, which is in this step, counted from 0."""
-        in_steps = self.first_step <= step and (self.stop_step is None or step < self.stop_step)
-        return in_steps and within(fraction, self.start, self.end)
+        return self.factor(fraction, step) != 0
+
+    def factor(self, fraction: float, step: int) -> float:
+        """What the strength in the UNet or transformer is multiplied by then; 0 where the adapter takes no part."""
+        if step < self.first_step or (self.stop_step is not None and step >= self.stop_step):
+            return 0.0
+        ramp = 1.0 if self.ramp is None else self.ramp.at(fraction)
+        return ramp * Ramp.window(self.start, self.end).at(fraction)
 
     @property
     def has_steps(self) -> bool:
@@ -82,6 +98,11 @@ class LoraTag:
     @property
     def is_global(self) -> bool:
         return self.role == "global"
+
+    @property
+    def has_place(self) -> bool:
+        """Whether the tag says anything of where, or of how much of a place."""
+        return self.region is not None or self.share is not None
 
     def drawn(self, seed: str) -> LoraTag:
         """With numbers in place of the random ones of its block weights: for the same seed the same."""
@@ -94,6 +115,9 @@ class LoraTag:
             "ltstart": f"{self.start:g}" if self.start else "",
             "ltend": f"{self.end:g}" if self.end != 1 else "",
             "lt": self.role if self.is_global else "",
+            **(self.region.arguments if self.region else {}),
+            "ltshare": "" if self.share is None else f"{self.share:g}",
+            "ltw": self.ramp.text if self.ramp else "",
             "lbw": self.blocks.listed if self.blocks else "",
             "start": str(self.first_step) if self.first_step else "",
             "stop": "" if self.stop_step is None else str(self.stop_step),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lib_loratorio.loras.metadata import metadata_of, user_metadata
@@ -41,9 +41,24 @@ def _words(value: Any) -> str:
 
 def appended(prompt: str, words: str) -> str:
     """The prompt with the words at its end, unless it has them."""
-    if not words or re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE):
+    if not words or _stands(words, prompt):
         return prompt
     return f"{prompt}, {words}" if prompt.strip() else words
+
+
+def is_named(path: str, prompts: Iterable[str]) -> bool:
+    """Whether any of a LoRA file's trigger words stands in any of the prompts, in whatever case."""
+    words = [word.strip() for word in trigger_words(path).split(",")]
+    return any(word and _stands(word, prompt) for word in words for prompt in prompts)
+
+
+def _stands(words: str, prompt: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE) is not None
+
+
+def joined(*words: str) -> str:
+    """Words of several origins as one text."""
+    return ", ".join(filter(None, words))
 
 
 def _most_frequent_tag(metadata: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import gradio as gr
 
 from lib_loratorio.declaration import NONE, Choice, Entries, Flag
 from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.mask_image import at_hand
 from lib_loratorio.page import pool_picker
 from lib_loratorio.settings import INFOTEXT, METHODS, PRESETS, SETTINGS, Settings
 
@@ -90,6 +91,10 @@ def build(
                         interactive=default.traits.include(SETTINGS[name].uses),
                     )
         pool_picker.build(made["pool"], loras, elem_id)
+        made["mask"] = gr.Textbox(
+            value=default.mask, label=SETTINGS["mask"].label, lines=1, max_lines=1, elem_id=elem_id("mask")
+        )
+        gr.HTML('<div class="loratorio-places"></div>', elem_id=elem_id("places"))  # the page's script fills it
     controls = [made[name] for name in SETTINGS]
     for saved in (*controls, getattr(made["enabled"], "accordion", None)):
         if saved is not None:
@@ -145,7 +150,8 @@ def _reader(name: str) -> Callable[[dict], Any]:
         if not text:
             return False if name == "enabled" else None
         try:
-            return getattr(Settings.from_infotext(text), name)
+            value = getattr(Settings.from_infotext(text), name)
+            return at_hand(value) if name == "mask" else value
         except SettingsError as error:
             if name == "enabled":
                 gr.Warning(str(error))

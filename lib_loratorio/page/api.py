@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from PIL.Image import Image
 
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.kinds import describe
-from lib_loratorio.page.live import price_of
+from lib_loratorio.page import places
+from lib_loratorio.page.live import Named, price_of
 from lib_loratorio.settings import schema
 
 PREFIX = "/loratorio/v1"
 
 
-def add_routes(app: Any, available_networks: Mapping[str, Any]) -> None:
-    """Adds the routes to the host's FastAPI application. `available_networks` is the host's own list, by name."""
+def add_routes(
+    app: Any,
+    available_networks: Mapping[str, Any],
+    last_map: Callable[[], Image | None] = lambda: None,
+    named: Named = lambda prompt, settings: (),
+) -> None:
+    """Adds the routes to the host's FastAPI application.
+
+    `available_networks` is the host's own list, by name. `last_map` gives the latest picture of who won where, and
+    `named` the LoRAs of a pool that a prompt names.
+    """
 
     def networks() -> dict[str, dict]:
         # The folders stay unnamed: whoever asks the API need not know the machine.
@@ -22,7 +34,7 @@ def add_routes(app: Any, available_networks: Mapping[str, Any]) -> None:
 
     def price(prompt: str = "", settings: str = "{}") -> dict[str, Any]:
         try:
-            return price_of(prompt, settings)
+            return price_of(prompt, settings, named)
         except SettingsError as error:
             from fastapi import HTTPException  # the host has it, with gradio
 
@@ -32,4 +44,10 @@ def add_routes(app: Any, available_networks: Mapping[str, Any]) -> None:
     app.add_api_route(
         f"{PREFIX}/networks", networks, methods=["GET"], summary="LoRAs with the kinds and ranks of their layers"
     )
+
+    def last() -> dict[str, str]:
+        return places.as_mask(last_map())
+
+    app.add_api_route(f"{PREFIX}/places", places.told, methods=["GET"], summary="Where a prompt's LoRAs may be")
+    app.add_api_route(f"{PREFIX}/places/last", last, methods=["GET"], summary="The last weight map, as a mask")
     app.add_api_route(f"{PREFIX}/price", price, methods=["GET"], summary="A prompt's LoRAs, and what a step costs")

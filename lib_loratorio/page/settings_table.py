@@ -18,7 +18,9 @@ positional arguments. On the command line an option has the key's name, with hyp
 makes no use of a setting, that setting is grey on the page and has no effect.
 """
 
-STARRED = "\\* has no such option: the command line always composes, and has `--maps` and `--pool` of its own."
+STARRED = (
+    "\\* has no such option: the command line always composes, and has `--maps`, `--pool` and `--mask` of its own."
+)
 
 
 def markdown() -> str:

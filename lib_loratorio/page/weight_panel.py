@@ -9,20 +9,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont as Font
 
+from lib_loratorio.loras.region import Box
+from lib_loratorio.palette import COLOURS
+
 TILE = 256
 """Least width of a panel's tile in pixels; smaller images are enlarged."""
-
-COLOURS = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (150, 150, 150),
-)
-"""Okabe and Ito's palette, which colour-blind people can tell apart too."""
 
 MOST, OTHERS = len(COLOURS), (60, 60, 60)
 """How many adapters are shown, and the colour of the places that others win."""
@@ -36,8 +27,14 @@ HEAT = (
 )
 """Weight 0 to 1 in colours, after matplotlib's plasma."""
 
+NOBODY, NOBODY_IS = (0, 0, 0), "no LoRA"
+"""What the base has where adapters' regions leave anything to it."""
+
 BACKGROUND, INK = (24, 24, 24), (235, 235, 235)
 MARGIN = 8
+
+LEAST_REST = 0.005
+"""The least share of the base that is told; less is rounding."""
 
 
 def weight_panel(
@@ -46,10 +43,12 @@ def weight_panel(
     names: Sequence[str],
     patch: int,
     font: Callable[[int], Font] = ImageFont.load_default,
+    regions: Sequence[Sequence[Box]] = (),
 ) -> Image.Image:
     """One row of tiles: the image, a heat map with its share for each adapter, and who wins where.
 
-    Of more than `MOST` adapters those with the largest shares are shown, and the last line tells what the others have.
+    Adapters' regions are outlined in their colours. Of more than `MOST` adapters those with the largest shares are
+    shown, and the last line tells what the others have.
 
     Args:
         image: the finished image.
@@ -57,6 +56,7 @@ def weight_panel(
         names: N names.
         patch: edge of a patch in pixels of the image; the last row and column may be cut off by its border.
         font: gives a font of a size in pixels; the default needs Pillow 10.1.
+        regions: of each adapter the boxes that it may be in, in fractions of the image; none for everywhere.
     """
     weights = weights.detach().float().cpu()
     shown = weights.mean((-2, -1)).topk(min(MOST, len(weights))).indices.sort().values.tolist()
@@ -67,14 +67,33 @@ def weight_panel(
     grey = plain.convert("L").convert("RGB")
     shares = weights.mean((-2, -1))
     tiles = [(plain, [("picture", None)])]
+    outlines = {n: regions[n] for n in shown if n < len(regions)}
     for n in shown:
         heat = Image.blend(grey, _on_image(_heat(weights[n].numpy()), patch, image.size, size), 0.6)
+        _outline(heat, outlines.get(n, ()), colours[n])
         tiles.append((heat, [(f"{names[n]} {shares[n]:.0%}", None)]))
     legend = [(names[n], colours[n]) for n in shown]
     if len(shown) < len(names):
         legend.append((f"{len(names) - len(shown)} others {1 - shares[shown].sum():.0%}", OTHERS))
-    tiles.append((Image.blend(grey, _on_image(dominant(weights, colours), patch, image.size, size), 0.6), legend))
+    rest = 1 - weights.sum(0, keepdim=True)
+    if rest.mean() > LEAST_REST:
+        weights, colours = torch.cat([weights, rest]), [*colours, NOBODY]
+        legend.append((f"{NOBODY_IS} {rest.mean():.0%}", NOBODY))
+    winners = Image.blend(grey, _on_image(dominant(weights, colours), patch, image.size, size), 0.6)
+    for n, boxes in outlines.items():
+        _outline(winners, boxes, colours[n])
+    tiles.append((winners, legend))
     return _row(tiles, size, font(max(14, size[0] // 20)))
+
+
+def as_painted(weights: torch.Tensor) -> Image.Image | None:
+    """Who wins where as a mask, `weights [N, h, w]`: each LoRA's places in its colour, black what none wins; None for
+    more LoRAs than there are colours.
+    """
+    if len(weights) > MOST:
+        return None
+    rest = (1 - weights.sum(0, keepdim=True)).clamp(min=0)
+    return dominant(torch.cat([weights, rest]), [*COLOURS[: len(weights)], NOBODY])
 
 
 def dominant(weights: torch.Tensor, colours: Sequence[tuple[int, int, int]] = COLOURS) -> Image.Image:
@@ -82,6 +101,13 @@ def dominant(weights: torch.Tensor, colours: Sequence[tuple[int, int, int]] = CO
     colours.
     """
     return Image.fromarray(np.array(colours, np.uint8)[weights.argmax(0).cpu().numpy()])
+
+
+def _outline(tile: Image.Image, boxes: Sequence[Box], colour: tuple[int, int, int]) -> None:
+    draw, line = ImageDraw.Draw(tile), max(1, tile.width // 128)
+    for left, top, right, bottom in boxes:
+        across, down = tile.width - 1, tile.height - 1
+        draw.rectangle((left * across, top * down, right * across, bottom * down), outline=colour, width=line)
 
 
 def _heat(weight: np.ndarray) -> Image.Image:

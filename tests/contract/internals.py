@@ -136,6 +136,14 @@ def set_trigger_words(monkeypatch, by_name):
     )
 
 
+def name_files(monkeypatch, by_name):
+    """What the files tell of their trigger words, where a pool is chosen by them."""
+    trigger_words = importlib.import_module("lib_loratorio.loras.trigger_words")
+    monkeypatch.setattr(
+        trigger_words, "trigger_words", lambda path: by_name.get(path.rpartition("/")[2].partition(".")[0], "")
+    )
+
+
 def paths_of_networks():
     """All of the host's networks by name, as paths within its folders."""
     return module("webui.pool").known()

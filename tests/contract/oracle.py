@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from equations import patch_weights
+from equations import patch_weights, window_mask
 from internals import Settings
 
 BASE, MERGED = -1, -2
@@ -44,6 +44,10 @@ class Equations:
         everywhere: the global adapters.
         words: the adapters' trigger words.
         before: other extensions that run first.
+        boxes: of each adapter in its place the box that it may be in, None for everywhere. gated: the numbers of those
+            that are global there, and do not compete. window: the part of the picture that is sampled.
+        ramps: of each adapter in its place a function of the fraction of the sampling, which its strength in the UNet
+            is multiplied by, None for 1. of_everywhere: the same of the global adapters.
     """
 
     def __init__(
@@ -67,11 +71,18 @@ class Equations:
         everywhere=(),
         words=(),
         before=(),
+        boxes=None,
+        gated=(),
+        window=(0, 0, 1, 1),
+        ramps=None,
+        of_everywhere=None,
     ):
         self.host, self.adapters, self.prompts, self.negative = host, adapters, prompts, negative
         self.settings, self.cfg, self.steps, self.size = Settings(**(settings or {})), cfg, steps, size
         self.windows, self.skipped, self.before = windows or [(0, 1)] * len(adapters), skipped, tuple(before)
         self.everywhere, self.words, self.kept = list(everywhere), words, {}
+        self.boxes, self.gated, self.window = boxes, gated, window
+        self.ramps, self.of_everywhere = ramps, of_everywhere
         self.checkpoint, self.refiner, self.switch_at = host.shared.sd_model, refiner, switch_at
         self.config = host.sd_samplers.find_sampler_config(sampler)
         self.total, self.call, self.encoded = self.config.total_steps(steps), 0, {}
@@ -110,10 +121,10 @@ class Equations:
         rows = self.rows(number, x, sigma, None, **{"unconditional": True, **row})
         unit = 1 if self.host.predicts_noise(self.config) else sigma
         if self.step % self.settings.guidance_every:
-            return rows[BASE] + self.kept[number] * unit
+            return self.bare + self.kept[number] * unit
         recentred = self.recentred(rows, omegas)
         if keeping and self.settings.guidance_every > 1:
-            self.kept[number] = (recentred - rows[BASE]) / unit
+            self.kept[number] = (recentred - self.bare) / unit
         return recentred
 
     def weights(self, number):
@@ -137,29 +148,38 @@ class Equations:
         return [
             adapter
             for adapter, (start, end) in enumerate(self.windows)
-            if start <= self.fraction and (self.fraction < end or end == 1)
+            if start <= self.fraction and (self.fraction < end or end == 1) and adapter not in self.gated
         ]
+
+    def mask(self, adapter, x):
+        """How much of each latent pixel an adapter may be in, `[H,W]`."""
+        box = self.boxes and self.boxes[adapter]
+        if not box:
+            return torch.ones(x.shape[2:], dtype=torch.float64)
+        return window_mask(box, tuple(x.shape[2:]), self.window, self.settings.feather)
 
     def omega(self, x, rows):
         """`[N,H,W]`, of the adapters present; None where none are composed."""
         s, present = self.settings, self.present()
         if not self.is_composed() or not present:
             return None
-        even = torch.full((len(present), *x.shape[2:]), 1 / len(present), dtype=x.dtype)
+        masks = torch.stack([self.mask(adapter, x) for adapter in present])
         if s.method == "composite":
-            return even
+            total = masks.sum(0)
+            return masks / total.where(total > 0, 1.0) * total.clamp(max=1)
         if s.method == "switch":
             turn = self.step // 5 % len(present)
-            return torch.eye(len(present), dtype=x.dtype)[turn][:, None, None] * torch.ones_like(even)
+            return torch.eye(len(present), dtype=x.dtype)[turn][:, None, None] * masks
         predictions = [rows[model][0] for model in (BASE, *present)]
         noise = predictions if self.host.predicts_noise(self.config) else [x[0] - e for e in predictions]
-        return patch_weights(noise[0], noise[1:], s.patch_size, s.temperature, s.top_k)
+        return patch_weights(noise[0], noise[1:], s.patch_size, s.temperature, s.top_k, masks)
 
     def composed(self, rows, omega):
         if omega is None:
             (prediction,) = rows.values()
             return prediction
-        return sum(omega[place] * rows[adapter] for place, adapter in enumerate(self.present()))
+        of_adapters = sum(omega[place] * rows[adapter] for place, adapter in enumerate(self.present()))
+        return of_adapters + (1 - omega.sum(0)) * rows[BASE] if self.boxes else of_adapters
 
     def recentred(self, rows, omegas):
         if omegas[0] is None:
@@ -171,18 +191,35 @@ class Equations:
 
     def rows(self, number, x, sigma, place, **row):
         """By model its prediction for a sub-prompt, or, where `place` is None, for the negative prompt."""
-        models = [BASE, *self.present()] if self.is_composed() else [MERGED]
+        models = [BASE, *self.present(), *self.gated] if self.is_composed() else [MERGED]
         image = self.image[number : number + 1]
-        return {
+        predictions = {
             model: self.host.predict(
-                self.networks_of(model),
+                self.networks_in_step(model),
                 Row(x, sigma, self.text(model, number, place), number, self.config, image, before=self.before, **row),
             )
             for model in models
         }
+        if not self.is_composed():
+            return predictions
+        self.bare = predictions[BASE]  # without what is global in a region
+        alone = {model: predictions.pop(model) for model in self.gated}
+        added = sum(self.mask(model, x) * (e - predictions[BASE]) for model, e in alone.items())
+        return {model: prediction + added for model, prediction in predictions.items()}
 
     def networks_of(self, model):
         return self.everywhere + ({BASE: [], MERGED: self.adapters}[model] if model < 0 else [self.adapters[model]])
+
+    def networks_in_step(self, model):
+        """At the strengths that they have in this step; a text encoder reads the prompt for the whole sampling."""
+        if model == MERGED:
+            return self.networks_of(model)
+        everywhere = self.ramped(self.everywhere, self.of_everywhere)
+        return everywhere + ([] if model < 0 else [self.ramped(self.adapters, self.ramps)[model]])
+
+    def ramped(self, adapters, ramps):
+        factors = [ramp(self.fraction) if ramp else 1 for ramp in ramps or [None] * len(adapters)]
+        return [(name, te, unet * factor, *rank) for (name, te, unet, *rank), factor in zip(adapters, factors)]
 
     def text(self, model, number, place):
         """As long as the longest sub-prompt of the batch as this model reads it."""

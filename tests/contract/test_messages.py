@@ -75,7 +75,7 @@ def test_a_network_missing_in_the_second_pass_stops_the_first(host, monkeypatch)
 def test_mistyped_windows_stop_the_sampling(host):
     with pytest.raises(
         LoratorioError,
-        match="'ltbegin', which is not known; the names are ltstart, ltend, lt, lbw",
+        match="'ltbegin', which is not known; the names are ltstart, ltend, lt, ltbox, ltat, ltshare, ltw",
     ):
         host.generate("a cat <lora:a:1:ltbegin=0.5>", ON)
 
@@ -163,7 +163,7 @@ def test_notes_of_an_earlier_request_do_not_stay(host):
 
 def test_merge_says_that_windows_have_no_effect(host):
     p, _ = host.generate("a cat <lora:a:1:ltend=0.5>", {**ON, "method": "merge"})
-    assert "ltstart and ltend have no effect" in p.extra_generation_params[NOTE]
+    assert "ltstart, ltend and ltw have no effect" in p.extra_generation_params[NOTE]
 
 
 # Verification

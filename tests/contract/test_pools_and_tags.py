@@ -259,6 +259,27 @@ def test_merge_says_that_it_has_no_pool(host):
     assert "no pool" in p.extra_generation_params[NOTE]
 
 
+def test_a_pool_that_the_prompt_names(host, monkeypatch):
+    """By trigger words, whole and in whatever case; a second pass by its own prompt."""
+    internals.name_files(monkeypatch, {"b": "blue bird", "text": "hat, Old Car", "other": ""})
+    settings = {**ON, "pool": "text:0.7, b:0.6, other", "pool_mode": "named", "verify": True}
+    p, latents = host.generate("a cat, (old car:1.2), bluebird <lora:a:0.8>", settings)
+    right = by_equations(host, [A, ("text", 0.7, 0.7)], one("a cat, (old car:1.2), bluebird"))
+    assert_close(latents, right)
+    assert p.extra_generation_params[POOL] == "step 1: a, text" and verified(p) < 1e-9
+    fields = {"enable_hr": True, "hr_prompt": "a blue bird <lora:a:0.8>", "steps": 1}
+    p, _ = host.generate("a cat <lora:a:0.8>", settings, **fields)
+    assert p.extra_generation_params[POOL] == "step 1: a, b"
+    p, latents = host.generate("a cat", settings)
+    assert (
+        torch.equal(latents, host.merged_picture("a cat")) and "neither has the pool" in p.extra_generation_params[NOTE]
+    )
+    pool = importlib.import_module("lib_loratorio.hosts.webui.pool")
+    named = internals.Settings(pool="text:0.7, b", pool_mode="named")
+    assert pool.named("a blue bird", named) == [("b", 1.0)]
+    assert pool.named("a blue bird", internals.Settings(pool="horse", pool_mode="named")) == []
+
+
 # Words, and guidance in some steps only
 
 

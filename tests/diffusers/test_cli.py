@@ -306,12 +306,15 @@ def test_every_setting_is_an_option_but_those_in_another_form(folder, tmp_path):
         "scout_every": 4,
         "scout_share": 0.6,
         "guidance_every": 2,
+        "feather": 0.2,
     }
     options = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert cli.main(arguments(folder, *options, "--verify", "--trigger-words", "--out", str(tmp_path / "a.png"))) == 0
     settings = Settings.from_infotext(fields(tmp_path / "a.png")[1]["LoRAtorio"])
     assert settings == Settings(enabled=True, verify=True, trigger_words=True, **named)
-    assert {*named, "verify", "trigger_words"} == set(cli.OPTIONS) == set(SETTINGS) - {"enabled", "maps", "pool"}
+    assert (
+        {*named, "verify", "trigger_words"} == set(cli.OPTIONS) == set(SETTINGS) - {"enabled", "maps", "pool", "mask"}
+    )
 
 
 def test_help_explains_every_option(capsys):

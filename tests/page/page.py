@@ -18,8 +18,11 @@ import gradio as gr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.append(sys.argv[1])  # at the end: gradio has its own versions of some
+import torch
+
 from lib_loratorio.page import accordion as controls_of
 from lib_loratorio.page.api import add_routes
+from lib_loratorio.page.weight_panel import as_painted
 from lib_loratorio.settings import INFOTEXT, Settings
 
 
@@ -52,6 +55,9 @@ def tab(name):
     )
 
 
+last_map = as_painted(torch.eye(2)[:, None].repeat(1, 3, 1))
+"""The left half is the first LoRA's, the right half the second's."""
+
 with gr.Blocks(analytics_enabled=False) as page:
     with gr.Tabs():
         for name in ("txt2img", "img2img"):
@@ -60,6 +66,6 @@ with gr.Blocks(analytics_enabled=False) as page:
 
 if __name__ == "__main__":
     app, url, _ = page.queue().launch(server_name="127.0.0.1", show_api=False, quiet=True, prevent_thread_lock=True)
-    add_routes(app, {})
+    add_routes(app, {}, lambda: last_map)
     print(url, flush=True)
     sys.stdin.read()

@@ -9,7 +9,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import chromium
 import pytest
+from PIL import Image
 
+from lib_loratorio.loras.mask_image import read_image
+from lib_loratorio.palette import COLOURS
 from lib_loratorio.settings import PRESETS, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +54,8 @@ def url(request, browser):
 def page(browser, url):
     with chromium.page(browser, url) as page:
         page.add_script_tag(content="function gradioApp() { return document; }")
-        page.add_script_tag(path=ROOT / "javascript" / "loratorio.js")
+        for script in sorted((ROOT / "javascript").glob("*.js")):
+            page.add_script_tag(path=script)
         yield Accordions(page)
         assert page.problems == []
 
@@ -95,6 +99,38 @@ class Accordions:
         self.expect(box).not_to_have_value(before)
         return json.loads(box.input_value().partition(" ")[2])
 
+    # Places
+
+    def places(self, part):
+        return self.page.locator(f"#script_{self.tab}_loratorio_places .loratorio-places-{part}")
+
+    @property
+    def box(self):
+        return self.page.locator(f"#script_{self.tab}_loratorio_mask :is(textarea, input)").first
+
+    def paint(self, *line):
+        """A stroke on the canvas, in fractions of it."""
+        before = self.box.input_value()
+        self.places("canvas").scroll_into_view_if_needed()
+        shown = self.places("canvas").bounding_box()
+        points = [
+            (shown["x"] + across * shown["width"], shown["y"] + down * shown["height"])
+            for across, down in (line[:2], line[2:])
+        ]
+        self.page.mouse.move(*points[0])
+        self.page.mouse.down()
+        self.page.mouse.move(*points[1], steps=4)
+        self.page.mouse.up()
+        self.expect(self.box).not_to_have_value(before)
+
+    def expect_mask(self):
+        self.expect(self.box).not_to_have_value("")
+
+    def colours(self):
+        """Of the mask that a generation would get; None for what is transparent."""
+        image = read_image(Settings(mask=self.settings()["mask"]).mask)
+        return {colour[:3] if colour[3] else None for _, colour in image.getcolors(2**20)}
+
     def paste(self, infotext):
         self.page.locator(f"#{self.tab}_infotext textarea").fill(infotext)
         self.press("paste")
@@ -116,8 +152,9 @@ def test_price_while_typing(page):
         "<lora:style:0.5:0.7:ltstart=0.2> <lora:off:0> <lora:unet:0:1>, <lora:named:te=0.1:unet=0.1>"
     )
     page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.")
-    assert {urlsplit(address).path for address in asked} == {"/loratorio/v1/price"}, "the script asks nothing else"
-    assert len(asked) < 20, "it waits for a pause in the typing"
+    paths = [urlsplit(address).path for address in asked]
+    assert set(paths) == {"/loratorio/v1/price", "/loratorio/v1/places"}, "the scripts ask nothing else"
+    assert all(paths.count(path) < 20 for path in set(paths)), "they wait for a pause in the typing"
     page.says(NO_LORA, "img2img")
     page.show("img2img")
     page.prompt.fill("<lora:b:1>")
@@ -227,6 +264,7 @@ def test_presets_and_reset(page, tab):
         "scout_share": 0.3,
         "trigger_words": True,
         "guidance_every": 4,
+        "feather": 0.2,
     }
     for name in (*PRESETS, "reset"):
         page.paste(
@@ -268,3 +306,61 @@ def test_fits_a_narrow_window(page):
     accordion = page.page.locator("#script_txt2img_loratorio_enabled")
     assert accordion.evaluate("element => element.scrollWidth <= element.clientWidth")
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+# Places
+
+
+def test_places_are_painted_in_the_colours_of_the_prompts_loras(page):
+    for tab in TABS:
+        page.show(tab)
+        page.prompt.fill("<lora:anna:1> <lora:style:1:lt=global> <lora:bob:1>")
+        page.expect(page.places("swatch")).to_have_text(["anna", "bob", "nobody"])
+        page.expect(page.box).to_be_hidden()
+        page.paint(0.1, 0.2, 0.1, 0.8)
+        page.places("swatch").nth(1).click()
+        page.paint(0.8, 0.2, 0.8, 0.8)
+        assert page.colours() == {COLOURS[0], COLOURS[1], None}
+        before = page.settings()["mask"]
+        page.places("swatch").nth(2).click()
+        page.paint(0.8, 0.2, 0.8, 0.8)
+        assert page.colours() == {COLOURS[0], None, (0, 0, 0)} and page.settings()["mask"] != before
+        page.places("swatch").nth(0).click()
+        page.places("fill").click()
+        page.expect_mask()
+        assert page.colours() == {COLOURS[0]}
+        page.places("clear").click()
+        assert page.settings()["mask"] == ""
+
+
+def test_regions_of_the_prompt_are_shown(page):
+    page.prompt.fill("<lora:anna:1:ltat=left+top-right> <lora:bob:1:ltbox=0,0,1,0.2>")
+    page.expect(page.places("canvas")).to_have_attribute("data-boxes", "3")
+    page.prompt.fill("<lora:anna:1:ltat=leftish>")
+    page.expect(page.places("message")).to_contain_text("has ltat=leftish; it must be one of left, right")
+    page.expect(page.places("canvas")).to_have_attribute("data-boxes", "0")
+
+
+def test_the_last_weight_map_is_taken_over_and_painted_on(page):
+    page.prompt.fill("<lora:anna:1> <lora:bob:1>")
+    page.expect(page.places("swatch")).to_have_text(["anna", "bob", "nobody"])
+    page.places("take").click()
+    page.expect_mask()
+    assert page.colours() == {COLOURS[0], COLOURS[1]}
+    page.places("swatch").nth(2).click()
+    page.paint(0.5, 0.1, 0.5, 0.9)
+    assert page.colours() == {COLOURS[0], COLOURS[1], (0, 0, 0)}
+
+
+def test_an_image_is_loaded_and_its_name_is_pasted(page, tmp_path):
+    Image.new("RGB", (40, 20), COLOURS[2]).save(tmp_path / "mask.png")
+    page.expect(page.places("take")).to_be_visible()
+    page.places("file").set_input_files(tmp_path / "mask.png")
+    page.expect_mask()
+    assert page.colours() == {COLOURS[2]}
+    assert Settings(mask=page.settings()["mask"]).to_infotext().count("mask=sha256-") == 1
+    page.paste("method=loratorio mask=sha256-0123456789abcdef")
+    page.expect(page.places("message")).to_contain_text("not at hand")
+    page.paste("method=loratorio")
+    page.expect(page.places("message")).to_have_text("")
+    assert page.settings()["mask"] == ""

@@ -115,6 +115,7 @@ class RunningHost:
         for name, module in {**self.parts, **parts}.items():
             setattr(self, name, importlib.import_module(module))
         self.script_callbacks.ui_settings_callback()
+        self.script_callbacks.before_ui_callback()
         self.script = self.extension.LoratorioScript()
         self.use()
 

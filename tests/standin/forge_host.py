@@ -161,8 +161,8 @@ def random_patch(
         )
     if kind == "diff":
         return "diff", (normal(*shape),)
-    if kind == "scaled":
-        return "scaled", (normal(outputs, *[1] * (len(shape) - 1)),)
+    if kind in ("scaled", "squared"):
+        return kind, (normal(outputs, *[1] * (len(shape) - 1)),)
     if kind == "misfit":
         return "lora", (normal(3, RANK), normal(RANK, 3), alpha, None, None)
     raise ValueError(kind)

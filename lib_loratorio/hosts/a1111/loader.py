@@ -114,6 +114,17 @@ def _weighted(network, weights: BlockWeights) -> Any:
     return own
 
 
+def source_of(adapter: Adapter) -> Any:
+    """An adapter's Network, at the strength that it has in the step at hand: the host knows others by their names."""
+    if adapter.factor == 1:
+        return adapter.source
+    own = _copy(adapter.source)
+    own.name = f"{own.name}:ltw={adapter.factor!r}"
+    for module in own.modules.values():
+        module.multiplier = _multiplied(module.multiplier, adapter.factor)
+    return own
+
+
 def _multiplied(multiplier: Callable[[], float], factor: float) -> Callable[[], float]:
     return lambda: multiplier() * factor
 

@@ -13,7 +13,7 @@ from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.a1111 import neighbours
 from lib_loratorio.hosts.a1111.call import HostCall, text_at_step
 from lib_loratorio.hosts.a1111.deltas import bank_of
-from lib_loratorio.hosts.a1111.loader import adapters_of, loaded
+from lib_loratorio.hosts.a1111.loader import adapters_of, loaded, source_of
 from lib_loratorio.hosts.webui import block_weights, passes
 from lib_loratorio.hosts.webui.text import text_conditions, text_of_step
 from lib_loratorio.loras.adapter import Adapter
@@ -130,7 +130,7 @@ class Pass(passes.Pass):
 
     @contextmanager
     def merged(self, adapters: Sequence[Adapter]) -> Iterator[None]:
-        networks.loaded_networks[:] = [adapter.source for adapter in adapters]
+        networks.loaded_networks[:] = [source_of(adapter) for adapter in adapters]
         try:
             yield
         finally:

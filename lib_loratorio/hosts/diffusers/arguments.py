@@ -12,6 +12,7 @@ import torch
 
 from lib_loratorio.errors import LoratorioError, SettingsError
 from lib_loratorio.loras.tag import LOCAL, LoraTag
+from lib_loratorio.loras.trigger_words import joined
 from lib_loratorio.settings import SETTINGS, Settings
 
 FORMS = "give a file, (file, strength), Lora(...), a dict of files and strengths, or a list of these"
@@ -31,7 +32,8 @@ class Lora(NamedTuple):
     dict. `tag` says when and as what it takes part; the method merge has it in the whole sampling. `pooled` LoRAs may
     be left out of steps in which they would matter little, as the settings say, and are never merged; of them, files
     that do not suit the model are left out and named. `name` is what it is called afterwards, if not as its file is.
-    `weight_name` is its file in a folder or repository of several.
+    `weight_name` is its file in a folder or repository of several. `prompt` are words that it alone reads, behind the
+    prompt.
     """
 
     path: str | os.PathLike | Mapping[str, torch.Tensor]
@@ -40,6 +42,7 @@ class Lora(NamedTuple):
     pooled: bool = False
     name: str = ""
     weight_name: str | None = None
+    prompt: str = ""
 
 
 def read_loras(given: Any, pooled: bool = False) -> list[Lora]:
@@ -147,7 +150,11 @@ def _checked(lora: Lora) -> Lora:
         raise LoratorioError(f"the LoRA {told} has {tag!r} for its tag; give a LoraTag, such as LoraTag(end=0.5).")
     if tag.elements:
         raise LoratorioError(f"the LoRA {told} has lbwe={tag.elements}; of block weights only lbw is known.")
-    return lora._replace(strength=strength_of(lora.strength, told), pooled=bool(lora.pooled))
+    words = joined(tag.words, lora.prompt)
+    if words and tag.is_global and not tag.has_place:
+        raise LoratorioError(f"the LoRA {told} is global, and has no prompt of its own; write it into the prompt.")
+    tag = replace(tag, words=words)
+    return lora._replace(strength=strength_of(lora.strength, told), pooled=bool(lora.pooled), tag=tag, prompt="")
 
 
 def _plain(value: Any) -> Any:

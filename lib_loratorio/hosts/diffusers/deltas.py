@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -71,7 +72,34 @@ class _Layer:
                 low_rank = LowRank(down.weight.detach(), up.weight.detach().flatten(1), self.lora.scaling[name])
                 if fits_low_rank(self.layer, low_rank):
                     return low_rank
-        return Dense(lambda: self._dense(adapter, below))
+        loras = [one.source.name for one in (adapter, *below) if self._in_lora(one)]
+        scaling = {one: self.lora.scaling[one] for one in loras}  # merges in the meantime may set others
+
+        def at(factor: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+            own = {name: factor * scaling[name]} if name in scaling else {}
+            with self._scaled({**scaling, **own}):
+                return self._dense(adapter.times(factor), below)
+
+        return Dense(lambda: at(1.0), None if self._is_proportional(adapter) else at)
+
+    def _is_proportional(self, adapter: Adapter) -> bool:
+        """Whether the change is in proportion to the strength: of DoRA as peft has it and of BOFT it is not."""
+        tensors, _ = adapter.source.layers_of(self.component).get(self.name, ({}, 1.0))
+        is_variant = self._in_lora(adapter) and adapter.source.name in getattr(self.lora, "lora_variant", {})
+        return not is_variant and "oft_blocks" not in tensors
+
+    @contextmanager
+    def _scaled(self, scaling: Mapping[str, float]) -> Iterator[None]:
+        """These scales of peft's for the time of the block."""
+        if not scaling:
+            yield
+            return
+        before = dict(self.lora.scaling)
+        self.lora.scaling.update(scaling)
+        try:
+            yield
+        finally:
+            self.lora.scaling.update(before)
 
     @torch.no_grad()
     def _dense(self, adapter: Adapter, below: Sequence[Adapter]) -> tuple[torch.Tensor, torch.Tensor | None]:

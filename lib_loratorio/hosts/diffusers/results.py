@@ -11,6 +11,7 @@ from lib_loratorio.engine.composer import Composer, Tally
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.loras.adapter import Adapter, numbered_names
+from lib_loratorio.loras.region import WHOLE, Box, seen_boxes
 from lib_loratorio.page.weight_panel import weight_panel
 from lib_loratorio.settings import Settings
 
@@ -44,7 +45,12 @@ class Results:
     @property
     def labels(self) -> list[str]:
         """The names of the adapters that compete, as the maps have them; a repeated one is numbered."""
-        return numbered_names([adapter for adapter in self.adapters if not adapter.is_global])
+        return numbered_names([adapter for adapter in self.adapters if adapter.competes])
+
+    @property
+    def regions(self) -> list[list[Box]]:
+        """The boxes that these may be in; none for everywhere."""
+        return [seen_boxes(adapter.tag.region, WHOLE) for adapter in self.adapters if adapter.competes]
 
     @property
     def evaluations(self) -> int:
@@ -96,7 +102,10 @@ class Results:
         if len(pictures) != maps.shape[1] or not all(isinstance(picture, Image.Image) for picture in pictures):
             raise LoratorioError(f"panels() takes the {maps.shape[1]} PIL images that the latest call has made.")
         patch = self.settings.patch_size * getattr(self.pipe, "vae_scale_factor", 8)
-        return [weight_panel(picture, maps[:, number], self.labels, patch) for number, picture in enumerate(pictures)]
+        return [
+            weight_panel(picture, maps[:, number], self.labels, patch, regions=self.regions)
+            for number, picture in enumerate(pictures)
+        ]
 
     def _weighed(self) -> torch.Tensor:
         """`[N, B, h, w]`."""

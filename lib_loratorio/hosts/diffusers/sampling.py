@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 
 from lib_loratorio.engine.composer import Composer, Tally
 from lib_loratorio.engine.noise_space import NoiseSpace
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.planner import Step
 from lib_loratorio.engine.sampler_call import UNCONDITIONAL, Rows
 from lib_loratorio.engine.trees import take_rows
@@ -29,9 +30,10 @@ from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
 from lib_loratorio.hosts.diffusers.results import Results
 from lib_loratorio.hosts.diffusers.texts import Division, Prompt, Row, own_rows
 from lib_loratorio.loras.adapter import BASE, Adapter
-from lib_loratorio.loras.helpers import role_advice
+from lib_loratorio.loras.helpers import place_advice, role_advice
+from lib_loratorio.loras.mask_image import numbers_in, read_image
 from lib_loratorio.loras.text import readings
-from lib_loratorio.loras.trigger_words import appended, trigger_words
+from lib_loratorio.loras.trigger_words import appended, is_named, joined, trigger_words
 from lib_loratorio.settings import Settings
 
 MERGED = -2
@@ -71,6 +73,8 @@ def composed(
     wanted = [*read_loras(loras), *read_loras(pool, pooled=True)]
     with uncompiled(pipe), loaded(pipe, wanted) as adapters:
         if settings.traits.apart and (advice := role_advice(adapters)):
+            logging.warning(told(advice))
+        if advice := place_advice(settings, adapters):
             logging.warning(told(advice))
         composition = Composition(pipe, adapters, settings, dense_budget)
         with composition.running():
@@ -116,6 +120,9 @@ class Composition(Results):
         self.texts: dict[int, Prompt] = {}
         self.encode_prompt, self.forward = pipe.encode_prompt, self.model.forward
         self._beneath: Any = None  # what the denoiser had in place of its class's forward
+        self.painted = None
+        if settings.mask and settings.traits.apart:
+            self.painted = Painted(torch.from_numpy(numbers_in(read_image(settings.mask), self.labels)))
         self._begin()
 
     def _begin(self) -> None:
@@ -123,7 +130,9 @@ class Composition(Results):
         self.tally, self.maps = Tally(), WeightMaps()
         self.composer: Composer | None = None
         if self.bank is not None:
-            self.composer = Composer(self.settings, self.adapters, self.bank, self, self.maps, self.tally)
+            self.composer = Composer(
+                self.settings, self.adapters, self.bank, self, self.maps, self.tally, painted=self.painted
+            )
         self.calls = 0
         self.texts = {}
         self._division: Division | None = None
@@ -175,7 +184,10 @@ class Composition(Results):
         if self.composer:
             check_scheduler(self.pipe.scheduler, self.denoiser.has_alphas)
             self._require_no_other_loras()
-        words = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
+            if self.settings.pool_mode == "named" and not is_negative:
+                self.composer.planner.absent = self._unnamed(asked.get("prompt"))
+        triggers = [trigger_words(adapter.path) if self.settings.trigger_words else "" for adapter in self.adapters]
+        words = [joined(words, adapter.tag.words) for words, adapter in zip(triggers, self.adapters)]
         own = readings(self.adapters, words) if self.composer and self.settings.text_encoder == "own" else {}
         if own and asked.get("prompt") is None:
             raise LoratorioError(
@@ -206,6 +218,17 @@ class Composition(Results):
             texts = {model: self.texts[model].with_negative(text) for model, text in texts.items()}
             base = self._division.prompt.with_negative(base)
         self.texts, self._division = texts, Division(base)
+
+    def _unnamed(self, prompt: str | list[str] | None) -> frozenset[int]:
+        """The pool's LoRAs of whose trigger words the prompt has none."""
+        if prompt is None:
+            raise LoratorioError("prompt_embeds name no LoRA of a pool; give a prompt, or another pool_mode.")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return frozenset(
+            number
+            for number, adapter in enumerate(self.adapters)
+            if adapter.pooled and not is_named(adapter.path, prompts)
+        )
 
     def _encoded_with(self, adapters: Sequence[Adapter], asked: dict) -> tuple:
         for encoder in text_encoders(self.pipe):

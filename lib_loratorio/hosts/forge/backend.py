@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from lib_loratorio.loras.block_weights import BlockWeights
+from lib_loratorio.loras.block_weights import BlockWeights, Evenly
 
 Patches = Mapping[str, list]
 """Per weight of the model what the host would do to it, in the host's own form."""
@@ -50,7 +50,7 @@ def low_rank_factors(patch: Any, values: tuple) -> Factors | None:
     return Factors(up, down, mid, alpha, strength, offset)
 
 
-def weighted_patches(patches: Patches, weights: BlockWeights) -> dict[str, list]:
+def weighted_patches(patches: Patches, weights: BlockWeights | Evenly) -> dict[str, list]:
     """The patches at strengths multiplied as the `weights` say, without those of strength 0."""
     found = {}
     for key, of_weight in patches.items():
@@ -83,7 +83,7 @@ class Backend(Protocol):
     def without_networks(self, patcher: Any, merged: Any, original: Any) -> Any:
         """A clone of `patcher` without the patches by which `merged` differs from `original`."""
 
-    def weighted(self, patcher: Any, original: Any, weights: BlockWeights) -> Any:
+    def weighted(self, patcher: Any, original: Any, weights: BlockWeights | Evenly) -> Any:
         """A clone of `patcher` in which what it has and `original` has not is multiplied as `weights` say."""
 
     def with_patches(self, patcher: Any, networks: Any, original: Any) -> Any:

@@ -12,10 +12,14 @@ from lib_loratorio.deltas.layers import weight_shape
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.deltas.precision import FLOATS, in_full
-from lib_loratorio.hosts.forge.backend import Factors, Patches
+from lib_loratorio.hosts.forge.backend import Factors, Patches, weighted_patches
 from lib_loratorio.hosts.forge.loader import LAYOUTS, backend
 from lib_loratorio.hosts.webui import banks
 from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.block_weights import Evenly
+
+PROPORTIONAL = {"diff", "lora", "loha", "lokr", "glora"}
+"""Kinds that change a weight in proportion to their strength, with DoRA's scale too; OFT, BOFT and "set" do not."""
 
 
 def bank_of(p, model: torch.nn.Module, adapters: Sequence[Adapter]) -> AdapterBank:
@@ -45,7 +49,20 @@ def _delta(layer: torch.nn.Module, name: str, of_layer: dict[str, list], below: 
             low_rank = _low_rank(layer, factors)
             if low_rank and fits_low_rank(layer, low_rank):
                 return low_rank
-    return Dense(lambda: _differences(layer, name, of_layer, below))
+
+    def at(factor: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return _differences(layer, name, weighted_patches(of_layer, Evenly(factor)), below)
+
+    proportional = all(_kind(patch) in PROPORTIONAL for patches in of_layer.values() for patch in patches)
+    return Dense(lambda: _differences(layer, name, of_layer, below), None if proportional else at)
+
+
+def _kind(patch) -> str | None:
+    """What the host calls a patch's kind; None for what has no name."""
+    value = patch[1]
+    if isinstance(value, tuple):
+        return "diff" if len(value) == 1 else value[0]
+    return getattr(value, "name", None)
 
 
 def _low_rank(layer: torch.nn.Module, patches: Sequence[Factors]) -> LowRank | None:

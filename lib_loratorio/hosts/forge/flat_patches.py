@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from lib_loratorio.hosts.forge.backend import Factors, Patches, low_rank_factors, weighted_patches
-from lib_loratorio.loras.block_weights import BlockWeights
+from lib_loratorio.loras.block_weights import BlockWeights, Evenly
 
 
 def patches(patcher: Any, original: Any) -> Patches:
@@ -31,7 +31,7 @@ def without_networks(patcher: Any, merged: Any, original: Any) -> Any:
     return _with(patcher, _without(patcher.patches, patches(merged, original)), original)
 
 
-def weighted(patcher: Any, original: Any, weights: BlockWeights) -> Any:
+def weighted(patcher: Any, original: Any, weights: BlockWeights | Evenly) -> Any:
     of_networks = weighted_patches(patches(patcher, original), weights)
     return _with(patcher, _together(original.patches, of_networks), original)
 

@@ -23,7 +23,7 @@ from lib_loratorio.hosts.forge.backend import (
     low_rank_factors,
     weighted_patches,
 )
-from lib_loratorio.loras.block_weights import BlockWeights
+from lib_loratorio.loras.block_weights import BlockWeights, Evenly
 
 __all__ = ["Condition", "compile_conditions", "compile_weighted_conditions", "cond_cat", "declined"]
 
@@ -45,7 +45,7 @@ def without_networks(patcher: Any, merged: Any, original: Any) -> Any:
     return clone
 
 
-def weighted(patcher: Any, original: Any, weights: BlockWeights) -> Any:
+def weighted(patcher: Any, original: Any, weights: BlockWeights | Evenly) -> Any:
     """The host knows what is merged by these identities alone, so they get other names."""
     clone = patcher.clone()
     for identity in patcher.lora_patches.keys() - original.lora_patches.keys():

@@ -20,6 +20,7 @@ from lib_loratorio.hosts.webui.followed import Pair, StepText
 from lib_loratorio.hosts.webui.neighbours import sets_loras_by_region
 from lib_loratorio.hosts.webui.text import text_conditions, text_of_step
 from lib_loratorio.loras.adapter import BASE, Adapter
+from lib_loratorio.loras.block_weights import Evenly
 from lib_loratorio.settings import Settings
 
 _current: Pass | None = None
@@ -161,7 +162,10 @@ class Pass(passes.Pass):
     def merged(self, adapters: Sequence[Adapter]) -> Iterator[None]:
         alone = self.base
         for adapter in adapters:
-            alone = backend.with_patches(alone, adapter.source.unet, self.original)
+            unet = adapter.source.unet
+            if adapter.factor != 1:
+                unet = backend.weighted(unet, self.original, Evenly(adapter.factor))
+            alone = backend.with_patches(alone, unet, self.original)
         try:
             backend.apply(alone)
             yield

@@ -37,7 +37,7 @@ def bank_of(
     Raises LeftOutError, and LoratorioError for a LoRA that cannot be applied.
     """
     budget, state = dense_budget(), state_of(p)
-    key = (model, tuple((*adapter.key, adapter.tag.role) for adapter in adapters), budget)
+    key = (model, tuple((*adapter.key, adapter.is_global) for adapter in adapters), budget)
     if state.bank is None or state.bank_key != key:
         named = layers()
         deltas = [deltas_of(adapter, below, named) for adapter, below in zip(adapters, merged_below(adapters))]

@@ -12,12 +12,21 @@ from PIL.Image import Image
 
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui.options import map_format
-from lib_loratorio.page.weight_panel import weight_panel
+from lib_loratorio.loras.region import Box
+from lib_loratorio.page.weight_panel import as_painted, weight_panel
 
 SHARES = "LoRAtorio shares"
 """The key, in the API's `info`, of each LoRA's mean weight in each image, and in each model call of its batch, and of
 the place of its panel among the answer's images.
 """
+
+
+_last: list[Image | None] = [None]
+
+
+def last_map() -> Image | None:
+    """Of the latest picture with weight maps who won where, as a mask."""
+    return _last[0]
 
 
 class Drawn(NamedTuple):
@@ -33,22 +42,24 @@ class Drawn(NamedTuple):
 class Panels:
     """A request's panels, and the maps of the batch at hand; a hires pass takes the place of the first pass.
 
-    names: of the adapters that compete. patch_size: in latent pixels. maps: of the pass at hand.
-    done: images of the batch that are there. panels: drawn so far. shares: of each image with a panel.
-    elsewhere: of images that other machines have made, which come last.
+    names: of the adapters that compete. patch_size: in latent pixels. regions: the boxes of each, as the pass shows
+    them. maps: of the pass at hand. done: images of the batch that are there. panels: drawn so far. shares: of each
+    image with a panel. elsewhere: of images that other machines have made, which come last.
     """
 
     names: Sequence[str] = ()
     patch_size: int = 1
+    regions: Sequence[Sequence[Box]] = ()
     maps: WeightMaps = field(default_factory=WeightMaps)
     done: int = 0
     panels: list[Image] = field(default_factory=list)
     shares: list[dict] = field(default_factory=list)
     elsewhere: list[Drawn] = field(default_factory=list)
 
-    def begin(self, names: Sequence[str], patch_size: int) -> WeightMaps:
+    def begin(self, names: Sequence[str], patch_size: int, regions: Sequence[Sequence[Box]] = ()) -> WeightMaps:
         """The maps of a pass that begins, with the adapters that compete in it."""
-        self.names, self.patch_size, self.maps, self.done = names, patch_size, WeightMaps(), 0
+        self.names, self.patch_size, self.regions = names, patch_size, regions
+        self.maps, self.done = WeightMaps(), 0
         return self.maps
 
     def add_image(self, image: Image) -> None:
@@ -57,8 +68,9 @@ class Panels:
         if self.maps.mean is None or number >= self.maps.mean.shape[1]:
             return
         weights, names = self.maps.mean[:, number].cpu(), self.names
+        _last[:] = [as_painted(weights)]
         patch = self.patch_size * max(1, image.width // self.maps.latent_width)
-        self.panels.append(weight_panel(image, weights, names, patch, images.get_font))
+        self.panels.append(weight_panel(image, weights, names, patch, images.get_font, self.regions))
         self.shares.append(
             {
                 "mean": dict(zip(names, weights.mean((-2, -1)).tolist())),

@@ -10,7 +10,7 @@ from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.engine.composer import Composer
 from lib_loratorio.engine.planner import Step
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.hosts.webui import neighbours, other_scripts, pool, request
+from lib_loratorio.hosts.webui import masks, neighbours, other_scripts, own_words, places, pool, request
 from lib_loratorio.hosts.webui.failures import LeftOutError, tell_left_out
 from lib_loratorio.hosts.webui.messages import instead_of_sampling, note
 from lib_loratorio.hosts.webui.state import forget_state, state_of
@@ -46,6 +46,8 @@ def prepare(
         request.leave_alone(p, f"LoRAtorio did nothing: {declined or nothing}.")
         return
     request.tell_of_block_weights(p, settings, adapters)
+    places.tell(p, settings, adapters)
+    own_words.tell(p, settings, adapters)
     maps = request.begin_maps(p, settings, adapters)
     if composed:
         composed.composer.maps = maps
@@ -91,7 +93,9 @@ class Pass:
         self.error: Exception | None = None
 
     def composer_of(self, bank: AdapterBank) -> Composer:
-        return Composer(self.settings, self.adapters, bank, self, tally=state_of(self.p).tally)
+        tally, window = state_of(self.p).tally, places.window_of(self.p)
+        painted = masks.painted(self.p, self.settings, self.adapters)
+        return Composer(self.settings, self.adapters, bank, self, tally=tally, window=window, painted=painted)
 
     def goes_apart(self, extensions: Iterable[str] = ()) -> None:
         """Tells what it costs that each model is evaluated in calls of its own."""

@@ -8,12 +8,13 @@ from pathlib import PurePath
 import networks
 from modules import shared
 
-from lib_loratorio.errors import LoratorioError
+from lib_loratorio.errors import LoratorioError, SettingsError
 from lib_loratorio.hosts.webui.messages import note
 from lib_loratorio.hosts.webui.state import state_of
 from lib_loratorio.hosts.webui.tags import names, requested
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.pool import entries, resolved
+from lib_loratorio.loras.trigger_words import is_named
 from lib_loratorio.settings import Settings
 
 
@@ -59,13 +60,30 @@ def pooled(p, settings: Settings, asked: Sequence[Adapter], load: Callable[[str,
     taken = [
         name for name, network in networks.available_networks.items() if name in tagged or network.filename in files
     ]
+    wanted = resolved(entries(settings.pool), known(), [*taken, *refused(p)], aliases)
+    if settings.pool_mode == "named":
+        prompts = p.hr_prompts if p.is_hr_pass else p.prompts
+        wanted = [one for one in wanted if _is_named(one[0], prompts)]
     found = []
-    for name, strength in resolved(entries(settings.pool), known(), [*taken, *refused(p)], aliases):
+    for name, strength in wanted:
         try:
             found.append(load(name, strength))
         except LoratorioError:
             refused(p).append(name)
     return found
+
+
+def named(prompt: str, settings: Settings) -> list[tuple[str, float]]:
+    """Names and strengths of the pool's LoRAs that a prompt names; none of a pool that cannot be read."""
+    try:
+        wanted = resolved(entries(settings.pool), known(), (), _aliases())
+    except SettingsError:
+        return []
+    return [one for one in wanted if _is_named(one[0], [prompt])]
+
+
+def _is_named(name: str, prompts: Sequence[str]) -> bool:
+    return is_named(networks.available_networks[name].filename, prompts)
 
 
 def refused(p) -> list[str]:

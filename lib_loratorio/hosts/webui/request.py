@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from PIL.Image import Image
 
 from lib_loratorio.engine.weight_maps import WeightMaps
-from lib_loratorio.hosts.webui import block_weights
+from lib_loratorio.hosts.webui import block_weights, masks
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
+from lib_loratorio.hosts.webui.places import window_of
 from lib_loratorio.hosts.webui.state import forget_state, is_copy, known_state, state_of
 from lib_loratorio.hosts.webui.text import forget_conditions
 from lib_loratorio.loras.adapter import Adapter, numbered_names
 from lib_loratorio.loras.helpers import role_advice
+from lib_loratorio.loras.region import seen_boxes
 from lib_loratorio.settings import INFOTEXT, POOL, Settings
 
 VERIFY = "LoRAtorio verify"
@@ -39,6 +41,8 @@ def finish(p, processed) -> None:
     state = known_state(p)
     if state and state.panels:
         state.panels.hand_over(p, processed)
+    if state and state.mask and processed.infotexts:
+        masks.save(p, state.mask, processed.infotexts[0])
     forget_state(p)
     forget_conditions()
 
@@ -55,8 +59,9 @@ def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps
         )
         return None
     state.panels = state.panels or Panels()
-    competing = [adapter for adapter in adapters if not adapter.is_global]
-    return state.panels.begin(numbered_names(competing), settings.patch_size)
+    competing = [adapter for adapter in adapters if adapter.competes]
+    regions = [seen_boxes(adapter.tag.region, window_of(p)) for adapter in competing]
+    return state.panels.begin(numbered_names(competing), settings.patch_size, regions)
 
 
 def image_done(p, image: Image) -> None:
@@ -84,10 +89,11 @@ def leave_alone(p, message: str) -> None:
 
 def tell_what_merge_leaves_out(p, adapters: Sequence[Adapter]) -> None:
     """Tells what of the request has no effect where the sampling is the WebUI's own, with the prompt's LoRAs."""
-    if any((adapter.tag.start, adapter.tag.end) != (0, 1) for adapter in adapters):
+    if any((adapter.tag.start, adapter.tag.end) != (0, 1) or adapter.tag.ramp for adapter in adapters):
         note(
             p,
-            "with the method merge, ltstart and ltend have no effect; the WebUI merges LoRAs for the whole sampling.",
+            "with the method merge, ltstart, ltend and ltw have no effect; the WebUI merges LoRAs for the whole "
+            "sampling.",
         )
     if any(adapter.pooled for adapter in adapters):
         note(p, "the method merge has no pool; only the prompt's LoRAs are merged.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from PIL.Image import Image
+
 from lib_loratorio.beside import Beside
 from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.engine.composer import Tally
@@ -19,7 +21,7 @@ class RequestState:
     params: the request's `extra_generation_params`, by which a copy of it is known.
     composed: whether any pass was. tally: over all passes and batches. adapters: those loaded so far, by what the host
     was asked for. refused: by checkpoint, the pool's LoRAs that do not suit it. without_effect: of the prompt's LoRAs,
-    the keys of those that change nothing.
+    the keys of those that change nothing. mask: the image in which places are painted.
     """
 
     params: dict
@@ -31,6 +33,7 @@ class RequestState:
     adapters: dict[Hashable, Adapter] = field(default_factory=dict)
     refused: dict[Hashable, list[str]] = field(default_factory=dict)
     without_effect: set[Hashable] = field(default_factory=set)
+    mask: Image | None = None
 
 
 _states: Beside[RequestState] = Beside()

@@ -134,7 +134,8 @@ def _refuse_schedule(strength: Any, name: str) -> None:
     if SCHEDULE.search(str(strength)):
         raise SettingsError(
             f"the LoRA '{name}' has the strength '{strength}', a schedule of loractl, which LoRAtorio does not follow. "
-            "Give it one number; with ltstart and ltend in its tag it takes part in a stretch of the sampling."
+            "Give it one number; with ltw in its tag, such as ltw=0@0,1@0.5, the strength changes over the sampling, "
+            "and with ltstart and ltend it takes part in a stretch of it."
         )
 
 

@@ -11,10 +11,11 @@ from modules import prompt_parser, sd_samplers, shared
 from lib_loratorio.hosts.webui.followed import Pair, StepText, alike
 from lib_loratorio.hosts.webui.messages import note
 from lib_loratorio.hosts.webui.neighbours import changing_text, named
+from lib_loratorio.hosts.webui.own_words import own_words
 from lib_loratorio.hosts.webui.tags import requested
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.text import ConditionCache, Reading, readings
-from lib_loratorio.loras.trigger_words import appended, trigger_words
+from lib_loratorio.loras.trigger_words import appended, joined, trigger_words
 from lib_loratorio.settings import Settings
 
 Readers = Callable[[Sequence[Adapter]], AbstractContextManager[None]]
@@ -32,13 +33,17 @@ def text_conditions(
     """The conditions `(cond, uncond)` of the base and of each adapter that needs its own; none where none needs it.
 
     Args:
-        settings: whether adapters read the prompt by themselves, and whether with their trigger words.
+        settings: whether adapters read the prompt by themselves, and whether with their trigger words; those that the
+            prompt has for one of them alone are always read.
         readers: within `readers(adapters)` the host encodes prompts with these adapters in the text encoder.
         unconditional: whether the host reads the negative prompt too; else `uncond` is None.
     """
     if settings.text_encoder != "own":
         return {}
-    words = [trigger_words(adapter.path) if settings.trigger_words else "" for adapter in adapters]
+    words = [
+        joined(trigger_words(adapter.path) if settings.trigger_words else "", own)
+        for adapter, own in zip(adapters, own_words(p, adapters))
+    ]
     # Of a LoRA whose block weights switch its text encoder off, the host's own conditions still have it.
     found = readings(adapters, words, any(request.tag.blocks for request in requested(p)))
     _conditions.make_room(2 * len(found))  # a first pass and a hires pass
@@ -93,7 +98,10 @@ def _with_words(prompt: str, words: str) -> str:
     parts = []
     for part in prompt_parser.re_AND.split(prompt):
         text, weight = prompt_parser.re_weight.search(part).groups()
-        parts.append(appended(text.strip(), words) + (f" :{weight}" if weight else ""))
+        text = appended(text.strip(), words)
+        if weight is None and prompt_parser.re_weight.search(text)[2]:
+            weight = 1  # else the host took the end of the words, such as 12:30, for one
+        parts.append(text if weight is None else f"{text} :{weight}")
     return " AND ".join(parts)
 
 

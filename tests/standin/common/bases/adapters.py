@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from bases.deltas import delta
+from bases.deltas import change
 
 
 class WeightAdapterBase:
@@ -31,8 +31,8 @@ class WeightAdapterBase:
         original_weight=None,
     ):
         try:
-            change = strength * delta(self.name, weight.to(intermediate_dtype), self.values())
-            weight += (change if function is None else function(change)).type(weight.dtype)
+            changed = change(self.name, weight.to(intermediate_dtype), self.values(), strength)
+            weight += (changed if function is None else function(changed)).type(weight.dtype)
         except Exception as error:
             logging.error(f"ERROR {self.name} {key} {error}")
         return weight
@@ -55,13 +55,17 @@ class ScaledAdapter(WeightAdapterBase):
     name = "scaled"
 
 
+class SquaredAdapter(WeightAdapterBase):
+    name = "squared"
+
+
 def as_patch(kind, values):
     """A file's patch in the host's form."""
     if kind == "diff":
         return kind, values
     if kind == "lora":
         return LoRAAdapter(set(), (*values, None))
-    return {"loha": LoHaAdapter, "scaled": ScaledAdapter}[kind](set(), values)
+    return {"loha": LoHaAdapter, "scaled": ScaledAdapter, "squared": SquaredAdapter}[kind](set(), values)
 
 
 def calculate_weight(patches, weight, key, intermediate_dtype=torch.float32, original_weights=None, log=logging):

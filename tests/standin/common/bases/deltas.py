@@ -27,7 +27,12 @@ def _scaled(weight, factor):
     return weight * factor
 
 
-DELTAS = {"lora": _lora, "loha": _loha, "diff": _diff, "scaled": _scaled}
+DELTAS = {"lora": _lora, "loha": _loha, "diff": _diff, "scaled": _scaled, "squared": _scaled}
+
+
+def change(kind, weight, values, strength):
+    """At a strength, to which "squared" is not in proportion, as reForge's OFT is not."""
+    return strength ** (2 if kind == "squared" else 1) * delta(kind, weight, values)
 
 
 def delta(kind, weight, values):

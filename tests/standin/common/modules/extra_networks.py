@@ -7,6 +7,18 @@ import networks
 TAG = re.compile(r"<(\w+):([^>]+)>")
 
 
+registered = {}
+
+
+class ExtraNetwork:
+    def __init__(self, name):
+        self.name = name
+
+
+def register_extra_network(network):
+    registered[network.name] = network
+
+
 class ExtraNetworkParams:
     def __init__(self, items):
         self.items = items
@@ -23,6 +35,8 @@ def parse_prompts(prompts):
 
 
 def activate(p, data):
+    for kind in data.keys() - {"lora", "lyco"}:
+        registered[kind].activate(p, data[kind])
     wanted = []
     for params in [*data.get("lora", []), *data.get("lyco", [])]:
         name, *numbers = params.positional

@@ -58,6 +58,10 @@ def ui_settings_callback():
     _call("ui_settings")
 
 
+def before_ui_callback():
+    _call("before_ui")
+
+
 def cfg_denoiser_callback(params):
     _call("cfg_denoiser", params)
 

@@ -1,7 +1,7 @@
 """Networks merged into a model's weights, from a backup, whenever the set of names and strengths changes."""
 
 import torch
-from bases.deltas import delta
+from bases.deltas import change
 from bases.patcher import place
 
 
@@ -17,8 +17,8 @@ def merge_lora_to_weight(patches, weight, key="online_lora", computation_dtype=t
     for strength, (kind, values), strength_model, offset, function in patches:
         part = merged if offset is None else merged.narrow(*offset)
         part *= strength_model
-        change = strength * delta(kind, part, values)
-        part += change if function is None else function(change)
+        changed = change(kind, part, values, strength)
+        part += changed if function is None else function(changed)
     return merged.to(weight.dtype)
 
 
