@@ -44,6 +44,20 @@ def test_kinds_are_their_equations(pipe, tmp_path, kind):
     assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+@pytest.mark.parametrize("kind", EQUATIONS)
+def test_kinds_at_strengths_that_change_from_step_to_step(pipe, tmp_path, kind):
+    path, _ = written(pipe, tmp_path, kind, EQUATIONS[kind][2])
+    half = LoraTag.read({"ltw": "0.5@0"}, kind)
+    with composed(pipe, (path, 0.4), lam=0):
+        expected = latents(pipe)
+    with composed(pipe, Lora(path, 0.8, half), lam=0, verify=True) as composition:
+        found = latents(pipe)
+    assert 0 < composition.tally.worst < 1e-4
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    with composed(pipe, Lora(path, 0.8), lam=0):
+        assert (latents(pipe) - expected).abs().max() > 1e-3 * expected.abs().max()
+
+
 def test_several_kinds_at_once_beside_a_plain_lora(pipe, tmp_path):
     """Each is evaluated as if alone; a global one is below the rules that read the weight."""
     paths = [written(pipe, tmp_path, kind, (LINEAR, CONVOLUTION))[0] for kind in ("loha", "dora", "boft")]
