@@ -120,6 +120,9 @@ CASES = {
     "SD inpaint": Case(of("StableDiffusionInpaintPipeline", tiny.sd), inpaint),
     "SD inpainting model": Case(of("StableDiffusionInpaintPipeline", lambda: tiny.sd(V, in_channels=9)), inpaint),
     "SD ControlNet": Case(of("StableDiffusionControlNetPipeline", tiny.sd, **NET), control),
+    "SD ControlNet, guess mode": Case(
+        of("StableDiffusionControlNetPipeline", tiny.sd, **NET), lambda: {**control(), "guess_mode": True}
+    ),
     "SD ControlNet img2img": Case(of("StableDiffusionControlNetImg2ImgPipeline", tiny.sd, **NET), control_image),
     "SD IP-Adapter": Case(with_ip_adapter, image_embeds),
     "SD LCM": Case(

@@ -19,16 +19,26 @@ def denoiser(pipe):
 
 def record(pipe, loras, settings, call):
     """The composition, and what the denoiser was asked and answered in a call of the pipeline."""
-    calls = []
+    calls, controls = [], []
+
+    def note(module, args, kwargs, out):
+        kwargs = {**copied(kwargs), **({"control": controls.pop()} if controls else {})}
+        calls.append((copied(args), kwargs, out[0].clone()))
+        controls.clear()
+
+    def note_control(module, args, kwargs):
+        if not controls:  # the pipeline's own call comes first
+            controls.append((copied(args), copied(kwargs)))
+
     with composed(pipe, loras, settings) as composition:
-        hook = denoiser(pipe).register_forward_hook(
-            lambda module, args, kwargs, out: calls.append((copied(args), copied(kwargs), out[0].clone())),
-            with_kwargs=True,
-        )
+        hooks = [denoiser(pipe).register_forward_hook(note, with_kwargs=True)]
+        if hasattr(pipe, "controlnet"):
+            hooks.append(pipe.controlnet.register_forward_pre_hook(note_control, with_kwargs=True))
         try:
             call(pipe)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
     return composition, calls
 
 
@@ -69,6 +79,12 @@ def with_text(kwargs, text):
     return kwargs
 
 
+def control_text(kwargs, text):
+    """The arguments of a ControlNet with this text, or its last rows in guess mode."""
+    rows = len(kwargs["encoder_hidden_states"])
+    return with_text(kwargs, {name: tensor[-rows:] for name, tensor in text.items()})
+
+
 def predictions(pipe, loras, calls, prompts, negatives, guided):
     """`[calls][1 + N, rows, ...]` in float64: the base's, then each LoRA's alone, with its own text."""
     pipe = copy.deepcopy(pipe).to(torch.float64)
@@ -86,6 +102,12 @@ def predictions(pipe, loras, calls, prompts, negatives, guided):
         for place, (args, kwargs, _) in enumerate(calls):
             asked = with_text(copied(kwargs, torch.float64), own[place % len(own)])
             with torch.no_grad():
+                if control := asked.pop("control", None):
+                    of_control = control_text(control[1], own[0])
+                    down, middle = pipe.controlnet(*control[0], **{**of_control, "return_dict": False})
+                    if len(middle) < asked["mid_block_additional_residual"].shape[0]:  # guess mode
+                        down, middle = [torch.cat([0 * one, one]) for one in down], torch.cat([0 * middle, middle])
+                    asked |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
                 found[place].append(denoiser(pipe)(*copied(args, torch.float64), **{**asked, "return_dict": False})[0])
     return [torch.stack(models).numpy() for models in found]
 

@@ -23,6 +23,7 @@ from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.errors import LoratorioError, told
 from lib_loratorio.hosts.diffusers.arguments import read_loras, read_settings
 from lib_loratorio.hosts.diffusers.compiled import plain_denoiser, uncompiled
+from lib_loratorio.hosts.diffusers.controlnets import ControlNets
 from lib_loratorio.hosts.diffusers.deltas import bank_of
 from lib_loratorio.hosts.diffusers.denoisers import denoiser_name, denoiser_of
 from lib_loratorio.hosts.diffusers.loader import activate, loaded, text_encoders
@@ -119,6 +120,7 @@ class Composition(Results):
         self.bank = bank_of(self.model, self.component, adapters, dense_budget) if settings.traits.apart else None
         self.texts: dict[int, Prompt] = {}
         self.encode_prompt, self.forward = pipe.encode_prompt, self.model.forward
+        self.controlnets = ControlNets(pipe)
         self._beneath: Any = None  # what the denoiser had in place of its class's forward
         self.painted = None
         if settings.mask and settings.traits.apart:
@@ -148,7 +150,7 @@ class Composition(Results):
             pipe.__dict__["encode_prompt"] = self._encode_prompt
             activate(pipe, self.component, self.merged_adapters if self.bank is None else ())
             self._replace_forward()
-            with self.bank.attached() if self.bank else nullcontext():
+            with self.bank.attached() if self.bank else nullcontext(), self.controlnets.watched():
                 yield
         finally:
             pipe.__dict__.pop("encode_prompt", None)
@@ -253,7 +255,10 @@ class Composition(Results):
             )
         self._was_called = True
         tree, return_dict = self.denoiser.read(args, kwargs)
-        return self.denoiser.answer(self._prediction(tree), tree, return_dict)
+        try:
+            return self.denoiser.answer(self._prediction(tree), tree, return_dict)
+        finally:
+            self.controlnets.forget()
 
     def _prediction(self, tree: dict) -> torch.Tensor:
         hidden = self.denoiser.hidden_text(tree)
@@ -304,10 +309,11 @@ class Composition(Results):
 
     def _inputs(self, model: int, tree: dict, division: Sequence[Row], rows: Rows) -> dict:
         """A model's inputs, with its own text, for `rows` of a call."""
-        taken = take_rows(tree, rows)
-        of_rows = division[rows] if isinstance(rows, slice) else [division[row] for row in rows]
-        own = own_rows(self.texts, model, of_rows)
-        return taken if own is None else self.denoiser.with_text(taken, *own)
+        own = own_rows(self.texts, model, division)
+        if own is None:
+            return take_rows(tree, rows)
+        tree = self.denoiser.with_text(self.controlnets.own(model, own, division, tree), *own)
+        return take_rows(tree, rows)
 
     def _merged_rows(self, tree: dict, division: Sequence[Row]) -> torch.Tensor:
         """diffusers' ordinary merge, for the steps outside of start and end."""
