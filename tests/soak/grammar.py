@@ -22,8 +22,14 @@ PREFIX = "soak_"
 POOL_FOLDER = "loratorio-soak/pool"
 STYLE = {"name": "soak", "prompt": "{prompt}, soft light <lora:soak_locon:0.4>", "negative_prompt": "grey"}
 
-SLOW = {"DPM adaptive": 30}
-"""Samplers that make more steps than they are asked for, and about how many."""
+SLOW = {"DPM adaptive": 30, **dict.fromkeys(("Bosh3", "Fehlberg2", "Adaptive Heun", "Dopri5", "Custom"), 100)}
+"""Samplers that make more steps than they are asked for, and about how many; reForge names the later ones `ODE (...)`.
+"""
+
+
+def more_steps(sampler: str) -> int:
+    """About how many steps more than it is asked for a sampler makes."""
+    return SLOW.get(re.sub(r"ODE \(?|\)", "", sampler), 0)
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def _request(rng: random.Random, offer: Offer) -> dict[str, Any]:
     if rng.random() < 0.06:
         fields["styles"] = [STYLE["name"]]
     made = {"fields": fields, "settings": _settings(rng, offer) if rng.random() < 0.92 else None}
-    if fields["sampler_name"] in SLOW:
+    if more_steps(fields["sampler_name"]):
         _short(rng, made, tags[0], offer)
     else:
         shape = _choice(rng, {_plain: 10, _hires: 3, _img2img: 2, _inpaint: 3, _plot: 1})
@@ -222,7 +228,7 @@ def _hires(rng: random.Random, made: dict, offer: Offer) -> None:
     if rng.random() < 0.2:
         fields["hr_negative_prompt"] = "grey"
     if rng.random() < 0.3:
-        fields["hr_sampler_name"] = rng.choice([name for name in offer.samplers if name not in SLOW])
+        fields["hr_sampler_name"] = rng.choice([name for name in offer.samplers if not more_steps(name)])
 
 
 def _img2img(rng: random.Random, made: dict, offer: Offer) -> None:
@@ -569,7 +575,7 @@ def work(made: dict) -> float:
     prompts = [fields["prompt"], *([fields.get("hr_prompt", fields["prompt"])] if fields.get("enable_hr") else [])]
     pool = str(settings.get("pool", ""))
     pooled = 12 if "*" in pool else len(pool.split(",")) if pool else 0
-    steps = SLOW.get(fields["sampler_name"], 0) + fields["steps"]
+    steps = more_steps(fields["sampler_name"]) + fields["steps"]
     area = fields["width"] * fields["height"] / 64**2
     cells = 2 ** len(made.get("plot", ()))
     total = 0.0
