@@ -27,6 +27,7 @@ SINGLE = (
     "lib_loratorio.beside.",
     "lib_loratorio.hosts.webui.other_scripts.Other",
     "lib_loratorio.page.accordion.Control",
+    "lib_loratorio.loras.region.Box",
     "lib_loratorio.loras.tag.LoraTag",
 )
 """Objects of ours that modules hold for as long as they are loaded."""
