@@ -23,10 +23,10 @@ def test_plans_over_the_steps():
     assert plans == [full, saved, saved, full, saved, saved, full]
 
 
-def predictions(plan, seed, space=None):
+def predictions(plan, seed, space=None, edge=6):
     generator = torch.Generator().manual_seed(seed)
     conditional, unconditional = (
-        {model: torch.randn(1, 4, 6, 6, generator=generator, dtype=torch.float64) for model in of} for of in plan
+        {model: torch.randn(1, 4, edge, edge, generator=generator, dtype=torch.float64) for model in of} for of in plan
     )
     return Predictions(
         conditional, unconditional or None, space or NoiseSpace.noise(), torch.zeros(1, dtype=torch.long)
@@ -52,6 +52,22 @@ def test_the_difference_from_the_base_is_reused_as_noise(settings, units):
     torch.testing.assert_close(composed.unconditional, expected, rtol=1e-6, atol=1e-6)
     assert torch.equal(composed.conditional, method.combine(now._replace(unconditional=None)).conditional)
     assert composed.difference is None
+
+
+def test_a_smaller_latent_within_a_step_has_the_mean_of_the_difference():
+    """As samplers such as reForge's "Euler DY" ask for it; what is known of the whole latent stays."""
+    planner = Planner(Settings(guidance_every=4, lam=0.25), [adapter(), adapter()])
+    method, plan, *_ = planner.step(0, 0)
+    whole = method.combine(predictions(plan, 1))
+    planner.learn((0, 1), whole)
+    planner.learn((0, 1), method.combine(predictions(plan, 2, edge=3)))
+    method, plan, *_ = planner.step(0.25, 1)
+    smaller, same = predictions(plan, 3, edge=3), predictions(plan, 4)
+    mean = torch.nn.functional.avg_pool2d(whole.difference, 2)
+    expected = smaller.unconditional[BASE] + mean
+    torch.testing.assert_close(method.combine(smaller).unconditional, expected, rtol=1e-6, atol=1e-6)
+    expected = same.unconditional[BASE] + whole.difference
+    torch.testing.assert_close(method.combine(same).unconditional, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_base_is_evaluated_too_where_the_method_would_not():

@@ -88,5 +88,10 @@ class Planner:
     def learn(self, adapters: Sequence[int], composed: Composed) -> None:
         """A sampler call has been composed of these adapters."""
         self.scout.learn(adapters, composed.weights)
-        if composed.difference is not None:
+        if composed.difference is not None and not self._knows_finer(composed.difference):
             self._known = self._taking_part, composed.difference
+
+    def _knows_finer(self, difference: torch.Tensor) -> bool:
+        """Whether the last difference is of a larger latent: some samplers evaluate a smaller one too within a step."""
+        known = self._difference()
+        return known is not None and known.shape[-2:].numel() > difference.shape[-2:].numel()
