@@ -123,3 +123,14 @@ def test_a_planner_plans_what_the_scout_has_chosen():
     assert planner.step(0, 0).plan == Plan((BASE, 0, 1, 2), (BASE, 0, 1, 2))
     planner.learn((0, 1, 2), Composed(None, None, weights([1, 2, 7])))
     assert planner.step(0.5, 5).plan == Plan((BASE, 0, 2), (BASE, 0, 2))
+
+
+def test_a_smaller_latent_within_a_step_counts_in_the_same_regions():
+    """As samplers such as reForge's "Euler DY" evaluate it; each call has the same say."""
+    scout = Scout(Settings(pool_mode="scout", scout=0.5, scout_share=0.6), [0, 1])
+    scout.chosen((0, 1), 0.0, 0)
+    left = torch.stack([torch.tensor([[1.0] * 4 + [0.0] * 4] * 8), torch.tensor([[0.0] * 4 + [1.0] * 4] * 8)])[:, None]
+    scout.learn((0, 1), left)
+    scout.learn((0, 1), left[..., ::2, ::2])
+    scout.learn((0, 1), torch.ones(2, 1, 4, 4) * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
+    assert scout.chosen((0, 1), 0.5, 1) == (0, 1)  # 3 and 2 of 3 calls, in the regions where they have most

@@ -36,3 +36,14 @@ def test_memory_does_not_grow_with_the_steps():
 
     start, number = held(1), len(pickle.dumps(torch.zeros(3)))
     assert held(101) - start <= 100 * number < 100 * 3 * 2 * 8 * 8 * 4
+
+
+def test_a_smaller_latent_within_a_step_counts_at_the_first_ones_size():
+    maps = WeightMaps()
+    first = torch.tensor([[1.0, 0.0], [0.5, 0.0]]).expand(1, 1, 2, 2)
+    maps.add(torch.cat([first, 1 - first]), 2)
+    smaller = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1)
+    maps.add(smaller, 1)
+    expected = (torch.cat([first, 1 - first]) + smaller) / 2
+    assert torch.allclose(maps.mean, expected) and maps.latent_width == 2
+    assert maps.shares_by_call == [[0.375, 0.625], [0.25, 0.75]]

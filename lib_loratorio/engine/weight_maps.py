@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 
 class WeightMaps:
@@ -25,13 +26,16 @@ class WeightMaps:
         return [shares.tolist() for shares in self._by_call]
 
     def add(self, weights: torch.Tensor, latent_width: int = 1) -> None:
-        """Takes in one call's patch weights. Raises ValueError where their shape is not that of the calls before."""
+        """Takes in one call's patch weights, brought to the size of the first call's where a sampler evaluates a
+        smaller latent too. Raises ValueError for other numbers of adapters or images than before.
+        """
         weights = weights.detach().float()
         if self.mean is None:
-            self.mean = torch.zeros_like(weights)
+            self.mean, self.latent_width = torch.zeros_like(weights), latent_width
+        if weights.shape[:2] == self.mean.shape[:2] and weights.shape != self.mean.shape:
+            weights = F.interpolate(weights, size=self.mean.shape[-2:], mode="bilinear")
         if weights.shape != self.mean.shape:
             raise ValueError(f"weights are {tuple(weights.shape)}, those before were {tuple(self.mean.shape)}")
-        self.latent_width = latent_width
         self._by_call.append(weights.mean((1, 2, 3)))  # not read out here, where a GPU would have to be waited for
         self.mean += (weights - self.mean) / len(self._by_call)
 
