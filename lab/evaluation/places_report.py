@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lab import detector
 from lab.evaluation import boxes, tables
+from lab.evaluation.captions import skill_sets
 from lab.evaluation.measurements import Measured, Record
 from lab.evaluation.ways import CFG, NO_REGION, PLACED, STEPS
 
@@ -15,7 +16,7 @@ PAGE = """# Regions and own words in the tiny world
 Written by `python -m lab.evaluate --only places`, from `lab/results/places.jsonl`; figures in brackets are 95%
 intervals (bootstrap over sets of figures). {warning}Real models may rank the ways differently.
 
-{pictures} captions, 4 of each of {sets} random sets of two and three figures on a ground. Two have the left and right
+{pictures} captions, 4 of each random set of two or three figures on a ground (sets measured: {sets}). Two have the left and right
 half as their boxes, three the thirds, in a drawn order that the captions do not have. The same noise for every way;
 DDIM, {steps} steps, CFG {cfg:g}, every LoRA at strength 1. "Own words": the prompt is the ground alone, and each LoRA
 reads its own figure's word behind it, a form of captions that the tiny model was not trained with. "Attention couple":
@@ -45,7 +46,7 @@ def write(records: Sequence[Record], path: Path, judge: detector.Detector) -> No
         f"{inside:.1%} of {n} in their own box, and {astray:.1%} in each other one" for n, inside, astray in _of(judge)
     )
     page = PAGE.format(
-        warning=f"**Only {sets} sets so far: these intervals say little.** " if sets < FEW else "",
+        warning=_warning(whole) if sets < FEW else "",
         pictures=measured.pictures,
         sets=sets,
         steps=STEPS,
@@ -71,6 +72,15 @@ def complete(records: Sequence[Record]) -> list[Record]:
     for record in own:
         ways.setdefault((record["count"], record["number"]), set()).add(record["way"])
     return [record for record in own if ways[record["count"], record["number"]] == set(PLACED)]
+
+
+def _warning(records: Sequence[Record]) -> str:
+    sets = {(record["count"], record["number"]) for record in records}
+    each = " and ".join(f"{sum(of == n for of, _ in sets)} of {n} figures" for n in boxes.WORDS)
+    return (
+        f"**Only {len(sets)} of {len(skill_sets('places'))} sets so far ({each}): nothing can be concluded from them, and "
+        "the intervals of a single set have no width.** "
+    )
 
 
 def _of(judge: detector.Detector) -> list[tuple[int, float, float]]:

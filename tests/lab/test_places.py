@@ -101,6 +101,6 @@ def test_report_has_the_sets_that_every_way_has(tmp_path):
     judge, path = detector.load(model.WEIGHTS / "detector.safetensors"), tmp_path / "places.md"
     places_report.write(_records(3)[:-1], path, judge)
     text = path.read_text()
-    assert "4 captions" in text and "**Only 2 sets so far" in text
+    assert "4 captions" in text and "**Only 2 of 12 sets so far (2 of 2 figures and 0 of 3 figures)" in text
     row = "| LoRAtorio, regions | 100% | +50.0 (+50.0 to +50.0) | -1.00 (-1.00 to -1.00) | +0.0 (+0.0 to +0.0) |"
     assert row in text
