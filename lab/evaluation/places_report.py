@@ -16,8 +16,9 @@ PAGE = """# Regions and own words in the tiny world
 Written by `python -m lab.evaluate --only places`, from `lab/results/places.jsonl`; figures in brackets are 95%
 intervals (bootstrap over sets of figures). {warning}Real models may rank the ways differently.
 
-{pictures} captions, 4 of each random set of two or three figures on a ground (sets measured: {sets}). Two have the left and right
-half as their boxes, three the thirds, in a drawn order that the captions do not have. The same noise for every way;
+{pictures} captions, 4 of each random set of two or three figures on a ground (sets measured: {sets}).
+Two have the left and right half as their boxes,
+three the thirds, in a drawn order that the captions do not have. The same noise for every way;
 DDIM, {steps} steps, CFG {cfg:g}, every LoRA at strength 1. "Own words": the prompt is the ground alone, and each LoRA
 reads its own figure's word behind it, a form of captions that the tiny model was not trained with. "Attention couple":
 merged LoRAs, and each box attends to a caption of its own figure and the ground (`lab/evaluation/couple.py`); its
@@ -78,8 +79,8 @@ def _warning(records: Sequence[Record]) -> str:
     sets = {(record["count"], record["number"]) for record in records}
     each = " and ".join(f"{sum(of == n for of, _ in sets)} of {n} figures" for n in boxes.WORDS)
     return (
-        f"**Only {len(sets)} of {len(skill_sets('places'))} sets so far ({each}): nothing can be concluded from them, and "
-        "the intervals of a single set have no width.** "
+        f"**Only {len(sets)} of {len(skill_sets('places'))} sets so far ({each}): nothing can be concluded from "
+        "them, and the intervals of a single set have no width.** "
     )
 
 
