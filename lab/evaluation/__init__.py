@@ -3,11 +3,14 @@
 Each module needs only those above it:
 
     captions        which skills a picture is asked for, and in which split
+    boxes           where a figure is to stand, and whether it does
     ways            how a picture is made
     patches         how far a picture is from its caption
     measurements    what was measured: the results' lines, and means with intervals
+    couple          regional prompts by attention, to compare with
     studio          makes and measures the pictures
     choices         which variant becomes the default
     tables, plots   what was measured, to be read
     report          docs/evaluation.md
+    places_report   docs/evaluation-places.md
 """

@@ -27,6 +27,7 @@ SPLITS = {
     "style": Split(3_000_000, 26, (3,)),
     "speed": Split(4_000_000, 5, (3,)),
     "pool": Split(5_000_000, 6),
+    "places": Split(6_000_000, 6, (2, 3)),
 }
 
 
@@ -43,8 +44,15 @@ class SkillSet:
         return SPLITS[self.split].first_seed + 1000 * (self.count * 100 + self.number)
 
     def contents(self) -> tuple[tuple[str, ...], list[world.Content]]:
-        """The skills, and what each of the pictures is to show; sets of the split "style" have exactly one style."""
+        """The skills, and what each of the pictures is to show.
+
+        Sets of the split "style" have exactly one style. Those of the split "places" are figures alone, in a drawn
+        order, which is that of their boxes from left to right; the captions have them in orders of their own.
+        """
         rng = np.random.default_rng(self.seed)
+        if self.split == "places":
+            skills = tuple(rng.choice(world.FIGURES, self.count, replace=False).tolist())
+            return skills, [world.content(skills, rng, shapes=0) for _ in range(CAPTIONS)]
         skills = world.random_skills(rng, self.count)
         while self.split == "style" and sum(map(world.is_style, skills)) != 1:
             skills = world.random_skills(rng, self.count)

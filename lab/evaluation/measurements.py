@@ -18,7 +18,9 @@ class Record(TypedDict, total=False):
     split, way, count, number: which captions, and how their pictures were made. skills: the set. present: share of the
     asked skills that the detector finds. complete: 1 where it finds all of them. others: how many it finds that were
     not asked for. distance: patch distance. style, places: of the split "style" alone, share of the asked styles and of
-    the other asked skills. seconds, evaluations: a picture; lines without a count of evaluations are taken as planned.
+    the other asked skills. inside, astray: of the split "places" alone, share of the asked figures that stand in their
+    box, and how often one stands in another's. seconds, evaluations: a picture; lines without a count of evaluations
+    are taken as planned.
     """
 
     split: str
@@ -32,11 +34,13 @@ class Record(TypedDict, total=False):
     distance: list[float]
     style: list[float]
     places: list[float]
+    inside: list[float]
+    astray: list[int]
     seconds: float
     evaluations: float
 
 
-QUANTITIES = ("present", "complete", "others", "distance", "style", "places")
+QUANTITIES = ("present", "complete", "others", "distance", "style", "places", "inside", "astray")
 """What a record has for each of its pictures."""
 
 

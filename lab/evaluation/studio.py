@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +15,9 @@ import numpy as np
 import torch
 
 from lab import detector, model, world
-from lab.evaluation import measurements
+from lab.evaluation import boxes, measurements
 from lab.evaluation.captions import SkillSet
+from lab.evaluation.couple import coupled
 from lab.evaluation.measurements import Record
 from lab.evaluation.patches import patch_distance
 from lab.evaluation.ways import CFG, STEPS, Way
@@ -33,11 +36,14 @@ class Studio:
         self, way: Way, skills: Sequence[str], contents: Sequence[world.Content], seed: int
     ) -> tuple[np.ndarray, float]:
         """One picture for each content, `[len(contents), SIZE, SIZE, 3]` uint8, and the model evaluations a picture."""
-        captions = [shown.caption for shown in contents]
+        captions = [way.prompt(shown) for shown in contents]
         if way.settings is None:
             return model.sample(self.pipe, captions, seed, STEPS, CFG), 2 * STEPS
         with composed(self.pipe, way.loras(skills, self.loras), way.settings) as composition:
-            return model.sample(self.pipe, captions, seed, STEPS, CFG), composition.tally.rows / len(contents)
+            regional = [[replace(shown, figures=(skill,)).caption for shown in contents] for skill in skills]
+            with coupled(self.pipe, regional) if way.couple else nullcontext():
+                images = model.sample(self.pipe, captions, seed, STEPS, CFG)
+            return images, composition.tally.rows / len(contents)
 
     def measure(self, name: str, way: Way, skill_set: SkillSet) -> Record:
         """Makes the pictures of a set of skills and says what they show; `name` is the way's."""
@@ -51,6 +57,7 @@ class Studio:
         if skill_set.split == "style":
             styles = np.array([world.is_style(name) for name in world.NAMES])
             shares |= {"style": asked & styles, "places": asked & ~styles}
+        placed = boxes.found(self.judge, images, skills)._asdict() if skill_set.split == "places" else {}
         return {
             "split": skill_set.split,
             "way": name,
@@ -58,6 +65,7 @@ class Studio:
             "number": skill_set.number,
             "skills": list(skills),
             **{key: found[:, of].mean(1).tolist() for key, of in shares.items()},
+            **{key: values.tolist() for key, values in placed.items()},
             "complete": found[:, asked].all(1).astype(int).tolist(),
             "others": found[:, ~asked].sum(1).tolist(),
             "distance": patch_distance(images, contents, skill_set.seed).tolist(),

@@ -47,6 +47,13 @@ QUALITIES = {
 }
 """Columns of ways measured on sets of skills: the quantity, and how it is shown."""
 
+PLACE_QUALITIES = {
+    "in their box %": ("inside", share),
+    "in another's box, a picture": ("astray", number),
+    "present anywhere %": ("present", share),
+    "patch distance": ("distance", number),
+}
+
 STYLE_QUALITIES = {
     "style present %": ("style", share),
     "other skills present %": ("places", share),
@@ -61,6 +68,8 @@ DIFFERENCES = {
     "others": ("not asked for, a picture", change),
     "style": ("style present, points", points),
     "places": ("other skills present, points", points),
+    "inside": ("in their box, points", points),
+    "astray": ("in another's box, a picture", change),
 }
 """Each quantity's column in a table of differences, and how it is shown there."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab import world
+from lab.evaluation.boxes import WORDS
 from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.hosts.diffusers import Lora
 from lib_loratorio.loras.tag import LoraTag
@@ -26,16 +27,30 @@ class Way:
     everything: bool = False  # all LoRAs are loaded, not only those that the caption asks for
     pool: bool = False  # they are a pool, beside a prompt without LoRAs
     global_styles: bool = False
+    regions: bool = False  # each LoRA in its box
+    own_words: bool = False  # each LoRA alone reads its figure's word
+    couple: bool = False  # each box reads its figure's caption, by attention couple
 
     def loras(self, skills: Sequence[str], folder: Path) -> list[Lora]:
         """The LoRAs in `folder` that are loaded for a caption with these skills."""
         return [
-            Lora(folder / f"{name}.safetensors", 1.0, self._tag(name), self.pool)
-            for name in (world.NAMES if self.everything else skills)
+            Lora(
+                folder / f"{name}.safetensors",
+                1.0,
+                self._tag(name, WORDS[len(skills)][number] if self.regions else None),
+                self.pool,
+                prompt=world.SKILLS[name].trigger if self.own_words else "",
+            )
+            for number, name in enumerate(world.NAMES if self.everything else skills)
         ]
 
-    def _tag(self, skill: str) -> LoraTag:
-        return LoraTag(role="global" if self.global_styles and world.is_style(skill) else "local")
+    def prompt(self, shown: world.Content) -> str:
+        """What all read: the caption, without the figures where each LoRA reads its own."""
+        return (replace(shown, figures=()) if self.own_words else shown).caption
+
+    def _tag(self, skill: str, place: str | None) -> LoraTag:
+        role = "global" if self.global_styles and world.is_style(skill) else "local"
+        return LoraTag.read({"lt": role, **({"ltat": place} if place else {})}, skill)
 
 
 def evaluations_a_step(way: Way, count: int) -> float:
@@ -82,6 +97,17 @@ STYLED = {
     "merged": Way(MERGE),
 }
 
+NO_REGION = "LoRAtorio, no region"
+PLACED = {
+    NO_REGION: Way(DEFAULT),
+    "LoRAtorio, regions": Way(DEFAULT, regions=True),
+    "LoRAtorio, regions, lambda 1": Way(replace(DEFAULT, lam=1.0), regions=True),
+    "LoRAtorio, regions, own words": Way(DEFAULT, regions=True, own_words=True),
+    "Merge": Way(MERGE),
+    "Merge, attention couple": Way(MERGE, couple=True),
+}
+"""What keeps a figure in its box."""
+
 # The variants among which defaults are chosen
 
 TEMPERATURES, PATCHES, LAMBDAS, TOP_KS = (0.003, 0.02, 0.1, 0.5), (1, 2, 4), (0.0, 0.5, 1.0), (1, 2, 3)
@@ -115,4 +141,4 @@ SCOUTING = {EVERY_STEP: Way(replace(SCOUT, pool_mode="exact"), everything=True, 
 }
 """How long a pool is scouted, by the share that a LoRA needs to stay; and the whole pool in every step."""
 
-BY_SPLIT = {"dev": ABLATION, "pool": SCOUTING, "test": METHODS, "style": STYLED, "speed": METHODS}
+BY_SPLIT = {"dev": ABLATION, "pool": SCOUTING, "test": METHODS, "style": STYLED, "speed": METHODS, "places": PLACED}

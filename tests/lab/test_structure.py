@@ -10,13 +10,27 @@ MODULES = {
     ".".join(("lab", *file.relative_to(FOLDER).with_suffix("").parts)).removesuffix(".__init__"): file
     for file in sorted(FOLDER.rglob("*.py"))
 }
-EVALUATION = ("captions", "ways", "patches", "measurements", "studio", "choices", "tables", "plots", "report")
+EVALUATION = (
+    "captions",
+    "boxes",
+    "ways",
+    "patches",
+    "measurements",
+    "couple",
+    "studio",
+    "choices",
+    "tables",
+    "plots",
+    "report",
+    "places_report",
+)
 """Each module needs only those before it."""
 
 PUBLIC = {"lib_loratorio.settings", "lib_loratorio.hosts.diffusers", "lib_loratorio.composition"}
 BESIDES = {
     ("lab.evaluation.ways", "lib_loratorio.loras.tag"),
     ("lab.evaluation.ways", "lib_loratorio.engine.price"),
+    ("lab.swapped", "lib_loratorio.loras.tag"),
     ("lab.demo", "lib_loratorio.page.weight_panel"),
 }
 """What else of the extension a module needs: what a LoRA's tag says, the engine's plans, the colours of its maps."""
