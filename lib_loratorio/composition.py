@@ -7,6 +7,8 @@ Arithmetic is in float32 (float64 stays float64); results have the dtype of `ada
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -70,6 +72,11 @@ def expand_weights(weights: torch.Tensor, patch_size: int, size: tuple[int, int]
     height, width = size
     pixels = weights.repeat_interleave(patch_size, -2).repeat_interleave(patch_size, -1)
     return pixels[..., :height, :width]
+
+
+def resized(pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """`[B,C,H,W]` at another size `(h, w)`: some samplers evaluate a smaller latent too within a step."""
+    return pixels if pixels.shape[-2:] == tuple(size) else F.interpolate(pixels, size=tuple(size), mode="bilinear")
 
 
 def compose(adapted: torch.Tensor, weights: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:

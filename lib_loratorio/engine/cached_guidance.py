@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
+from lib_loratorio.composition import resized
 from lib_loratorio.engine.methods import Composed, Method, Plan, Predictions
 from lib_loratorio.loras.adapter import BASE
 
@@ -37,14 +37,7 @@ class CachedGuidance:
         base, unit = unconditional[BASE], predictions.space.unit
         if self.difference is not None:
             composed = self.method.combine(predictions._replace(unconditional=None), weights)
-            difference = _at_size(self.difference, base.shape[-2:])
+            difference = resized(self.difference, base.shape[-2:])
             return composed._replace(unconditional=(base + difference / unit).to(base))
         composed = self.method.combine(predictions, weights)
         return composed._replace(difference=(composed.unconditional.float() - base.float()) * unit)
-
-
-def _at_size(difference: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """`[B,c,H,W]` at the size of a call: some samplers evaluate a smaller latent too within a step."""
-    if difference.shape[-2:] == size:
-        return difference
-    return F.interpolate(difference, size=tuple(size), mode="bilinear")

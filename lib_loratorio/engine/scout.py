@@ -80,7 +80,9 @@ class Scout:
         winners = F.one_hot(weights.argmax(0), len(adapters)).movedim(-1, 0).float()
         # Some samplers evaluate a smaller latent too within a step, which then counts in the first call's regions.
         first = next(iter(self._won.values()), None)
-        own = [min(REGIONS, max(edge // 2, 1)) for edge in weights.shape[-2:]]
-        regions = own if first is None else first.shape[-2:]
+        if first is None:
+            regions = [min(REGIONS, max(edge // 2, 1)) for edge in weights.shape[-2:]]
+        else:
+            regions = first.shape[-2:]
         for number, won in zip(adapters, F.adaptive_avg_pool2d(winners, regions)):
             self._won[number] = self._won.get(number, 0) + won

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
+
+from lib_loratorio.composition import resized
 
 
 class WeightMaps:
@@ -32,10 +33,9 @@ class WeightMaps:
         weights = weights.detach().float()
         if self.mean is None:
             self.mean, self.latent_width = torch.zeros_like(weights), latent_width
-        if weights.shape[:2] == self.mean.shape[:2] and weights.shape != self.mean.shape:
-            weights = F.interpolate(weights, size=self.mean.shape[-2:], mode="bilinear")
-        if weights.shape != self.mean.shape:
+        if weights.shape[:2] != self.mean.shape[:2]:
             raise ValueError(f"weights are {tuple(weights.shape)}, those before were {tuple(self.mean.shape)}")
+        weights = resized(weights, self.mean.shape[-2:])
         self._by_call.append(weights.mean((1, 2, 3)))  # not read out here, where a GPU would have to be waited for
         self.mean += (weights - self.mean) / len(self._by_call)
 
