@@ -85,19 +85,24 @@ def control_text(kwargs, text):
     return with_text(kwargs, {name: tensor[-rows:] for name, tensor in text.items()})
 
 
-def predictions(pipe, loras, calls, prompts, negatives, guided):
-    """`[calls][1 + N, rows, ...]` in float64: the base's, then each LoRA's alone, with its own text."""
-    pipe = copy.deepcopy(pipe).to(torch.float64)
+def each_alone(pipe, loras):
+    """Goes on with the pipeline as the base, then with each LoRA alone, as diffusers itself loads and activates it."""
     names = [f"lora_{number}" for number in range(len(loras))]
     for name, (path, _) in zip(names, loras):
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+    pipe.disable_lora()
+    yield
+    pipe.enable_lora()
+    for name, (_, strength) in zip(names, loras):
+        pipe.set_adapters([name], [strength])
+        yield
+
+
+def predictions(pipe, loras, calls, prompts, negatives, guided):
+    """`[calls][1 + N, rows, ...]` in float64: the base's, then each LoRA's alone, with its own text."""
+    pipe = copy.deepcopy(pipe).to(torch.float64)
     found = [[] for _ in calls]
-    for number in range(-1, len(loras)):
-        if number < 0:
-            pipe.disable_lora()
-        else:
-            pipe.enable_lora()
-            pipe.set_adapters([names[number]], [loras[number][1]])
+    for _ in each_alone(pipe, loras):
         own = texts(pipe, prompts, negatives, guided)
         for place, (args, kwargs, _) in enumerate(calls):
             asked = with_text(copied(kwargs, torch.float64), own[place % len(own)])

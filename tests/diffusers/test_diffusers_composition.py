@@ -11,6 +11,7 @@ import numpy as np
 import tiny_pipelines as tiny
 import torch
 import torch.nn.functional as F
+from single_adapters import each_alone
 
 from lib_loratorio.engine.methods import SWITCH_EVERY, Switch
 from lib_loratorio.errors import LoratorioError
@@ -102,17 +103,9 @@ def single_predictions(pipe, loras, calls, prompts, cfg):
     """`[calls][models][rows, C, H, W]`: diffusers' own predictions, the base first, then each LoRA alone, with its own
     text.
     """
-    names = [f"lora_{number}" for number in range(len(loras))]
-    for name, (path, _) in zip(names, loras):
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
     found = [[] for _ in calls]
     with torch.no_grad():
-        for number in range(-1, len(loras)):
-            if number < 0:
-                pipe.disable_lora()
-            else:
-                pipe.enable_lora()
-                pipe.set_adapters([names[number]], [loras[number][1]])
+        for _ in each_alone(pipe, loras):
             text = pipe.encode_prompt(
                 prompt=prompts,
                 device="cpu",
