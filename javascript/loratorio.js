@@ -36,7 +36,8 @@
     function queryOf(tab, prompt, names) {
         const settings = {};
         for (const name of names) {
-            const control = `#script_${tab}_loratorio_${name} :is(textarea, input:not([type=range], [type=radio]), input:checked)`;
+            const inputs = ":is(textarea, input:not([type=range], [type=radio]), input:checked)";
+            const control = `#script_${tab}_loratorio_${name} ${inputs}`;
             const value = gradioApp().querySelector(control)?.value;
             if (value) {
                 settings[name] = value;

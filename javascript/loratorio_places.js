@@ -70,7 +70,8 @@
             this.swatches.style.cssText = "display: flex; flex-wrap: wrap; gap: 4px; margin: 4px 0";
             this.canvas = make("canvas", "places-canvas", "");
             this.canvas.style.cssText =
-                "width: 320px; max-width: 100%; image-rendering: pixelated; border: 1px solid grey; cursor: crosshair; touch-action: none";
+                "width: 320px; max-width: 100%; image-rendering: pixelated; border: 1px solid grey; " +
+                "cursor: crosshair; touch-action: none";
             const buttons = make("div", "places-buttons", "");
             buttons.style.cssText = "display: flex; flex-wrap: wrap; gap: 4px; margin: 4px 0";
             this.button = (text, name, act, parent = buttons) => {
@@ -80,7 +81,8 @@
                 button.addEventListener("click", act);
                 return button;
             };
-            this.button(FILL, "fill", () => this.changed(() => this.paper.fillRect(0, 0, this.canvas.width, this.canvas.height)));
+            const fill = () => this.paper.fillRect(0, 0, this.canvas.width, this.canvas.height);
+            this.button(FILL, "fill", () => this.changed(fill));
             this.button(TAKE, "take", () => this.take());
             this.button(LOAD, "load", () => this.file.click());
             this.button(CLEAR, "clear", () => this.write(""));
@@ -105,7 +107,8 @@
         }
 
         blank() {
-            const size = (name) => Number(gradioApp().querySelector(`#${this.tab}_${name} input[type=number]`)?.value) || 1;
+            const box = (name) => gradioApp().querySelector(`#${this.tab}_${name} input[type=number]`);
+            const size = (name) => Number(box(name)?.value) || 1;
             const [width, height] = [size("width"), size("height")];
             this.canvas.width = Math.max(1, Math.round(longest * width / Math.max(width, height)));
             this.canvas.height = Math.max(1, Math.round(longest * height / Math.max(width, height)));
@@ -240,9 +243,11 @@
         // Regions of tags, as a picture behind the canvas.
         outline() {
             const boxes = this.places.flatMap(({colour, boxes}) => boxes.map(([left, top, right, bottom]) =>
-                `<rect x="${left * 100}" y="${top * 100}" width="${(right - left) * 100}" height="${(bottom - top) * 100}" ` +
+                `<rect x="${left * 100}" y="${top * 100}" ` +
+                `width="${(right - left) * 100}" height="${(bottom - top) * 100}" ` +
                 `fill="${colour}" fill-opacity="0.25" stroke="${colour}" stroke-width="2"/>`));
-            const picture = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100" preserveAspectRatio="none">${boxes.join("")}</svg>`;
+            const frame = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100" preserveAspectRatio="none"';
+            const picture = `<svg ${frame}>${boxes.join("")}</svg>`;
             this.canvas.style.background = `0 0 / 100% 100% url("data:image/svg+xml,${encodeURIComponent(picture)}")`;
             this.canvas.dataset.boxes = boxes.length;
         }

@@ -85,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_lora,
         action="append",
         default=[],
-        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:ltat=PLACE][:ltbox=L,T,R,B][:ltw=RAMP][:lbw=WEIGHTS][:prompt=WORDS]",
+        metavar="FILE[:STRENGTH][:ltstart=S][:ltend=E][:lt=global][:ltat=PLACE][:ltbox=L,T,R,B][:ltw=RAMP]"
+        "[:lbw=WEIGHTS][:start=N][:stop=N][:prompt=WORDS]",
         help="once for each LoRA; strength 1 if not given; ltstart and ltend: the part of the sampling, 0 to 1, that "
         "it takes part in; lt=global: it belongs to the base and to every other LoRA instead of competing for places; "
         "ltat and ltbox: where in the picture it may be, such as ltat=left or ltbox=0,0,0.5,1, several with +; "

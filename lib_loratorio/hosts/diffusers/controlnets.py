@@ -1,6 +1,4 @@
-"""ControlNets read the prompt too: what one gives a UNet is computed anew for each model that reads with its own.
-text.
-"""
+"""ControlNets read the prompt too: what one gives a UNet is computed anew for each model that has a text of its own."""
 
 from __future__ import annotations
 
