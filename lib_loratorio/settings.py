@@ -302,6 +302,22 @@ class Settings:
         option=False,
     )
 
+    refresh_every: int = setting(
+        1,
+        Whole(1),
+        label="Each LoRA alone every",
+        help="steps; 1: in every step, more is faster. In those between, all of them at once go on from there",
+        meaning="evaluates each LoRA alone in every so many steps; in those between, the prediction with all of them "
+        "merged is moved by what composing had made of it",
+        unit="steps",
+        uses=SEVERAL,
+        place=(10, 1),
+        slider=Slider(1, 10, 1),
+        axis=Axis(14),
+        in_presets=True,
+        priced=True,
+    )
+
     def __post_init__(self) -> None:
         for name, declared in SETTINGS.items():
             object.__setattr__(self, name, declared.kind(name, getattr(self, name)))
@@ -372,12 +388,13 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType({field.name: field.metadata[S
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"lam": 0.5, "top_k": 0},
-    "fast": {"lam": 1.0},
-    "quality": {"temperature": 0.003},
+    "quality": {"lam": 1.0},
+    "balanced": {"lam": 1.0, "refresh_every": 3},
+    "fast": {"lam": 1.0, "refresh_every": 4},
+    "paper": {},
 }
-"""What the accordion's buttons set beside the defaults of how LoRAs are weighed; "fast" needs N + 2 model evaluations a
-step instead of 2N + 2; "quality" had the smallest patch distance of the variants in docs/evaluation.md.
+"""What the accordion's choices set beside the defaults of how LoRAs are weighed, which are the paper's: what each costs
+and shows is in docs/evaluation.md.
 """
 
 

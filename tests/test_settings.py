@@ -1,6 +1,5 @@
 """Declarations, validation, API forms and infotext of Settings."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from lib_loratorio import cli
 from lib_loratorio.declaration import Flag, Number
 from lib_loratorio.engine.methods import METHODS as IMPLEMENTED
 from lib_loratorio.engine.methods import SWITCH_EVERY
+from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.settings import METHODS, PRESETS, SETTINGS, Settings, Traits
 
@@ -110,19 +110,12 @@ def test_the_documentation_tells_how_long_switch_stays():
 
 
 def test_presets():
-    assert list(PRESETS) == ["paper", "fast", "quality"]
-    for values in PRESETS.values():
-        assert all(SETTINGS[name].in_presets for name in values) and Settings(**values)
-    assert PRESETS["paper"] == {"lam": 0.5, "top_k": 0} and PRESETS["fast"] == {"lam": 1.0}
-
-
-def test_quality_is_the_closest_variant_that_was_measured():
-    rows = re.findall(
-        r"^\| tau (\S+), d (\d+) \|.*\| (\S+) \(.*$", (DOCS / "evaluation.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert len(rows) == 12
-    temperature, patch_size, _ = min(rows, key=lambda row: float(row[2]))
-    assert Settings(**PRESETS["quality"]) == Settings(temperature=temperature, patch_size=patch_size)
+    """The paper's is what all settings are without any; the others fall in price."""
+    assert list(PRESETS) == ["quality", "balanced", "fast", "paper"]
+    assert all(SETTINGS[name].in_presets for values in PRESETS.values() for name in values)
+    assert Settings(**PRESETS["paper"]) == Settings() and (Settings().lam, Settings().refresh_every) == (0.5, 1)
+    prices = {name: evaluations_per_step(Settings(**values), 3) for name, values in PRESETS.items()}
+    assert prices == {"quality": 5, "balanced": pytest.approx(10 / 3), "fast": 3, "paper": 8}
 
 
 def test_start_must_be_below_end():
@@ -132,7 +125,9 @@ def test_start_must_be_below_end():
 
 def test_unknown_key_lists_the_known_ones():
     with pytest.raises(
-        SettingsError, match=r"unknown setting tau; the settings are enabled, method, .*guidance_every, feather, mask\."
+        SettingsError,
+        match=r"unknown setting tau; the settings are enabled, method, .*guidance_every, feather, mask, "
+        r"refresh_every\.",
     ):
         Settings.from_api({"tau": 1})
 

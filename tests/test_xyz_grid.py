@@ -41,7 +41,7 @@ def settings(p, args):
 
 def test_axes_are_added_once(plot):
     labels = [option.label for option in plot.axis_options]
-    assert labels[0] == "Seed" and len(labels) == len(set(labels)) == 14
+    assert labels[0] == "Seed" and len(labels) == len(set(labels)) == 15
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,7 @@ def test_axes_are_added_once(plot):
         ("Scout until", "0.3", {"scout": 0.3}),
         ("Scout's least share", "0.25", {"scout_share": 0.25}),
         ("Negative prompt every", "3", {"guidance_every": 3}),
+        ("Each LoRA alone every", "3", {"refresh_every": 3}),
     ],
 )
 def test_an_axis_changes_its_setting_and_no_other(plot, args, label, text, expected):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lab.evaluation.captions import COUNTS
 from lab.evaluation.measurements import Interval, Measured
-from lab.evaluation.ways import COMPARED, LAMBDAS, METHODS, PATCHES, TEMPERATURES, recentred, tempered
+from lab.evaluation.ways import COMPARED, LAMBDAS, METHODS, PATCHES, STRENGTHS, TEMPERATURES, recentred, tempered
 
 FACTORS = {"present": 100, "complete": 100, "distance": 1}
 """What each plotted quantity is multiplied with."""
@@ -38,7 +38,8 @@ def cost(measured: Measured, path: Path) -> None:
     """Quality against model evaluations a picture: filled, the asked LoRAs alone; hollow, all of them loaded."""
     figure, panels = _panels(2, (13, 4.6))
     colours = matplotlib.colormaps["tab20"].colors
-    for i, (way, made) in enumerate((way, made) for way, made in METHODS.items() if way in measured.ways):
+    shown = [(way, made) for way, made in METHODS.items() if way in measured.ways and way not in STRENGTHS]
+    for i, (way, made) in enumerate(shown):
         marker = {"marker": "s", "mfc": "white"} if made.everything else {}
         for panel, key in zip(panels, ("present", "distance")):
             _draw(

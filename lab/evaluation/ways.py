@@ -30,13 +30,14 @@ class Way:
     regions: bool = False  # each LoRA in its box
     own_words: bool = False  # each LoRA alone reads its figure's word
     couple: bool = False  # each box reads its figure's caption, by attention couple
+    strength: float = 1.0  # of every LoRA
 
     def loras(self, skills: Sequence[str], folder: Path) -> list[Lora]:
         """The LoRAs in `folder` that are loaded for a caption with these skills."""
         return [
             Lora(
                 folder / f"{name}.safetensors",
-                1.0,
+                self.strength,
                 self._tag(name, WORDS[len(skills)][number] if self.regions else None),
                 self.pool,
                 prompt=world.SKILLS[name].trigger if self.own_words else "",
@@ -84,11 +85,27 @@ CHEAPER_GUIDANCE = {
     f"{REFERENCE}, negative every 2nd step": Way(replace(DEFAULT, guidance_every=2)),
     f"{REFERENCE}, negative every 5th step": Way(replace(DEFAULT, guidance_every=5)),
 }
+FAST, SCOUTED_FAST = replace(DEFAULT, lam=1.0), "Pool, scout, share 0.7"
+CHEAPER = {
+    f"{REFERENCE}, lambda 1, each alone every {named} step": Way(replace(FAST, refresh_every=every))
+    for every, named in ((2, "2nd"), (3, "3rd"), (4, "4th"))
+} | {
+    f"{REFERENCE}, each alone every 3rd step": Way(replace(DEFAULT, refresh_every=3)),
+    f"{WHOLE_POOL}, lambda 1, each alone every 3rd step": Way(
+        replace(FAST, top_k=TOP_K, refresh_every=3), everything=True
+    ),
+    f"{SCOUTED_FAST}, lambda 1, each alone every 3rd step": Way(
+        replace(SCOUT, scout_share=0.7, lam=1.0, refresh_every=3), everything=True, pool=True
+    ),
+}
+"""Each LoRA alone in some steps only, and all merged in those between."""
+STRENGTHS = {f"Merge at {strength:g}": Way(MERGE, strength=strength) for strength in (0.5, 0.7, 0.85, 1.2)}
+"""Merge at other strengths than 1."""
 SCOUTED = {
     f"Pool, scout, share {share:g}": Way(replace(SCOUT, scout_share=share), everything=True, pool=True)
     for share in (0.7, 0.9)
 }
-METHODS = COMPARED | CHEAPER_GUIDANCE | SCOUTED
+METHODS = COMPARED | STRENGTHS | CHEAPER_GUIDANCE | CHEAPER | SCOUTED
 
 LOCAL_STYLES = "styles local"
 STYLED = {
@@ -132,6 +149,8 @@ VARIANTS = {
 """What is chosen on dev, by kind: temperature with patch size, lambda, top-k with all LoRAs loaded."""
 
 ABLATION = {name: way for group in VARIANTS.values() for name, way in group.items()}
+MERGES = {"Merge": Way(MERGE)} | STRENGTHS
+"""Of which the one with the most skills on dev is a control for each number of skills."""
 
 EVERY_STEP = "every step"
 SCOUTING = {EVERY_STEP: Way(replace(SCOUT, pool_mode="exact"), everything=True, pool=True)} | {
@@ -141,4 +160,11 @@ SCOUTING = {EVERY_STEP: Way(replace(SCOUT, pool_mode="exact"), everything=True, 
 }
 """How long a pool is scouted, by the share that a LoRA needs to stay; and the whole pool in every step."""
 
-BY_SPLIT = {"dev": ABLATION, "pool": SCOUTING, "test": METHODS, "style": STYLED, "speed": METHODS, "places": PLACED}
+BY_SPLIT = {
+    "dev": ABLATION | MERGES,
+    "pool": SCOUTING,
+    "test": METHODS,
+    "style": STYLED,
+    "speed": METHODS,
+    "places": PLACED,
+}

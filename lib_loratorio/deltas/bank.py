@@ -38,6 +38,7 @@ class _LayerRows:
     def __init__(self, layer: nn.Module, low_rank: Mapping[int, LowRank], dense: Mapping[int, DenseDelta]):
         self.low_rank = LowRankLayer(layer, low_rank) if low_rank else None
         self.dense = dict(dense)
+        self.adapters = {*low_rank, *dense}
 
     def add(
         self,
@@ -187,6 +188,10 @@ class AdapterBank:
         if dense.left_out:
             self.failures[number][name] = _alone(dense.left_out)
         return dense
+
+    def adds_up(self, adapters: Sequence[int]) -> bool:
+        """Whether what these change together is the sum of what each changes alone, by any host's rule."""
+        return not any(rows.dense and len(rows.adapters.intersection(adapters)) > 1 for _, rows in self._layers)
 
     @contextmanager
     def attached(self) -> Iterator[AdapterBank]:

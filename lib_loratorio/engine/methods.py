@@ -48,18 +48,30 @@ class Predictions(NamedTuple):
     places: Places | None = None
 
 
+class Remainder(NamedTuple):
+    """What the merged model's conditional prediction lacks of the composed one, `r = e~(c) - m(c)`.
+
+    noise: `r [C,c,H,W]`, as noise. image_of: `[C]`, the image of each row. weights: the patch weights of `e~`, or None.
+    """
+
+    noise: torch.Tensor
+    image_of: torch.Tensor
+    weights: torch.Tensor | None = None
+
+
 class Composed(NamedTuple):
     """What the guidance goes on with; a part is None where there is none to hand over.
 
     `weights` are the patch weights `[N,C,h,w]` of the conditional rows, from methods that weigh by patch; they sum to 1
-    or, where the base has the rest, to less. `difference` `[B,c,H,W]` is what later steps may need: `e~() - e_0()`, as
-    noise.
+    or, where the base has the rest, to less. What later steps may need: `difference` `[B,c,H,W]`, `e~() - e_0()` as
+    noise, and the `remainder`.
     """
 
     conditional: torch.Tensor | None
     unconditional: torch.Tensor | None
     weights: torch.Tensor | None = None
     difference: torch.Tensor | None = None
+    remainder: Remainder | None = None
 
 
 class Method(Protocol):

@@ -9,7 +9,8 @@ import torch
 
 from lib_loratorio.deltas.factors import NONE, Factors
 from lib_loratorio.engine.cached_guidance import CachedGuidance
-from lib_loratorio.engine.methods import METHODS, Bare, Composed, Method, Plan
+from lib_loratorio.engine.kept_remainder import KeptRemainder
+from lib_loratorio.engine.methods import METHODS, Bare, Composed, Method, Plan, Remainder
 from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.placed import Ground, Placed, places_of
 from lib_loratorio.engine.scout import Scout
@@ -21,13 +22,15 @@ from lib_loratorio.settings import Settings
 class Step(NamedTuple):
     """What a sampler call is composed of; the global adapters belong to the base and to every other model.
 
-    `factors` multiply the adapters' strengths.
+    `factors` multiply the adapters' strengths. `together` are the adapters that the merged model has, where it is
+    evaluated.
     """
 
     method: Method
     plan: Plan
     global_adapters: tuple[int, ...] = ()
     factors: Factors = NONE
+    together: tuple[int, ...] = ()
 
 
 class Planner:
@@ -53,9 +56,12 @@ class Planner:
         self.scout = Scout(settings, [number for number, adapter in enumerate(adapters) if adapter.pooled])
         self._taking_part: tuple[tuple[int, ...], tuple[int, ...]] = (), ()  # in the latest step: global, and competing
         self._known: tuple[Hashable, torch.Tensor] | None = None  # the last difference, and whose it is
+        self._kept: tuple[Hashable, int, Remainder] | None = None  # the last remainder, whose it is, and its step
+        self._step = 0
 
     def step(self, fraction: float, step: int) -> Step | None:
         """The sampler call at this fraction of the sampling, of this step; None where the host's own merge applies."""
+        self._step = step
         if not self.settings.active(fraction):
             return None
         factors = {number: adapter.tag.factor(fraction, step) for number, adapter in enumerate(self.adapters)}
@@ -71,14 +77,37 @@ class Planner:
         if gated or not all(self.places[number].is_everywhere for number in local):
             method = Placed(method, self.places, gated, self.ground)
             plan = method.plan(local, step)
-        if self._saves_guidance(plan):
-            method = CachedGuidance(method, self._difference() if step % self.settings.guidance_every else None)
+        together, is_between = (), False
+        if self._saves_adapters(plan):
+            remainder = self._remainder()
+            together, is_between = tuple(sorted((*gated, *local))), remainder is not None
+            method = KeptRemainder(method, remainder)
             plan = method.plan(local, step)
-        return Step(method, plan, global_adapters, Factors({number: factors[number] for number in present}))
+        if self._saves_guidance(plan, bool(together)):
+            keeps = is_between or step % self.settings.guidance_every
+            method = CachedGuidance(method, self._difference() if keeps else None)
+            plan = method.plan(local, step)
+        return Step(method, plan, global_adapters, Factors({number: factors[number] for number in present}), together)
 
-    def _saves_guidance(self, plan: Plan) -> bool:
+    def _saves_adapters(self, plan: Plan) -> bool:
+        """Whether there are rows of several models to be saved in some steps; a pool is scouted by each LoRA alone."""
+        wanted = self.settings.refresh_every > 1 and self.settings.traits.several
+        return wanted and len(plan.conditional) > 1 and not self.scout.is_scouting
+
+    def _remainder(self) -> Remainder | None:
+        """The last remainder, if the same adapters take part now and its step is not too long ago; none within its own
+        step, in which some samplers evaluate several times.
+        """
+        if self._kept is None:
+            return None
+        whose, step, remainder = self._kept
+        is_fresh = 0 < self._step - step < self.settings.refresh_every
+        return remainder if is_fresh and whose == self._taking_part else None
+
+    def _saves_guidance(self, plan: Plan, saves_adapters: bool) -> bool:
         """Whether there are adapters' unconditional rows to be saved in some steps."""
-        to_save = self.settings.guidance_every > 1 and any(model != BASE for model in plan.unconditional)
+        wanted = saves_adapters or self.settings.guidance_every > 1
+        to_save = wanted and any(model != BASE for model in plan.unconditional)
         return to_save and self.settings.traits.several
 
     def _difference(self) -> torch.Tensor | None:
@@ -90,8 +119,16 @@ class Planner:
         self.scout.learn(adapters, composed.weights)
         if composed.difference is not None and not self._knows_finer(composed.difference):
             self._known = self._taking_part, composed.difference
+        if composed.remainder is not None and not self._keeps_finer(composed.remainder):
+            self._kept = self._taking_part, self._step, composed.remainder
 
     def _knows_finer(self, difference: torch.Tensor) -> bool:
         """Whether the last difference is of a larger latent: some samplers evaluate a smaller one too within a step."""
         known = self._difference()
         return known is not None and known.shape[-2:].numel() > difference.shape[-2:].numel()
+
+    def _keeps_finer(self, remainder: Remainder) -> bool:
+        """As `_knows_finer`, of this step's remainder."""
+        if self._kept is None or self._kept[:2] != (self._taking_part, self._step):
+            return False
+        return self._kept[2].noise.shape[-2:].numel() > remainder.noise.shape[-2:].numel()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import lcm
 
 import torch
 
-from lib_loratorio.engine.methods import Composed
+from lib_loratorio.engine.methods import Composed, Remainder
 from lib_loratorio.engine.planner import Planner
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.tag import LOCAL, LoraTag
@@ -21,13 +22,13 @@ LONGEST = 1000
 
 def evaluations_per_step(settings: Settings, local_adapters: int, placed: Sequence[LoraTag] = ()) -> float:
     """Model evaluations of one picture's composed step, the unconditional ones included: the mean over a period of
-    `guidance_every` steps.
+    `guidance_every` and `refresh_every` steps.
 
     `local_adapters` take part in all of them, and further ones with the tags `placed`, which have regions or shares.
     Other global ones cost nothing, since they belong to the others' evaluations.
     """
     planner = Planner(settings, [_adapter(tag) for tag in (*[LOCAL] * local_adapters, *placed)])
-    period = min(settings.guidance_every, LONGEST)
+    period = min(lcm(settings.guidance_every, settings.refresh_every), LONGEST)
     return sum(_evaluations(planner, settings.start, step) for step in range(period)) / period
 
 
@@ -36,7 +37,9 @@ def _evaluations(planner: Planner, fraction: float, step: int) -> int:
     if planned is None:
         return PLAIN
     # The planner goes on as after a real step, and asks for no more of its predictions than that they are there.
-    planner.learn(planned.plan.conditional, Composed(None, None, difference=torch.empty(0)))
+    known = torch.empty(1, 1, 1, 1)
+    refreshed = Remainder(known, torch.zeros(1)) if len(planned.plan.conditional) > 1 else None
+    planner.learn(planned.plan.conditional, Composed(None, None, difference=known, remainder=refreshed))
     return len(planned.plan.conditional) + len(planned.plan.unconditional)
 
 

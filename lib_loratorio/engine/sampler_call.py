@@ -13,7 +13,7 @@ from lib_loratorio.engine.evaluation import Evaluation
 from lib_loratorio.engine.methods import Predictions
 from lib_loratorio.engine.noise_space import NoiseSpace
 from lib_loratorio.engine.planner import Step
-from lib_loratorio.loras.adapter import BASE
+from lib_loratorio.loras.adapter import BASE, MERGED
 
 UNCONDITIONAL = -1
 """In place of its number, for a row of the negative prompt."""
@@ -92,7 +92,8 @@ class SamplerCall:
         self._runner, self._same_length = runner, same_length
         self._conditional: dict[int, list[torch.Tensor]] = {model: [] for model in step.plan.conditional}
         self._unconditional: dict[int, list[torch.Tensor]] = {model: [] for model in step.plan.unconditional}
-        self._models = sorted({*step.plan.conditional, *step.plan.unconditional})
+        models = {*step.plan.conditional, *step.plan.unconditional}
+        self._models = sorted(models, key=lambda model: (model != BASE, model))
         self._numbers: list[int] = []
         self._waiting: list[Chunk] = []  # for the models that do not have them yet
         self._unverified: list[tuple[_Part, torch.Tensor]] = []
@@ -121,8 +122,8 @@ class SamplerCall:
 
     @property
     def adapters(self) -> tuple[int, ...]:
-        """The adapters of the plan."""
-        return tuple(model for model in sorted(self.step.plan.conditional) if model != BASE)
+        """The adapters of the plan, those included that are evaluated together only."""
+        return tuple(model for model in sorted({*self.step.plan.conditional, *self.step.together}) if model >= 0)
 
     @property
     def evaluated(self) -> bool:
@@ -195,7 +196,8 @@ class SamplerCall:
         if conditional and unconditional and not self._same_length(model):
             spans = [conditional, unconditional]
         factors = self.step.factors
-        adapters = (*self.step.global_adapters, *(() if model == BASE else (model,)))
+        own = {BASE: (), MERGED: self.step.together}.get(model, (model,))
+        adapters = (*self.step.global_adapters, *own)
         return [
             _Part(
                 model,

@@ -42,6 +42,12 @@ class Scout:
             self.history.append((step, chosen))
         return chosen
 
+    @property
+    def is_scouting(self) -> bool:
+        """Whether the latest step evaluates all of a pool to find out who stays."""
+        scouts = self.settings.pool_mode == "scout" and self.settings.traits.weighs
+        return bool(self.pool) and scouts and self._shares is None
+
     def _scouts(self, fraction: float, step: int) -> bool:
         settings = self.settings
         if not self.pool or settings.pool_mode != "scout" or not settings.traits.weighs:

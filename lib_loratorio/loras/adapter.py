@@ -11,6 +11,9 @@ from lib_loratorio.loras.tag import LOCAL, LoraTag
 BASE = -1
 """The base model's number among the models of a sampling; adapters are numbered from 0, the prompt's in its order."""
 
+MERGED = -2
+"""The number of the model with all adapters that take part at once, as the host merges them."""
+
 
 @dataclass(frozen=True)
 class Adapter:

@@ -86,6 +86,7 @@ class Equations:
         self.checkpoint, self.refiner, self.switch_at = host.shared.sd_model, refiner, switch_at
         self.config = host.sd_samplers.find_sampler_config(sampler)
         self.total, self.call, self.encoded = self.config.total_steps(steps), 0, {}
+        self.remainders, self.refreshed = {}, None  # by picture and place; when, and of whom
         plain = host.request("", height=size[1], width=size[0], seed=seed)
         self.x = torch.stack([plain.noise(number) for number in range(len(prompts))]) if x is None else x
         self.image = plain.image_conditioning(self.x)
@@ -97,6 +98,7 @@ class Equations:
     def denoiser(self, x, sigma, **_):
         self.fraction = self.call / self.total
         self.step = self.call * self.steps // self.total
+        self.is_between = self.falls_between()
         if self.refiner is not None and self.fraction >= self.switch_at:
             self.host.shared.sd_model = self.refiner
         guided = [self.picture(number, x[number : number + 1], sigma[number : number + 1]) for number in range(len(x))]
@@ -106,12 +108,46 @@ class Equations:
     # One picture in one step
 
     def picture(self, number, x, sigma):
-        conditions = [self.rows(number, x, sigma, place) for place in range(len(self.prompts[number]))]
-        omegas = [self.omega(x, rows) for rows in conditions]
-        conditional = [self.composed(rows, omega) for rows, omega in zip(conditions, omegas)]
+        composed = [self.condition_of(number, x, sigma, place) for place in range(len(self.prompts[number]))]
+        conditional, omegas = zip(*composed)
         if self.skipped(self.call) or (self.cfg == 1 and self.host.leaves_guidance_out_at_1):
             return self.host.unguided(conditional, self.weights(number))
         return self.guided(number, x, sigma, self.blended(number, conditional), omegas)
+
+    def condition_of(self, number, x, sigma, place):
+        """A sub-prompt's prediction and its patch weights."""
+        if not self.saves_adapters():
+            rows = self.rows(number, x, sigma, place)
+            omega = self.omega(x, rows)
+            return self.composed(rows, omega), omega
+        unit = 1 if self.host.predicts_noise(self.config) else sigma
+        row = Row(x, sigma, self.text(MERGED, number, place), number, self.config, self.image[number : number + 1])
+        merged = self.host.predict(self.networks_together(), row)
+        if self.is_between:
+            remainder, omega = self.remainders[number, place]
+            return merged + remainder * unit, omega
+        rows = self.rows(number, x, sigma, place)
+        omega = self.omega(x, rows)
+        composed = self.composed(rows, omega)
+        self.remainders[number, place] = (composed - merged) / unit, omega
+        self.refreshed = self.step, tuple(self.present())
+        return composed, omega
+
+    def saves_adapters(self):
+        count, method = len(self.present()), self.settings.method
+        several = method != "switch" and (count > 1 or (count == 1 and method == "loratorio"))
+        return bool(self.is_composed() and self.settings.refresh_every > 1 and several)
+
+    def falls_between(self):
+        """Whether this step goes on from an earlier one."""
+        if not self.refreshed or not self.saves_adapters() or self.refreshed[1] != tuple(self.present()):
+            return False
+        return 0 < self.step - self.refreshed[0] < self.settings.refresh_every
+
+    def networks_together(self):
+        everywhere = self.ramped(self.everywhere, self.of_everywhere)
+        adapters = self.ramped(self.adapters, self.ramps)
+        return everywhere + [adapters[number] for number in sorted({*self.present(), *self.gated})]
 
     def guided(self, number, x, sigma, cond, omegas):
         uncond = self.unconditional(number, x, sigma, omegas)
@@ -120,10 +156,10 @@ class Equations:
     def unconditional(self, number, x, sigma, omegas, keeping=True, **row):
         rows = self.rows(number, x, sigma, None, **{"unconditional": True, **row})
         unit = 1 if self.host.predicts_noise(self.config) else sigma
-        if self.step % self.settings.guidance_every:
+        if self.is_between or self.step % self.settings.guidance_every:
             return self.bare + self.kept[number] * unit
         recentred = self.recentred(rows, omegas)
-        if keeping and self.settings.guidance_every > 1:
+        if keeping and (self.settings.guidance_every > 1 or self.saves_adapters()):
             self.kept[number] = (recentred - self.bare) / unit
         return recentred
 

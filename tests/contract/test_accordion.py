@@ -6,7 +6,10 @@ import pytest
 from internals import PRESETS, Settings
 
 WEIGHING = ("patch_size", "temperature", "lam", "top_k", "maps", "scout", "scout_every", "scout_share")
-OF_SAMPLING = ("start", "end", "text_encoder", "adapters_per_pass", "verify", "pool", "pool_mode", "trigger_words")
+OF_SAMPLING = (
+    *("start", "end", "text_encoder", "adapters_per_pass", "verify", "pool", "pool_mode", "trigger_words"),
+    *("guidance_every", "refresh_every", "feather"),
+)
 
 
 @pytest.fixture
@@ -50,14 +53,14 @@ def test_presets_set_how_loras_are_weighed_and_reset_sets_all_but_the_check_box(
     assert list(buttons(page)) == [*PRESETS, "reset"]
     for name, (function, inputs, outputs) in buttons(page).items():
         changed = [setting for setting, control in controls.items() if control in outputs]
-        weighing = {"method", "patch_size", "temperature", "lam", "top_k"}
+        weighing = {"method", "patch_size", "temperature", "lam", "top_k", "refresh_every"}
         assert inputs == [] and set(changed) == (weighing if name in PRESETS else set(controls) - {"enabled", "mask"})
         assert Settings(**dict(zip(changed, function(), strict=True))) == Settings(**PRESETS.get(name, {}))
 
 
 @pytest.mark.parametrize(
     ("method", "grey"),
-    [("loratorio", []), ("composite", [*WEIGHING]), ("merge", [*WEIGHING, *OF_SAMPLING, "guidance_every", "feather"])],
+    [("loratorio", []), ("composite", [*WEIGHING]), ("merge", [*WEIGHING, *OF_SAMPLING])],
 )
 def test_controls_that_a_method_does_not_use_are_grey(page, method, grey):
     controls = page.script.ui(False)
@@ -90,8 +93,9 @@ def test_accordion_starts_with_the_settings_pages_defaults(page):
     controls = page.script.ui(False)
     assert tuple(control.value for control in controls) == astuple(chosen)
     assert all(control.do_not_save_to_config for control in controls)
-    function, _, _ = buttons(page)["reset"]
-    assert Settings(True, *function()) == chosen
+    function, _, outputs = buttons(page)["reset"]
+    reset = [field.name for field, control in zip(fields(Settings), controls) if control in outputs]
+    assert Settings(enabled=True, **dict(zip(reset, function(), strict=True))) == chosen
 
 
 def test_defaults_that_do_not_go_together_are_not_used(page, caplog):

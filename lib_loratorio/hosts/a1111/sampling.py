@@ -89,7 +89,9 @@ class Pass(passes.Pass):
             return
         step = self.plan()
         if step is not None:
-            text = text_of_step(self.p, self.denoiser, params, self.texts, text_at_step)
+            text = text_of_step(
+                self.p, self.denoiser, params, self.texts, text_at_step, self.settings.refresh_every > 1
+            )
             call = HostCall(self.composer, step, self.denoiser, params, text)
             networks.loaded_networks.clear()
             self.call = call

@@ -30,15 +30,12 @@ from lib_loratorio.hosts.diffusers.loader import activate, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
 from lib_loratorio.hosts.diffusers.results import Results
 from lib_loratorio.hosts.diffusers.texts import Division, Prompt, Row, own_rows
-from lib_loratorio.loras.adapter import BASE, Adapter
+from lib_loratorio.loras.adapter import BASE, MERGED, Adapter
 from lib_loratorio.loras.helpers import place_advice, role_advice
 from lib_loratorio.loras.mask_image import numbers_in, read_image
 from lib_loratorio.loras.text import readings
 from lib_loratorio.loras.trigger_words import appended, is_named, joined, trigger_words
 from lib_loratorio.settings import Settings
-
-MERGED = -2
-"""The model with diffusers' own merge, next to `BASE` and the adapters' numbers."""
 
 DENSE_BUDGET = 2**30
 """Bytes that cached dense deltas may take."""
@@ -201,7 +198,7 @@ class Composition(Results):
             model: self._encoded_with(adapters, asked if is_negative else _with_words(asked, word))
             for model, (adapters, word) in own.items()
         }
-        if own and (self.settings.start > 0 or self.settings.end < 1):
+        if own and (self.settings.start > 0 or self.settings.end < 1 or self.settings.refresh_every > 1):
             encoded[MERGED] = self._encoded_with(self.merged_adapters, asked)
         of_base = encoded.pop(BASE) if own else self._encoded_with(self.merged_adapters, asked)
         if self.composer:

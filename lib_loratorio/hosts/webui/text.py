@@ -13,7 +13,7 @@ from lib_loratorio.hosts.webui.messages import note
 from lib_loratorio.hosts.webui.neighbours import changing_text, named
 from lib_loratorio.hosts.webui.own_words import own_words
 from lib_loratorio.hosts.webui.tags import requested
-from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.adapter import MERGED, Adapter
 from lib_loratorio.loras.text import ConditionCache, Reading, readings
 from lib_loratorio.loras.trigger_words import appended, joined, trigger_words
 from lib_loratorio.settings import Settings
@@ -111,10 +111,17 @@ def _prompts(p) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(p.prompts), tuple(p.negative_prompts)
 
 
-def text_of_step(p, denoiser, params, texts: Mapping[int, tuple], at_step: Callable[[Any, Any, int], Pair]) -> StepText:
+def text_of_step(
+    p,
+    denoiser,
+    params,
+    texts: Mapping[int, tuple],
+    at_step: Callable[[Any, Any, int], Pair],
+    merged: bool = False,
+) -> StepText:
     """The texts of a sampler call about to begin, `texts` being those of the whole sampling.
 
-    `at_step(cond, uncond, step)` gives the pair of a step.
+    `at_step(cond, uncond, step)` gives the pair of a step. The merged model's, where there is one, is the host's own.
     """
 
     def lost() -> None:
@@ -128,6 +135,8 @@ def text_of_step(p, denoiser, params, texts: Mapping[int, tuple], at_step: Calla
     step = denoiser.step
     own = {model: at_step(*pair, step) for model, pair in texts.items()}
     host = at_step(*_encoded_by_host(p, denoiser), step) if texts else (None, None)
+    if texts and merged:
+        own[MERGED] = host
     return StepText(own, host, params, lost)
 
 
