@@ -29,6 +29,11 @@ def cheapest(measured: Measured, ways: Iterable[str], reference: str) -> str:
     return min(good, key=measured.evaluations) if good else max(ways, key=lambda w: measured.mean(w, "present"))
 
 
+def most_skills(measured: Measured, ways: Iterable[str], count: int) -> str:
+    """The way with the most asked skills on the captions with so many of them."""
+    return max((w for w in ways if w in measured.ways), key=lambda w: measured.mean(w, "present", count))
+
+
 def choices(records: Sequence[Record]) -> dict[str, str]:
     """The chosen variant of each kind of `VARIANTS` that was measured, and of how a pool is scouted."""
     dev, pool = Measured(records, "dev"), Measured(records, "pool")

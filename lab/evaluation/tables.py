@@ -127,6 +127,21 @@ def against(
     )
 
 
+def by_reference(
+    measured: Measured, way: str, references: Iterable[str], keys: Sequence[str] = ("present", "complete", "distance")
+) -> str:
+    """What a way changes against each reference, caption by caption."""
+    columns = [(key, *DIFFERENCES[key]) for key in keys]
+    return table(
+        ["", *(name for _, name, _ in columns)],
+        [
+            [f"against {reference}", *(show(measured.difference(way, reference, key)) for key, _, show in columns)]
+            for reference in references
+            if reference in measured.ways
+        ],
+    )
+
+
 def by_count(measured: Measured, key: str, show: Show, ways: Iterable[str]) -> str:
     """One quantity of each way, by the number of skills."""
     return table(

@@ -71,6 +71,7 @@ TOP_K = 2  # with all LoRAs loaded; chosen on dev
 SCOUT = replace(DEFAULT, top_k=TOP_K, pool_mode="scout")
 
 REFERENCE, WHOLE_POOL = "LoRAtorio", "Pool, exact"
+LAMBDA_1 = f"{REFERENCE}, lambda 1"
 COMPARED = {
     "no LoRA": Way(None),
     "Merge": Way(MERGE),
@@ -81,13 +82,14 @@ COMPARED = {
     WHOLE_POOL: Way(replace(DEFAULT, top_k=TOP_K), everything=True),
 }
 CHEAPER_GUIDANCE = {
-    f"{REFERENCE}, lambda 1": Way(replace(DEFAULT, lam=1.0)),
+    LAMBDA_1: Way(replace(DEFAULT, lam=1.0)),
     f"{REFERENCE}, negative every 2nd step": Way(replace(DEFAULT, guidance_every=2)),
     f"{REFERENCE}, negative every 5th step": Way(replace(DEFAULT, guidance_every=5)),
 }
+BALANCED = f"{LAMBDA_1}, each alone every 3rd step"
 FAST, SCOUTED_FAST = replace(DEFAULT, lam=1.0), "Pool, scout, share 0.7"
 CHEAPER = {
-    f"{REFERENCE}, lambda 1, each alone every {named} step": Way(replace(FAST, refresh_every=every))
+    f"{LAMBDA_1}, each alone every {named} step": Way(replace(FAST, refresh_every=every))
     for every, named in ((2, "2nd"), (3, "3rd"), (4, "4th"))
 } | {
     f"{REFERENCE}, each alone every 3rd step": Way(replace(DEFAULT, refresh_every=3)),

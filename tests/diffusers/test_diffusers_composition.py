@@ -103,25 +103,38 @@ def single_predictions(pipe, loras, calls, prompts, cfg):
     """`[calls][models][rows, C, H, W]`: diffusers' own predictions, the base first, then each LoRA alone, with its own
     text.
     """
-    found = [[] for _ in calls]
+    found = []
     with torch.no_grad():
         for _ in each_alone(pipe, loras):
-            text = pipe.encode_prompt(
-                prompt=prompts,
-                device="cpu",
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=cfg > 1,
-                negative_prompt=["blurry"] * len(prompts),
-            )
-            states = torch.cat([text[1], text[0]]) if cfg > 1 else text[0]
-            for call, (args, kwargs, _) in enumerate(calls):
-                kwargs = {**kwargs, "encoder_hidden_states": states}
-                if len(text) == 4:
-                    pooled = torch.cat([text[3], text[2]]) if cfg > 1 else text[2]
-                    kwargs["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": pooled}
-                found[call].append(pipe.unet(*args, **kwargs)[0])
+            found.append(predictions_as_it_is(pipe, calls, prompts, cfg))
     pipe.unload_lora_weights()
-    return [torch.stack(models) for models in found]
+    return [torch.stack(models) for models in zip(*found)]
+
+
+def merged_predictions(pipe, loras, calls, prompts, cfg):
+    """`[calls][rows, C, H, W]`: diffusers' own predictions with all LoRAs merged, and its text as read with them."""
+    with torch.no_grad(), composed(pipe, loras, Settings(method="merge")):
+        return predictions_as_it_is(pipe, calls, prompts, cfg)
+
+
+def predictions_as_it_is(pipe, calls, prompts, cfg):
+    """`[calls][rows, C, H, W]` of the pipeline with the LoRAs that are set in it."""
+    text = pipe.encode_prompt(
+        prompt=prompts,
+        device="cpu",
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=cfg > 1,
+        negative_prompt=["blurry"] * len(prompts),
+    )
+    states = torch.cat([text[1], text[0]]) if cfg > 1 else text[0]
+    found = []
+    for args, kwargs, _ in calls:
+        kwargs = {**kwargs, "encoder_hidden_states": states}
+        if len(text) == 4:
+            pooled = torch.cat([text[3], text[2]]) if cfg > 1 else text[2]
+            kwargs["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": pooled}
+        found.append(pipe.unet(*args, **kwargs)[0])
+    return found
 
 
 def reference(pipe, predictions, x, timestep, settings, guided):
@@ -336,6 +349,22 @@ def test_cheaper_guidance_reuses_the_difference_from_the_base(pipes, files, name
     units = [noise_space(pipe.scheduler, args[0][:2], torch.as_tensor(args[1])).unit for args in (first, second)]
     expected = now + (output[:2] - before) * units[0] / units[1]
     assert (reused[:2] - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["epsilon", "v_prediction", "sample"])
+def test_each_lora_alone_in_some_steps_only(pipes, files, name):
+    """Between these it is the merged prediction that changes, from where composing had left it."""
+    pipe, chosen = pipes[name], loras(files, name, 2)
+    composition, calls = record(pipe, chosen, Settings(refresh_every=3, lam=1.0, verify=True), steps=4)
+    assert composition.tally.rows == 2 * (5 + 2 + 2 + 5) and composition.tally.worst < 1e-4
+    before, *between = merged_predictions(pipe, chosen, calls[:3], PROMPTS, 4.0)
+    (first, _, refreshed), *reused = calls[:3]
+    for merged, (args, _, output) in zip(between, reused, strict=True):
+        units = [noise_space(pipe.scheduler, x[2:], torch.as_tensor(t)).unit for x, t in (first, args)]
+        expected = merged[2:] + (refreshed[2:] - before[2:]) * units[0] / units[1]
+        assert (output[2:] - expected).abs().max() < 1e-3 * expected.abs().max()
+    _, every = record(pipe, chosen, Settings(refresh_every=1, lam=1.0), steps=4)
+    assert torch.equal(refreshed, every[0][2]) and not torch.equal(calls[1][2], every[1][2])
 
 
 def test_trigger_words_are_in_the_loras_own_prompt(pipes, files, monkeypatch):

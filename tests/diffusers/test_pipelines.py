@@ -172,10 +172,18 @@ def test_several_pictures_for_a_prompt(sd, loras):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("settings", [{"guidance_every": 2}, {"start": 0.5}, {"method": "composite"}, {"lam": 1.0}])
+@pytest.mark.parametrize(
+    "settings", [{"guidance_every": 2}, {"start": 0.5}, {"method": "composite"}, {"lam": 1.0}, {"refresh_every": 2}]
+)
 def test_a_negative_prompt_in_calls_of_its_own(flux, flux_loras, settings):
     """FLUX.1 with true CFG, against the engine's own merge and against what each setting says of the rows."""
-    rows = {"guidance_every": 8 + 5 + 8, "start": 2 + 8, "method": 3 * 6, "lam": 3 * 5}[next(iter(settings))]
+    rows = {
+        "guidance_every": 8 + 5 + 8,
+        "start": 2 + 8,
+        "method": 3 * 6,
+        "lam": 3 * 5,
+        "refresh_every": 9 + 2 + 9,
+    }[next(iter(settings))]
     rows += 2 if "start" in settings else 0
     composition, calls = single_adapters.record(
         flux, flux_loras, Settings(**settings, verify=True), lambda pipe: pipelines.called(pipe, FLUX_CFG)
