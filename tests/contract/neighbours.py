@@ -94,8 +94,8 @@ class MovedAway(Equations):
     both = False
 
     def guided(self, number, x, sigma, cond, omegas):
-        others = [self.rows(number, x * 0.8, sigma, place) for place in range(len(self.prompts[number]))]
-        degraded = self.blended(number, [self.composed(rows, omega) for rows, omega in zip(others, omegas)])
+        others = [self.aside(number, x * 0.8, sigma, place, omega) for place, omega in enumerate(omegas)]
+        degraded = self.blended(number, others)
         return super().guided(number, x, sigma, cond + 2 * (cond - degraded), omegas)
 
     def unconditional(self, number, x, sigma, omegas):

@@ -120,18 +120,31 @@ class Equations:
             rows = self.rows(number, x, sigma, place)
             omega = self.omega(x, rows)
             return self.composed(rows, omega), omega
-        unit = 1 if self.host.predicts_noise(self.config) else sigma
-        row = Row(x, sigma, self.text(MERGED, number, place), number, self.config, self.image[number : number + 1])
-        merged = self.host.predict(self.networks_together(), row)
         if self.is_between:
-            remainder, omega = self.remainders[number, place]
-            return merged + remainder * unit, omega
+            return self.between(number, x, sigma, place), self.remainders[number, place][1]
+        unit = 1 if self.host.predicts_noise(self.config) else sigma
+        merged = self.merged(number, x, sigma, place)
         rows = self.rows(number, x, sigma, place)
         omega = self.omega(x, rows)
         composed = self.composed(rows, omega)
         self.remainders[number, place] = (composed - merged) / unit, omega
         self.refreshed = self.step, tuple(self.present())
         return composed, omega
+
+    def aside(self, number, x, sigma, place, omega, **row):
+        """A sub-prompt's prediction on other latents, or of a model that is told something, with the step's weights."""
+        if self.is_between:
+            return self.between(number, x, sigma, place, **row)
+        return self.composed(self.rows(number, x, sigma, place, **row), omega)
+
+    def between(self, number, x, sigma, place, **row):
+        unit = 1 if self.host.predicts_noise(self.config) else sigma
+        return self.merged(number, x, sigma, place, **row) + self.remainders[number, place][0] * unit
+
+    def merged(self, number, x, sigma, place, **row):
+        text, image = self.text(MERGED, number, place), self.image[number : number + 1]
+        asked = Row(x, sigma, text, number, self.config, image, before=self.before, **row)
+        return self.host.predict(self.networks_together(), asked)
 
     def saves_adapters(self):
         count, method = len(self.present()), self.settings.method

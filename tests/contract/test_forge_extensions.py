@@ -152,10 +152,10 @@ class Perturbed(Equations):
 
     def guided(self, number, x, sigma, cond, omegas):
         perturbed = [
-            self.rows(number, x, sigma, place, options={"perturbed": True})
-            for place in range(len(self.prompts[number]))
+            self.aside(number, x, sigma, place, omega, options={"perturbed": True})
+            for place, omega in enumerate(omegas)
         ]
-        degraded = self.blended(number, [self.composed(rows, omega) for rows, omega in zip(perturbed, omegas)])
+        degraded = self.blended(number, perturbed)
         return super().guided(number, x, sigma, cond, omegas) + (cond - degraded) * 2
 
     @staticmethod
@@ -260,6 +260,16 @@ def test_such_guidance_does_not_change_what_later_steps_reuse(forge):
     others = {"after": [SelfAttention.extension(forge, forge.evaluate_conditions)]}
     _, latents = forge.generate(f"a cat {TAGS}", {**ON, **settings}, steps=4, **others)
     assert_close(latents, SelfAttention(forge, [A, B], one("a cat"), settings=settings, steps=4).latents(), 1e-6)
+
+
+@GUIDANCE
+@pytest.mark.parametrize("settings", [{"refresh_every": 2}, {"refresh_every": 3, "lam": 1.0}], ids=str)
+def test_such_guidance_where_each_lora_is_alone_in_some_steps_only(forge, guidance, settings):
+    """In those between its further rows are the merged model's, moved as the step's are."""
+    others = {"after": [guidance.extension(forge, forge.evaluate_conditions)], "negative_prompt": "bad"}
+    _, latents = forge.generate(f"a cat AND a dog:0.5 {TEXT_TAGS}", {**ON, **settings}, steps=4, **others)
+    right = guidance(forge, [A, TEXT, B], TWO, "bad", settings=settings, steps=4).latents()
+    assert_close(latents, right, 1e-6)
 
 
 class Skipping(Equations):

@@ -167,6 +167,16 @@ def test_such_a_call_with_sub_prompts_without_weights_and_with_cached_guidance(a
         assert_close(latents, BothMovedAway(a1111, [A, TEXT, B], prompts, "bad", settings=settings).latents(), 1e-6)
 
 
+def test_such_a_call_where_each_lora_is_alone_in_some_steps_only(a1111):
+    """LoRAs in the order in which A1111's merge is the sum of what they change."""
+    Again(a1111, only_prompt=False)
+    prompts, tags = [[("a cat", 1), ("a dog", 0.5)]], "<lora:text:0.7:0.9> <lora:a:0.8> <lora:b:0.6>"
+    settings, fields = {"refresh_every": 2}, {"negative_prompt": "bad", "steps": 4}
+    _, latents = a1111.generate(f"a cat AND a dog:0.5 {tags}", {**ON, **settings}, **fields)
+    right = BothMovedAway(a1111, [TEXT, A, B], prompts, "bad", settings=settings, steps=4).latents()
+    assert_close(latents, right, 1e-6)
+
+
 @pytest.mark.parametrize("early", [False, True], ids=["other latents", "before the step's own"])
 def test_a_call_that_cannot_be_composed_is_refused_by_name(a1111, early):
     again = Again(a1111, only_prompt=True)
