@@ -116,3 +116,10 @@ def test_a_merge_that_depends_on_the_order_is_not_verified(host, monkeypatch):
     compared = host.count_rows(monkeypatch)
     host.generate(f"a cat {TAGS}", {**ON, **FAST, "verify": True}, steps=2)
     assert everything < 1e-9 and sum(compared) == 5 + 2 + 4 + 1
+
+
+@pytest.mark.parametrize("settings", [FAST, {"refresh_every": 2}], ids=str)
+def test_without_guidance(host, settings):
+    """As distilled models have it: there is no negative prompt."""
+    _, latents = host.generate(f"a cat {TEXT_TAGS}", {**ON, **settings}, cfg_scale=1.0, steps=4)
+    assert_close(latents, by_equations(host, [TEXT, A, B], one("a cat"), cfg=1.0, settings=settings, steps=4), CLOSE)
