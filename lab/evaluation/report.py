@@ -116,6 +116,9 @@ against LoRAtorio's defaults, which are the paper's:
 and against lambda 1 with each LoRA alone in every step:
 
 {from_lambda_1}
+With other samplings, against each LoRA alone in every step of the same:
+
+{sampled}
 Of all LoRAs loaded and a pool, against the same with each LoRA alone in every step and lambda {lam:g}:
 
 {of_pools}
@@ -131,6 +134,9 @@ def _fewer_evaluations(test: Measured) -> str:
     return FEWER_EVALUATIONS.format(
         differences=tables.against(test, REFERENCE, alike),
         from_lambda_1=tables.against(test, ways.LAMBDA_1, alike),
+        sampled=tables.pairs(
+            test, {name: (f"{ways.BALANCED}, {name}", f"{ways.LAMBDA_1}, {name}") for name in ways.SAMPLINGS}
+        ),
         lam=Settings().lam,
         of_pools="\n".join(of_pools),
     )
@@ -154,7 +160,7 @@ def _strengths_of_merge(test: Measured, dev: Measured) -> str:
     return STRENGTHS_OF_MERGE.format(
         best=best,
         present=tables.by_count(test, key, show, ways.MERGES),
-        differences=tables.by_reference(test, ways.BALANCED, ways.MERGES),
+        differences=tables.pairs(test, {f"against {merge}": (ways.BALANCED, merge) for merge in ways.MERGES}),
     )
 
 

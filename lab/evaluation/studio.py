@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import diffusers
 import numpy as np
 import torch
 
@@ -20,7 +21,7 @@ from lab.evaluation.captions import SkillSet
 from lab.evaluation.couple import coupled
 from lab.evaluation.measurements import Record
 from lab.evaluation.patches import patch_distance
-from lab.evaluation.ways import CFG, STEPS, Way
+from lab.evaluation.ways import CFG, Way
 from lib_loratorio.hosts.diffusers import composed
 
 
@@ -29,6 +30,7 @@ class Studio:
 
     def __init__(self, weights: Path = model.WEIGHTS):
         self.pipe = model.load(weights / "model")
+        self.ddim = self.pipe.scheduler
         self.loras = weights / "loras"
         self.judge = detector.load(weights / "detector.safetensors")
 
@@ -36,13 +38,14 @@ class Studio:
         self, way: Way, skills: Sequence[str], contents: Sequence[world.Content], seed: int
     ) -> tuple[np.ndarray, float]:
         """One picture for each content, `[len(contents), SIZE, SIZE, 3]` uint8, and the model evaluations a picture."""
-        captions = [way.prompt(shown) for shown in contents]
+        captions, (steps, scheduler) = [way.prompt(shown) for shown in contents], way.sampling
+        self.pipe.scheduler = getattr(diffusers, scheduler).from_config(self.ddim.config) if scheduler else self.ddim
         if way.settings is None:
-            return model.sample(self.pipe, captions, seed, STEPS, CFG), 2 * STEPS
+            return model.sample(self.pipe, captions, seed, steps, CFG), 2 * steps
         with composed(self.pipe, way.loras(skills, self.loras), way.settings) as composition:
             regional = [[replace(shown, figures=(skill,)).caption for shown in contents] for skill in skills]
             with coupled(self.pipe, regional) if way.couple else nullcontext():
-                images = model.sample(self.pipe, captions, seed, STEPS, CFG)
+                images = model.sample(self.pipe, captions, seed, steps, CFG)
             return images, composition.tally.rows / len(contents)
 
     def measure(self, name: str, way: Way, skill_set: SkillSet) -> Record:

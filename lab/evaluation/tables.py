@@ -127,17 +127,19 @@ def against(
     )
 
 
-def by_reference(
-    measured: Measured, way: str, references: Iterable[str], keys: Sequence[str] = ("present", "complete", "distance")
+def pairs(
+    measured: Measured,
+    compared: dict[str, tuple[str, str]],
+    keys: Sequence[str] = ("present", "complete", "distance"),
 ) -> str:
-    """What a way changes against each reference, caption by caption."""
+    """What a way changes against a reference, caption by caption: by the name of the row the two."""
     columns = [(key, *DIFFERENCES[key]) for key in keys]
     return table(
         ["", *(name for _, name, _ in columns)],
         [
-            [f"against {reference}", *(show(measured.difference(way, reference, key)) for key, _, show in columns)]
-            for reference in references
-            if reference in measured.ways
+            [name, *(show(measured.difference(way, reference, key)) for key, _, show in columns)]
+            for name, (way, reference) in compared.items()
+            if {way, reference} <= measured.ways.keys()
         ],
     )
 

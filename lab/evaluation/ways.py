@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lab import world
 from lab.evaluation.boxes import WORDS
@@ -16,7 +17,23 @@ from lib_loratorio.hosts.diffusers import Lora
 from lib_loratorio.loras.tag import LoraTag
 from lib_loratorio.settings import Settings
 
-STEPS, CFG = 20, 4.0  # of every picture
+STEPS, CFG = 20, 4.0  # of every picture, unless its sampling says otherwise
+
+
+class Sampling(NamedTuple):
+    """How pictures are sampled; the scheduler is a class of diffusers, DDIM where there is none."""
+
+    steps: int = STEPS
+    scheduler: str = ""
+
+
+DDIM = Sampling()
+SAMPLINGS = {
+    "10 steps": Sampling(10),
+    "50 steps": Sampling(50),
+    "Euler a": Sampling(scheduler="EulerAncestralDiscreteScheduler"),
+    "DPM++ 2M": Sampling(scheduler="DPMSolverMultistepScheduler"),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,7 @@ class Way:
     own_words: bool = False  # each LoRA alone reads its figure's word
     couple: bool = False  # each box reads its figure's caption, by attention couple
     strength: float = 1.0  # of every LoRA
+    sampling: Sampling = DDIM
 
     def loras(self, skills: Sequence[str], folder: Path) -> list[Lora]:
         """The LoRAs in `folder` that are loaded for a caption with these skills."""
@@ -101,12 +119,18 @@ CHEAPER = {
     ),
 }
 """Each LoRA alone in some steps only, and all merged in those between."""
-STRENGTHS = {f"Merge at {strength:g}": Way(MERGE, strength=strength) for strength in (0.5, 0.7, 0.85, 1.2)}
+STRENGTHS = {f"Merge at {strength:g}": Way(MERGE, strength=strength) for strength in (0.5, 0.7, 0.85, 1.2, 1.4, 1.7)}
 """Merge at other strengths than 1."""
 SCOUTED = {
     f"Pool, scout, share {share:g}": Way(replace(SCOUT, scout_share=share), everything=True, pool=True)
     for share in (0.7, 0.9)
 }
+SAMPLED = {
+    f"{way}, {name}": Way(replace(FAST, refresh_every=every), sampling=sampling)
+    for name, sampling in SAMPLINGS.items()
+    for way, every in ((LAMBDA_1, 1), (BALANCED, 3))
+}
+"""Each LoRA alone in some steps only, and in every step, with other samplings."""
 METHODS = COMPARED | STRENGTHS | CHEAPER_GUIDANCE | CHEAPER | SCOUTED
 
 LOCAL_STYLES = "styles local"
@@ -165,7 +189,7 @@ SCOUTING = {EVERY_STEP: Way(replace(SCOUT, pool_mode="exact"), everything=True, 
 BY_SPLIT = {
     "dev": ABLATION | MERGES,
     "pool": SCOUTING,
-    "test": METHODS,
+    "test": METHODS | SAMPLED,
     "style": STYLED,
     "speed": METHODS,
     "places": PLACED,
