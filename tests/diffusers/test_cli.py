@@ -306,6 +306,7 @@ def test_every_setting_is_an_option_but_those_in_another_form(folder, tmp_path):
         "scout_every": 4,
         "scout_share": 0.6,
         "guidance_every": 2,
+        "refresh_every": 3,
         "feather": 0.2,
     }
     options = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))]
