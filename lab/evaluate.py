@@ -7,8 +7,9 @@ For N = 2..5 skills: sets of skills drawn at random, several captions each, one 
 starting noise for every method. Defaults are chosen on the "dev" captions (the ablation) and the "pool" captions (how a
 pool is scouted); the reported methods use other captions, skills' sets and seeds ("test"). "style" has sets of three
 skills with one style each; "speed" takes every method's time in turn, in one process with one thread. "places" has
-figures with a box each, and a report of its own, docs/evaluation-places.md. Measurements lie in --results, one JSON
-line a set and method.
+figures with a box each, and a report of its own, docs/evaluation-places.md. "price" has fewer evaluations on the
+captions of "test", and Merge at other strengths, chosen on those of "dev" ("strengths"); its report is
+docs/evaluation-price.md. Measurements lie in --results, one JSON line a set and method.
 """
 
 from __future__ import annotations
@@ -18,30 +19,31 @@ import os
 from pathlib import Path
 
 from lab import detector, model
-from lab.evaluation import measurements, places_report, report
+from lab.evaluation import measurements, places_report, price_report, report
 from lab.evaluation.captions import SPLITS, skill_sets
 from lab.evaluation.choices import choices
 from lab.evaluation.studio import Task, run
 from lab.evaluation.ways import BY_SPLIT
 
-PLACES = Path("lab/results/places.jsonl")
-"""The results of the split "places", which the repository has."""
+PUBLISHED = {"places": ("places",), "price": ("price", "strengths")}
+"""The splits with a report of their own, whose results the repository has, and what is measured for each."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, help="by default outputs/evaluation.jsonl, of places alone its own")
+    parser.add_argument("--results", type=Path, help="by default outputs/evaluation.jsonl, or in lab/results")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=tuple(SPLITS), help="one of the splits; the report needs dev, pool and test")
     parser.add_argument("--sets", type=int, help="sets of skills for each N, for a shorter run than the published one")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
-    args.results = args.results or (PLACES if args.only == "places" else Path("outputs/evaluation.jsonl"))
+    known = Path(f"lab/results/{args.only}.jsonl") if args.only in PUBLISHED else Path("outputs/evaluation.jsonl")
+    args.results = args.results or known
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.report:
         for split, ways in BY_SPLIT.items():
-            if args.only in (None, split):
+            if split in PUBLISHED.get(args.only, (args.only or split,)):
                 tasks = [Task(name, way, s) for s in skill_sets(split, args.sets) for name, way in ways.items()]
                 run(tasks, args.results, args.workers if split != "speed" else 1)
     records = measurements.read(args.results)
@@ -50,6 +52,8 @@ def main() -> None:
     if "places" in {record["split"] for record in records}:
         judge = detector.load(model.WEIGHTS / "detector.safetensors")
         places_report.write(records, args.docs / "evaluation-places.md", judge)
+    if {"price", "strengths"} <= {record["split"] for record in records}:
+        price_report.write(records, args.docs)
     for kind, way in choices(records).items():
         print(f"best of {kind}: {way}")
 

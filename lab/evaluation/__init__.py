@@ -13,4 +13,5 @@ Each module needs only those above it:
     tables, plots   what was measured, to be read
     report          docs/evaluation.md
     places_report   docs/evaluation-places.md
+    price_report    docs/evaluation-price.md
 """

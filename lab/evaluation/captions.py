@@ -1,4 +1,6 @@
-"""The captions: sets of skills with what their pictures are to show, in splits that share neither set nor seed."""
+"""The captions: sets of skills with what their pictures are to show, in splits that share neither set nor seed, but for
+those that look at the captions of "test" and "dev" again.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,8 @@ SPLITS = {
     "speed": Split(4_000_000, 5, (3,)),
     "pool": Split(5_000_000, 6),
     "places": Split(6_000_000, 6, (2, 3)),
+    "price": Split(2_000_000, 13),  # those of "test"
+    "strengths": Split(1_000_000, 2),  # those of "dev"
 }
 
 

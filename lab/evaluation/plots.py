@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lab.evaluation.captions import COUNTS
 from lab.evaluation.measurements import Interval, Measured
-from lab.evaluation.ways import COMPARED, LAMBDAS, METHODS, PATCHES, STRENGTHS, TEMPERATURES, recentred, tempered
+from lab.evaluation.ways import COMPARED, LAMBDAS, METHODS, PATCHES, TEMPERATURES, recentred, tempered
 
 FACTORS = {"present": 100, "complete": 100, "distance": 1}
 """What each plotted quantity is multiplied with."""
@@ -38,8 +38,7 @@ def cost(measured: Measured, path: Path) -> None:
     """Quality against model evaluations a picture: filled, the asked LoRAs alone; hollow, all of them loaded."""
     figure, panels = _panels(2, (13, 4.6))
     colours = matplotlib.colormaps["tab20"].colors
-    shown = [(way, made) for way, made in METHODS.items() if way in measured.ways and way not in STRENGTHS]
-    for i, (way, made) in enumerate(shown):
+    for i, (way, made) in enumerate((way, made) for way, made in METHODS.items() if way in measured.ways):
         marker = {"marker": "s", "mfc": "white"} if made.everything else {}
         for panel, key in zip(panels, ("present", "distance")):
             _draw(
@@ -53,6 +52,26 @@ def cost(measured: Measured, path: Path) -> None:
         panel.set(title=title, xlabel="model evaluations a picture (20 steps)", xscale="log")
         panel.set_xticks([40, 60, 100, 200, 400], ["40", "60", "100", "200", "400"])
         panel.set_xticks([], minor=True)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def price(measured: Measured, ours: Sequence[str], merges: Sequence[str], path: Path) -> None:
+    """Quality against model evaluations a picture: filled, LoRAtorio; hollow, Merge at several strengths."""
+    figure, panels = _panels(2, (13, 4.6))
+    colours = matplotlib.colormaps["tab20"].colors
+    for i, way in enumerate(way for way in (*ours, *merges) if way in measured.ways):
+        marker = {"marker": "s", "mfc": "white"} if way in merges else {}
+        for panel, key in zip(panels, ("present", "distance")):
+            _draw(
+                panel,
+                [measured.evaluations(way)],
+                [measured.interval(way, key)],
+                key,
+                **{"ms": 6, "color": colours[i], "linestyle": "none", "label": way, **marker},
+            )
+    for panel, title in zip(panels, (PRESENT, DISTANCE)):
+        panel.set(title=title, xlabel="model evaluations a picture (20 steps)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=100)
 

@@ -10,7 +10,7 @@ import numpy as np
 from lab import world
 from lab.evaluation import plots, tables, ways
 from lab.evaluation.captions import CAPTIONS, COUNTS, SPLITS, skill_sets
-from lab.evaluation.choices import choices, most_skills
+from lab.evaluation.choices import choices
 from lab.evaluation.measurements import Interval, Measured, Record, bootstrap
 from lab.evaluation.patches import patch_distance
 from lab.evaluation.ways import CFG, REFERENCE, STEPS, TOP_K
@@ -30,8 +30,6 @@ def write(records: Sequence[Record], docs: Path) -> None:
         _introduction(test),
         _quality_and_cost(test, speed),
         _cheaper_guidance(test),
-        _fewer_evaluations(test),
-        _strengths_of_merge(test, dev),
         _large_pool(test),
         _styles(style),
         _by_number_of_skills(test),
@@ -105,63 +103,6 @@ difference from the base) change against LoRAtorio's defaults, caption by captio
 
 def _cheaper_guidance(test: Measured) -> str:
     return CHEAPER_GUIDANCE.format(differences=tables.against(test, REFERENCE, ways.CHEAPER_GUIDANCE))
-
-
-FEWER_EVALUATIONS = """### Each LoRA alone in some steps only
-
-In those between, one prediction with all LoRAs merged is moved by what composing had made of it (`refresh_every`), caption by caption
-against LoRAtorio's defaults, which are the paper's:
-
-{differences}
-and against lambda 1 with each LoRA alone in every step:
-
-{from_lambda_1}
-With other samplings, against each LoRA alone in every step of the same:
-
-{sampled}
-Of all LoRAs loaded and a pool, against the same with each LoRA alone in every step and lambda {lam:g}:
-
-{of_pools}
-"""  # noqa: E501
-
-
-def _fewer_evaluations(test: Measured) -> str:
-    alike = [way for way, made in ways.CHEAPER.items() if not made.everything]
-    of_pools = [
-        tables.against(test, reference, [way for way in ways.CHEAPER if way.startswith(f"{reference},")], IN_A_POOL)
-        for reference in (ways.WHOLE_POOL, ways.SCOUTED_FAST)
-    ]
-    return FEWER_EVALUATIONS.format(
-        differences=tables.against(test, REFERENCE, alike),
-        from_lambda_1=tables.against(test, ways.LAMBDA_1, alike),
-        sampled=tables.pairs(
-            test, {name: (f"{ways.BALANCED}, {name}", f"{ways.LAMBDA_1}, {name}") for name in ways.SAMPLINGS}
-        ),
-        lam=Settings().lam,
-        of_pools="\n".join(of_pools),
-    )
-
-
-STRENGTHS_OF_MERGE = """### Merge at other strengths
-
-Asked skills present with all LoRAs merged at one strength, in %. The strength with the most skills on the dev captions
-is {best}.
-
-{present}
-LoRAtorio with lambda 1, each LoRA alone in every 3rd step, against these, caption by caption:
-
-{differences}
-"""
-
-
-def _strengths_of_merge(test: Measured, dev: Measured) -> str:
-    best = ", ".join(f"{most_skills(dev, ways.MERGES, count)} for N = {count}" for count in COUNTS)
-    key, show = tables.QUALITIES["skills present %"]
-    return STRENGTHS_OF_MERGE.format(
-        best=best,
-        present=tables.by_count(test, key, show, ways.MERGES),
-        differences=tables.pairs(test, {f"against {merge}": (ways.BALANCED, merge) for merge in ways.MERGES}),
-    )
 
 
 LARGE_POOL = """### A large pool

@@ -156,10 +156,10 @@ def by_count(measured: Measured, key: str, show: Show, ways: Iterable[str]) -> s
     )
 
 
-def evaluations_by_count(measured: Measured) -> str:
+def evaluations_by_count(measured: Measured, ways: Iterable[str] | None = None) -> str:
     return table(
         ["", *(f"N = {n}" for n in COUNTS)],
-        [[way, *(f"{measured.evaluations(way, n):.0f}" for n in COUNTS)] for way in measured.ways],
+        [[way, *(f"{measured.evaluations(way, n):.0f}" for n in COUNTS)] for way in ways or measured.ways],
     )
 
 

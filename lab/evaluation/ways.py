@@ -131,7 +131,19 @@ SAMPLED = {
     for way, every in ((LAMBDA_1, 1), (BALANCED, 3))
 }
 """Each LoRA alone in some steps only, and in every step, with other samplings."""
-METHODS = COMPARED | STRENGTHS | CHEAPER_GUIDANCE | CHEAPER | SCOUTED
+METHODS = COMPARED | CHEAPER_GUIDANCE | SCOUTED
+
+POOLS = (WHOLE_POOL, SCOUTED_FAST)
+MERGES = {"Merge": Way(MERGE)} | STRENGTHS
+"""Of which the one with the most skills on dev is a control for each number of skills."""
+PRICED = (
+    {way: METHODS[way] for way in (REFERENCE, LAMBDA_1)}
+    | CHEAPER
+    | MERGES
+    | SAMPLED
+    | {way: METHODS[way] for way in POOLS}
+)
+"""Quality against model evaluations."""
 
 LOCAL_STYLES = "styles local"
 STYLED = {
@@ -175,9 +187,6 @@ VARIANTS = {
 """What is chosen on dev, by kind: temperature with patch size, lambda, top-k with all LoRAs loaded."""
 
 ABLATION = {name: way for group in VARIANTS.values() for name, way in group.items()}
-MERGES = {"Merge": Way(MERGE)} | STRENGTHS
-"""Of which the one with the most skills on dev is a control for each number of skills."""
-
 EVERY_STEP = "every step"
 SCOUTING = {EVERY_STEP: Way(replace(SCOUT, pool_mode="exact"), everything=True, pool=True)} | {
     f"scout to {u:g}, share {v:g}": Way(replace(SCOUT, scout=u, scout_share=v), everything=True, pool=True)
@@ -187,10 +196,12 @@ SCOUTING = {EVERY_STEP: Way(replace(SCOUT, pool_mode="exact"), everything=True, 
 """How long a pool is scouted, by the share that a LoRA needs to stay; and the whole pool in every step."""
 
 BY_SPLIT = {
-    "dev": ABLATION | MERGES,
+    "dev": ABLATION,
     "pool": SCOUTING,
-    "test": METHODS | SAMPLED,
+    "test": METHODS,
     "style": STYLED,
     "speed": METHODS,
     "places": PLACED,
+    "price": PRICED,
+    "strengths": MERGES,
 }

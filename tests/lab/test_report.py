@@ -5,10 +5,20 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from lab.evaluation import choices, report
+from lab.evaluation import choices, price_report, report
 from lab.evaluation.captions import COUNTS
 from lab.evaluation.measurements import Measured
-from lab.evaluation.ways import ABLATION, EVERY_STEP, MERGES, METHODS, SAMPLED, SCOUTING, STYLED, evaluations_a_step
+from lab.evaluation.ways import (
+    ABLATION,
+    EVERY_STEP,
+    MERGES,
+    METHODS,
+    PRICED,
+    SAMPLED,
+    SCOUTING,
+    STYLED,
+    evaluations_a_step,
+)
 
 
 def _records(split, ways):
@@ -88,12 +98,7 @@ def test_differences_are_taken_caption_by_caption():
 
 def test_report_is_written(tmp_path):
     ways = {way: (0.5, 1.0) for way in METHODS}
-    records = _records("test", ways | {way: (0.25 if "every" in way else 0.5, 1.0) for way in SAMPLED}) + _records(
-        "dev", {way: (0.5, 1.0) for way in ABLATION | MERGES}
-    )
-    for record in records:
-        if record["split"] == "dev" and record["way"] == "Merge at 0.7" and record["count"] == 4:
-            record["present"] = [1.0, 1.0]
+    records = _records("test", ways) + _records("dev", {way: (0.5, 1.0) for way in ABLATION})
     records += _records("pool", {way: (0.5, 1.0) for way in SCOUTING})
     records += _records("style", {way: (0.5, 1.0) for way in STYLED}) + _records("speed", ways)
     report.write(records, tmp_path)
@@ -104,9 +109,22 @@ def test_report_is_written(tmp_path):
         and "| styles global | 120 | 50 (50 to 50) | 50 (50 to 50) |" in text
     )
     assert "| LoRAtorio, lambda 1 | 61% | +0.0 (+0.0 to +0.0) |" in text
-    assert "| LoRAtorio, lambda 1, each alone every 3rd step | 39% | +0.0 (+0.0 to +0.0) |" in text
-    assert "Merge at 0.5 for N = 3, Merge at 0.7 for N = 4," in text.replace("Merge for", "Merge at 0.5 for")
-    assert "| Euler a | -25.0 (-25.0 to -25.0) | +0.0 (+0.0 to +0.0) |" in text
-    assert "| against Merge at 1.2 | +0.0 (+0.0 to +0.0) |" in text
     for name in ("methods", "cost", "ablation"):
         assert (tmp_path / f"evaluation-{name}.png").exists()
+
+
+def test_report_of_the_price_is_written(tmp_path):
+    every = {way: (0.25 if way in SAMPLED and "every" in way else 0.5, 1.0) for way in PRICED}
+    records = _records("price", every) + _records("strengths", {way: (0.5, 1.0) for way in MERGES})
+    for record in records:
+        if record["split"] == "strengths" and record["way"] == "Merge at 0.7" and record["count"] == 4:
+            record["present"] = [1.0, 1.0]
+    price_report.write(records, tmp_path)
+    text = (tmp_path / "evaluation-price.md").read_text()
+    assert "| LoRAtorio, lambda 1, each alone every 3rd step | 70 | 50 (50 to 50) |" in text
+    assert "| LoRAtorio, lambda 1, each alone every 3rd step | 39% | +0.0 (+0.0 to +0.0) |" in text
+    assert "captions is Merge for N = 2, Merge for N = 3, Merge at 0.7 for N = 4, Merge for N = 5." in text
+    assert "| Euler a | -25.0 (-25.0 to -25.0) | +0.0 (+0.0 to +0.0) |" in text
+    assert "| against Merge at 1.2 | +0.0 (+0.0 to +0.0) |" in text
+    assert "| Pool, exact, lambda 1, each alone every 3rd step |" in text.partition("## All LoRAs loaded")[2]
+    assert (tmp_path / "evaluation-price.png").exists()

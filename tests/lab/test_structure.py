@@ -23,6 +23,7 @@ EVALUATION = (
     "plots",
     "report",
     "places_report",
+    "price_report",
 )
 """Each module needs only those before it."""
 
