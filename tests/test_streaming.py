@@ -88,6 +88,32 @@ def test_a_bank_that_stays_is_evaluated_at_once(factors):
     assert model.calls == [[list(range(RESIDENT))] * 2]
 
 
+def test_all_of_a_large_bank_in_one_row_are_brought_a_group_at_a_time(factors, monkeypatch):
+    """As the merged model has them; it shares its call with others."""
+    made, make = [], LowRankLayer._stacked
+
+    def stacked(self, adapters, *placed):
+        made.append(sum(len(stack.adapters) for stack in self.stacks.values()) + len(adapters))
+        return make(self, adapters, *placed)
+
+    monkeypatch.setattr(LowRankLayer, "_stacked", stacked)
+    x = torch.randn(1, 4)
+    model = model_of(factors, range(COUNT))
+    with torch.no_grad(), model.bank.attached():
+        everyone = Evaluation(tuple(range(COUNT)), 1, x)
+        base, merged, *alone = Evaluator(model, model.bank)(
+            [Evaluation((), 1, x), everyone, *requests(x, range(COUNT))[1:]]
+        )
+    assert max(made) == RESIDENT
+    assert all(not stacks for call in model.calls[-1:] for stacks in call)
+    for name, layer in (("first", model.first), ("second", model.second)):
+        deltas = [of[name] for of in factors if name in of]
+        with torch.no_grad():
+            layer.weight += sum(delta.up @ delta.down for delta in deltas)
+    torch.testing.assert_close(merged, model(x), rtol=1e-5, atol=1e-5)
+    assert torch.stack([base, *alone]).allclose(torch.stack(one_by_one(factors, x)), atol=1e-6)
+
+
 class Beside:
     """In place of a CUDA stream: what is made within `work`, and the tensors of each `join`."""
 

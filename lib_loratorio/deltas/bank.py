@@ -45,11 +45,14 @@ class _LayerRows:
         x: torch.Tensor,
         output: torch.Tensor,
         layout: Layout,
-        adapters: tuple[int, ...],
+        groups: Sequence[tuple[int, ...]],
         in_place: bool,
         factors: Factors = NONE,
     ) -> None:
-        """Raises RowsError where it cannot be told whose rows these are."""
+        """Adds the low-rank deltas group by group: of several, each group's factors are on the device only meanwhile.
+
+        Raises RowsError where it cannot be told whose rows these are.
+        """
         rows, scale = output.shape[0], 1
         if len(layout.blocks) == 1:
             layout = layout.of_rows(rows)
@@ -57,8 +60,10 @@ class _LayerRows:
             scale, rest = divmod(rows, layout.rows)
             if rest or not in_place:
                 raise RowsError(f"a layer got {rows} rows of a batch of {layout.rows}")
-        if self.low_rank:
-            self.low_rank.add(x, output, layout, scale, adapters, factors)
+        for group in groups if self.low_rank else ():
+            self.low_rank.add(x, output, layout, scale, group, factors)
+            if len(groups) > 1:
+                self.low_rank.stacks.pop(group, None)
         for adapter, delta in self.dense.items():
             for run in layout.runs((adapter,)):
                 rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
@@ -120,6 +125,10 @@ def _alone(error: RuntimeError) -> RuntimeError:
     return error
 
 
+def _chunks(adapters: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+    return (adapters[first : first + size] for first in range(0, len(adapters), size))
+
+
 class AdapterBank:
     """The deltas of several adapters, for the layers of one model.
 
@@ -148,7 +157,8 @@ class AdapterBank:
         self.damaged: list[list[str]] = [[] for _ in adapters]
         self.effective = [False] * len(adapters)
         self.factors_wait = len(adapters) > RESIDENT
-        self._everyone = self._stacked = tuple(range(len(adapters)))
+        self._everyone = tuple(range(len(adapters)))
+        self._groups = (self._everyone,)
         self._beside: SideStream | None = None
         self._is_full = False
         self._handles: list = []
@@ -213,7 +223,7 @@ class AdapterBank:
         def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             if self.layout is not None:
                 self._met = True
-                rows.add(inputs[0], output, self.layout, self._stacked, self.rows_repeat_in_place, self.factors)
+                rows.add(inputs[0], output, self.layout, self._groups, self.rows_repeat_in_place, self.factors)
 
         return add
 
@@ -223,14 +233,16 @@ class AdapterBank:
         their `factors`.
 
         Where factors wait in host memory, those of the layout's adapters and of the `staying` ones are on the device
-        meanwhile.
+        meanwhile; where one model has more than may stay there, those of a layer at a time.
 
         Raises RuntimeError where the model has not run any of the layers that adapters touch.
         """
         self.layout, self.factors = layout if layout.adapters else None, factors
         if self.layout:
-            self._stacked = tuple(sorted({*layout.adapters, *staying})) if self.factors_wait else self._everyone
-            self._keep(self._stacked)
+            stacked = tuple(sorted({*layout.adapters, *staying})) if self.factors_wait else self._everyone
+            many = max(len(block.adapters) for block in layout.blocks) > RESIDENT
+            self._groups = tuple(_chunks(stacked, RESIDENT)) if self.factors_wait and many else (stacked,)
+            self._keep(stacked)
         try:
             yield
             if self.layout and self._layers and not self._met:

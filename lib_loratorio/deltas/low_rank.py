@@ -92,7 +92,7 @@ class LowRankLayer:
         adapters: tuple[int, ...],
         factors: Factors = NONE,
     ) -> None:
-        if not any(adapter in self.deltas for adapter in layout.adapters):
+        if not any(adapter in self.deltas and adapter in layout.adapters for adapter in adapters):
             return
         stack = self.stack(adapters, output.device, output.dtype)
         for run in layout.runs(stack.adapters):

@@ -97,8 +97,10 @@ class Evaluator:
                 if not is_out_of_memory(error) or len(group) == 1:
                     raise
             else:
-                if self._factors_wait:
-                    self.bank.prefetch(_adapters_of(self._next(waiting[: -len(group)])))
+                coming = self._next(waiting[: -len(group)])
+                # A model of many adapters has them brought layer by layer, in its own call.
+                if self._factors_wait and all(len(evaluation.adapters) <= RESIDENT for evaluation in coming):
+                    self.bank.prefetch(_adapters_of(coming))
                 continue
             # Outside the except block, so that the failed call's tensors are free before the next try.
             self.limit = len(group) // 2
