@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL.Image import Image
 
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui import block_weights, masks
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
@@ -47,8 +48,11 @@ def finish(p, processed) -> None:
     forget_conditions()
 
 
-def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps | None:
-    """The maps of the pass about to begin, which is composed of these LoRAs; None where none are wanted."""
+def begin_maps(p, settings: Settings, adapters: Sequence[Adapter], painted: Painted | None = None) -> WeightMaps | None:
+    """The maps of the pass about to begin, which is composed of these LoRAs; None where none are wanted.
+
+    `painted` are the places that are painted for them, as the pass shows them.
+    """
     state = state_of(p)
     if not settings.maps:
         return None
@@ -61,7 +65,7 @@ def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps
     state.panels = state.panels or Panels()
     competing = [adapter for adapter in adapters if adapter.competes]
     regions = [seen_boxes(adapter.tag.region, window_of(p)) for adapter in competing]
-    return state.panels.begin(numbered_names(competing), settings.patch_size, regions)
+    return state.panels.begin(numbered_names(competing), settings.patch_size, regions, painted)
 
 
 def image_done(p, image: Image) -> None:
