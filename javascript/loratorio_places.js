@@ -52,6 +52,10 @@
             if (this.written !== this.box.value) {
                 this.show(this.box.value);
             }
+            if (this.counted !== this.written) {
+                this.counted = this.written;
+                this.count(this.written);
+            }
         }
 
         build(root) {
@@ -95,6 +99,7 @@
             this.paintable();
             this.blank();
             this.written = undefined;
+            this.counted = "";
             this.choose();
         }
 
@@ -190,6 +195,24 @@
             this.file.value = "";
         }
 
+        // Whose places the mask has, which the price depends on.
+        async count(mask) {
+            let answer = {painted: [], problem: ""};
+            if (mask && !mask.startsWith("sha256-")) {
+                const headers = {"Content-Type": "application/json"};
+                answer = await this.fetched(`${route}/painted`, {method: "POST", headers, body: JSON.stringify({mask})});
+            }
+            if (mask !== this.written) {
+                return; // painted on meanwhile
+            }
+            if (!answer) {
+                this.counted = undefined;
+                return;
+            }
+            this.root.dataset.painted = answer.painted.join(",");
+            this.message.textContent = answer.problem || this.message.textContent;
+        }
+
         async take() {
             const {mask} = await this.fetched(`${route}/last`) ?? {mask: ""};
             if (mask) {
@@ -199,9 +222,9 @@
             }
         }
 
-        async fetched(address) {
+        async fetched(address, options) {
             try {
-                const response = await fetch(address);
+                const response = await fetch(address, options);
                 return response.ok ? await response.json() : null;
             } catch {
                 return null; // the server is gone, or has not begun to answer yet

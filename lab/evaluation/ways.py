@@ -13,7 +13,7 @@ from lab import world
 from lab.evaluation.boxes import WORDS
 from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.hosts.diffusers import Lora
-from lib_loratorio.loras.tag import LoraTag
+from lib_loratorio.loras.tag import LOCAL, LoraTag
 from lib_loratorio.settings import Settings
 
 STEPS, CFG = 20, 4.0  # of every picture
@@ -59,7 +59,7 @@ def evaluations_a_step(way: Way, count: int) -> float:
     `count` is the number of the skills asked for.
     """
     adapters = 0 if way.settings is None else len(world.NAMES) if way.everything else count
-    return evaluations_per_step(way.settings or Settings(), adapters)
+    return evaluations_per_step(way.settings or Settings(), [LOCAL] * adapters)
 
 
 # The reported ways
