@@ -85,6 +85,13 @@ def test_where_regions_have_no_effect_is_told(pipe, files, caplog):
     assert "in the tag of a have no effect with the method merge" in caplog.text
 
 
+def test_where_ramps_have_no_effect_is_told(pipe, files, caplog):
+    loras = [Lora(files[0], 0.8, tag(ltw="1@0,0@0.5")), Lora(files[1], 0.8, tag(ltw="0.5@0,1@0.5"))]
+    with composed(pipe, loras, Settings(end=0.5)):
+        pass
+    assert "ltw in the tag of a have no effect outside of Start and End: there LoRAs are merged" in caplog.text
+
+
 # Ramps
 
 

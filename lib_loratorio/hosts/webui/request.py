@@ -93,12 +93,6 @@ def leave_alone(p, message: str) -> None:
 
 def tell_what_merge_leaves_out(p, adapters: Sequence[Adapter]) -> None:
     """Tells what of the request has no effect where the sampling is the WebUI's own, with the prompt's LoRAs."""
-    if any((adapter.tag.start, adapter.tag.end) != (0, 1) or adapter.tag.ramp for adapter in adapters):
-        note(
-            p,
-            "with the method merge, ltstart, ltend and ltw have no effect; the WebUI merges LoRAs for the whole "
-            "sampling.",
-        )
     if any(adapter.pooled for adapter in adapters):
         note(p, "the method merge has no pool; only the prompt's LoRAs are merged.")
 
