@@ -59,7 +59,12 @@ def test_off_and_on_is_a_comparison_with_the_ordinary_picture(webui):
 
 @pytest.mark.parametrize(
     "values",
-    [["ltat=left", "ltat=right"], ["ltbox=0,0,0.5,1", "ltbox=0.5,0,1,1"], ["ltw=1@0", "ltw=1@0,0@1"], ["red", "blue"]],
+    [
+        ["ltat=left", "ltat=right"],
+        ["ltbox=0,0,0.5,1", "ltbox=0.5,0,1,1"],
+        ["ltw=1@0", "ltw=-1@0,-0.5@1"],
+        ["red", "blue"],
+    ],
     ids=str,
 )
 def test_places_ramps_and_words_vary_by_the_hosts_own_axis(webui, values):
