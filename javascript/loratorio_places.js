@@ -15,6 +15,7 @@
     const route = "./loratorio/v1/places";
     const longest = 256; // pixels of the mask's longer edge
     const milliseconds = 400;
+    const untilAskedAgain = 5000; // milliseconds; the image may be large
     const black = "#000000";
     const translated = (text) => window.localization?.[text] || text;
 
@@ -206,7 +207,9 @@
                 return; // painted on meanwhile
             }
             if (!answer) {
-                this.counted = undefined;
+                setTimeout(() => {
+                    this.counted = undefined;
+                }, untilAskedAgain);
                 return;
             }
             this.root.dataset.painted = answer.painted.join(",");
