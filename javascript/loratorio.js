@@ -43,7 +43,9 @@
                 settings[name] = value;
             }
         }
-        return new URLSearchParams({prompt, settings: JSON.stringify(settings)}).toString();
+        // Of a mask only whose places it has: the image may be large.
+        const painted = gradioApp().querySelector(`#script_${tab}_loratorio_places .loratorio-places`)?.dataset.painted;
+        return new URLSearchParams({prompt, settings: JSON.stringify(settings), ...painted && {painted}}).toString();
     }
 
     async function ask(state, query) {

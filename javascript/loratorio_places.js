@@ -15,6 +15,7 @@
     const route = "./loratorio/v1/places";
     const longest = 256; // pixels of the mask's longer edge
     const milliseconds = 400;
+    const untilAskedAgain = 5000; // milliseconds; the image may be large
     const black = "#000000";
     const translated = (text) => window.localization?.[text] || text;
 
@@ -51,6 +52,10 @@
             }
             if (this.written !== this.box.value) {
                 this.show(this.box.value);
+            }
+            if (this.counted !== this.written) {
+                this.counted = this.written;
+                this.count(this.written);
             }
         }
 
@@ -95,6 +100,7 @@
             this.paintable();
             this.blank();
             this.written = undefined;
+            this.counted = "";
             this.choose();
         }
 
@@ -190,6 +196,26 @@
             this.file.value = "";
         }
 
+        // Whose places the mask has, which the price depends on.
+        async count(mask) {
+            let answer = {painted: [], problem: ""};
+            if (mask && !mask.startsWith("sha256-")) {
+                const headers = {"Content-Type": "application/json"};
+                answer = await this.fetched(`${route}/painted`, {method: "POST", headers, body: JSON.stringify({mask})});
+            }
+            if (mask !== this.written) {
+                return; // painted on meanwhile
+            }
+            if (!answer) {
+                setTimeout(() => {
+                    this.counted = undefined;
+                }, untilAskedAgain);
+                return;
+            }
+            this.root.dataset.painted = answer.painted.join(",");
+            this.message.textContent = answer.problem || this.message.textContent;
+        }
+
         async take() {
             const {mask} = await this.fetched(`${route}/last`) ?? {mask: ""};
             if (mask) {
@@ -199,9 +225,9 @@
             }
         }
 
-        async fetched(address) {
+        async fetched(address, options) {
             try {
-                const response = await fetch(address);
+                const response = await fetch(address, options);
                 return response.ok ? await response.json() : null;
             } catch {
                 return null; // the server is gone, or has not begun to answer yet

@@ -377,7 +377,14 @@ def _save(options: argparse.Namespace, images: Sequence, seeds: Sequence[int], f
             if options.maps and (maps := composition.maps.mean) is not None:
                 patch = composition.settings.patch_size * composition.pipe.vae_scale_factor
                 file = file.with_name(f"{file.stem}-maps.png")
-                panel = weight_panel(image, maps[:, number], composition.labels, patch, regions=composition.regions)
+                panel = weight_panel(
+                    image,
+                    maps[:, number],
+                    composition.labels,
+                    patch,
+                    regions=composition.regions,
+                    painted=composition.painted,
+                )
                 panel.save(file, pnginfo=png_info(text))
                 written.append(file)
         except OSError as error:

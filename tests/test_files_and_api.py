@@ -1,5 +1,7 @@
 """What the API tells of settings and LoRA files."""
 
+import base64
+import io
 import json
 import sys
 from types import SimpleNamespace
@@ -7,11 +9,13 @@ from types import SimpleNamespace
 import lora_files
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.kinds import describe
 from lib_loratorio.page.api import add_routes
+from lib_loratorio.palette import COLOURS
 from lib_loratorio.settings import METHODS, SETTINGS, Settings, schema
 
 EXPECTED = {
@@ -122,9 +126,17 @@ def test_routes(tmp_path, monkeypatch):
     }
     assert "has ltbox=0,0,9,1" in routes["/loratorio/v1/places"]("<lora:a:1:ltbox=0,0,9,1>")["problem"]
     assert routes["/loratorio/v1/places/last"]() == {"mask": ""}
+    painted = routes["/loratorio/v1/places/painted"]
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), COLOURS[1]).save(file, "PNG")
+    assert painted({"mask": base64.b64encode(file.getvalue()).decode()}) == {"painted": [1], "problem": ""}
+    assert painted({}) == {"painted": [], "problem": ""}
+    assert "mask is no image that can be read" in painted({"mask": "aGFsbG8="})["problem"]
+    assert "mask is 7; it must be an image file" in painted({"mask": 7})["problem"]
     price = routes["/loratorio/v1/price"]
     assert price()["evaluations"] == 2
     assert price("<lora:a:1>", '{"lam": 1}')["evaluations"] == 3
+    assert price("<lora:a:1>", '{"lam": 0, "method": "composite"}', "0")["evaluations"] == 4
     monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=RefusedError))
     with pytest.raises(RefusedError) as refused:
         price("", '{"lam": 2}')

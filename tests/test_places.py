@@ -284,7 +284,7 @@ def test_without_places_nothing_is_different(predictions):
     ],
 )
 def test_the_price_has_the_base_and_what_is_gated(settings, tags, evaluations):
-    assert evaluations_per_step(Settings(**settings), 0, tags) == evaluations
+    assert evaluations_per_step(Settings(**settings), tags) == evaluations
 
 
 def test_the_page_tells_the_price_with_regions():

@@ -1,12 +1,17 @@
 """What the accordion's live help tells: the LoRAs of a prompt, and what a step costs with them."""
 
+import base64
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from lib_loratorio.engine.price import LONGEST, evaluations_per_step
 from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.tag import LOCAL
 from lib_loratorio.page.live import loras_of, price, price_of
+from lib_loratorio.palette import COLOURS
 from lib_loratorio.settings import METHODS, SETTINGS, Settings
 
 
@@ -88,11 +93,13 @@ def test_roles(argument, role):
     ],
 )
 def test_price_of_none_one_and_three_loras(settings, expected):
-    assert tuple(evaluations_per_step(Settings(**settings), count) for count in (0, 1, 3)) == pytest.approx(expected)
+    assert tuple(evaluations_per_step(Settings(**settings), [LOCAL] * count) for count in (0, 1, 3)) == pytest.approx(
+        expected
+    )
 
 
 def test_price_of_a_period_longer_than_any_sampling():
-    assert evaluations_per_step(Settings(guidance_every=10**9), 1) == pytest.approx(3 + 1 / LONGEST)
+    assert evaluations_per_step(Settings(guidance_every=10**9), [LOCAL]) == pytest.approx(3 + 1 / LONGEST)
 
 
 def test_what_the_page_is_told():
@@ -129,6 +136,15 @@ def test_settings_that_cannot_be_read(settings, match):
         price_of("a cat", settings)
 
 
+def _mask():
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), COLOURS[0]).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+MASK = _mask()
+"""All of the picture is the first LoRA's."""
+
 OTHER_VALUES = {
     "enabled": [True],
     "method": METHODS,
@@ -151,7 +167,7 @@ OTHER_VALUES = {
     "guidance_every": [4],
     "refresh_every": [3],
     "feather": [0.3],
-    "mask": ["aGFsbG8="],
+    "mask": [MASK],
 }
 
 
@@ -179,3 +195,37 @@ def test_a_pool_that_the_prompt_names():
     ]
     assert (told["evaluations"], told["pool"]) == (6, "named")
     assert price("a cat", Settings(pool="styles/*", pool_mode="named", method="merge"), named)["pool"] == "ignored"
+
+
+@pytest.mark.parametrize(
+    "prompt, painted, settings, expected",
+    [
+        ("<lora:a:1> <lora:b:1>", [0, 1], {"method": "composite"}, 6),
+        ("<lora:a:1> <lora:b:1>", [0], {"method": "composite"}, 4),
+        ("<lora:a:1> <lora:b:1:ltat=left>", [0], {"method": "composite"}, 6),
+        ("<lora:a:1> <lora:b:1:ltat=left>", [1], {"method": "composite"}, 4),
+        ("<lora:b:1:ltat=left> <lora:a:1>", [1], {"method": "composite"}, 6),
+        ("<lora:g:1:lt=global> <lora:a:1>", [0], {"method": "composite"}, 4),
+        ("<lora:a:1> <lora:b:1>", [0, 1], {"lam": 0.0}, 6),
+        ("<lora:a:1> <lora:b:1>", [5], {"lam": 0.0}, 5),
+        ("<lora:a:1> <lora:b:1>", [0, 1], {"method": "merge"}, 2),
+        ("<lora:g:1:lt=global:ltat=top>", [], {"method": "merge"}, 2),
+        ("<lora:a:1> <lora:b:1>", [0], {"method": "switch"}, 3),
+        ("<lora:a:1> <lora:b:1:ltat=left> <lora:c:1:ltshare=0.5>", [], {"method": "switch"}, (2 + 4 + 4) / 3),
+    ],
+)
+def test_price_of_places(prompt, painted, settings, expected):
+    """Colours belong to the LoRAs that compete, in their order; with switch the base is needed in some turns only."""
+    assert price(prompt, Settings(**settings), painted=painted)["evaluations"] == pytest.approx(expected)
+
+
+def test_the_price_has_the_settings_mask():
+    given = Settings(method="composite", mask=MASK)
+    assert price("<lora:a:1>", given)["evaluations"] == 4
+    assert price("<lora:a:1> <lora:b:1>", given)["evaluations"] == 4
+    assert price_of("<lora:a:1>", '{"method": "composite"}', painted="0, 1")["evaluations"] == 4
+    assert price_of("<lora:a:1>", '{"method": "composite"}', painted="1")["evaluations"] == 2
+    with pytest.raises(SettingsError, match="mask is no image that can be read"):
+        price("<lora:a:1>", Settings(mask="aGFsbG8="))
+    with pytest.raises(SettingsError, match="painted is 'left'; it must be numbers of LoRAs"):
+        price_of("<lora:a:1>", "{}", painted="left")

@@ -74,3 +74,20 @@ def test_an_adapters_own_strength_is_multiplied():
     half = one.times(0.5).times(0.5)
     assert (half.denoiser_strength, half.text_strength, half.factor) == (0.25, 1.0, 0.25)
     assert one.times(1) is one and LOCAL.factor(0.3, 3) == 1
+
+
+@pytest.mark.parametrize(
+    "named, parts",
+    [
+        ({}, {(0, 1): True}),
+        ({"ltw": "0@0,1@0.5"}, {(0, 0.5): False, (0.5, 1): True, (0.4, 1): False, (0, 0): True}),
+        ({"ltw": "1@0,1@0.5,0@0.5,1@0.75"}, {(0, 0.5): True, (0.5, 0.75): False, (0.75, 1): True, (0.4, 0.6): False}),
+        ({"ltw": "0@0,2@1"}, {(0.4, 0.6): False, (0.5, 0.5): True}),
+        ({"ltw": "0.5@0.5"}, {(0, 0.1): False}),
+        ({"ltw": "1@0.3"}, {(0, 1): True}),
+        ({"ltstart": "0.25", "ltend": "0.5"}, {(0, 0.25): False, (0.25, 0.5): True, (0.3, 0.4): True, (0.5, 1): False}),
+        ({"ltstart": "0.25", "ltw": "0.5@0.25,1@0.25"}, {(0.25, 1): True, (0, 1): False}),
+    ],
+)
+def test_where_the_strength_is_the_tags_own(named, parts):
+    assert {part: tag(**named).is_whole(*part) for part in parts} == parts

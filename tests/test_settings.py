@@ -10,6 +10,7 @@ from lib_loratorio.engine.methods import METHODS as IMPLEMENTED
 from lib_loratorio.engine.methods import SWITCH_EVERY
 from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.tag import LOCAL
 from lib_loratorio.settings import METHODS, PRESETS, SETTINGS, Settings, Traits
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -114,7 +115,7 @@ def test_presets():
     assert list(PRESETS) == ["quality", "balanced", "fast", "paper"]
     assert all(SETTINGS[name].in_presets for values in PRESETS.values() for name in values)
     assert Settings(**PRESETS["paper"]) == Settings() and (Settings().lam, Settings().refresh_every) == (0.5, 1)
-    prices = {name: evaluations_per_step(Settings(**values), 3) for name, values in PRESETS.items()}
+    prices = {name: evaluations_per_step(Settings(**values), [LOCAL] * 3) for name, values in PRESETS.items()}
     assert prices == {"quality": 5, "balanced": pytest.approx(10 / 3), "fast": 3, "paper": 8}
 
 

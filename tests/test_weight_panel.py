@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lib_loratorio.engine.painted import NOBODY, Painted
 from lib_loratorio.loras.mask_image import numbers_in
 from lib_loratorio.loras.region import Box
 from lib_loratorio.page.weight_panel import COLOURS, TILE, as_painted, weight_panel
@@ -53,3 +54,25 @@ def test_who_wins_where_is_a_mask():
     assert (np.asarray(as_painted(weights)) == colours[[[0, 1, 2, 3], [0, 1, 3, 3]]]).all()
     assert numbers_in(as_painted(weights), ["a", "b", "c"]).tolist() == [[0, 1, 2, -1], [0, 1, -1, -1]]
     assert as_painted(torch.ones(9, 2, 2) / 9) is None
+
+
+def test_painted_places_are_outlined_in_the_colours_of_their_loras():
+    """Along their inner edge, in the tile of their LoRA and in the last one."""
+    weights, picture = torch.ones(2, 4, 4) / 2, Image.new("RGB", (256, 256))
+    numbers = torch.full((8, 8), NOBODY)
+    numbers[:4, :4], numbers[6:, 6:] = 0, 5
+    panel = weight_panel(picture, weights, ["a", "b"], 64, painted=Painted(numbers))
+    plain = weight_panel(picture, weights, ["a", "b"], 64)
+    of_a, last = (TILE + 16, 8), (3 * TILE + 32, 8)
+    for left, top in (of_a, last):
+        edge = [(127, 60), (60, 127), (0, 60), (60, 0)]
+        assert [panel.getpixel((left + x, top + y)) for x, y in edge] == [COLOURS[0]] * 4
+        for x, y in ((64, 64), (129, 60), (192, 192), (193, 200)):
+            assert panel.getpixel((left + x, top + y)) == plain.getpixel((left + x, top + y)) != COLOURS[0]
+    of_b = (2 * TILE + 24, 8, 3 * TILE + 24, 8 + TILE)
+    assert panel.crop(of_b).tobytes() == plain.crop(of_b).tobytes()
+
+
+def test_a_part_of_the_picture_shows_a_part_of_what_is_painted():
+    numbers = torch.arange(32).view(4, 8)
+    assert Painted(numbers).seen_in(Box(0.25, 0.5, 0.5, 1)).numbers.tolist() == [[18, 19], [26, 27]]

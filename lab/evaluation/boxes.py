@@ -52,6 +52,44 @@ def tally(seen: np.ndarray) -> Found:
     return Found(seen[:, own].mean(1), seen[:, ~own].sum(1))
 
 
+def grounds(shown: world.Content) -> list[str]:
+    """A ground for each box of a content, all different, from left to right: its own first."""
+    names = list(world.GROUNDS)
+    first = names.index(shown.ground)
+    return [names[(first + number) % len(names)] for number in range(len(shown.figures))]
+
+
+class Grounds(NamedTuple):
+    """Of each picture the share of the boxes that have their ground, and of their pixels that have another box's."""
+
+    own_ground: np.ndarray
+    bled: np.ndarray
+
+
+NEAR = 40
+"""How far a pixel's colour may be from a ground's, in the largest channel, to be taken for it."""
+
+
+def grounds_found(images: np.ndarray, asked: Sequence[Sequence[str]]) -> Grounds:
+    """Pictures `[B, SIZE, SIZE, 3]` uint8, each with the grounds of its boxes. A box has the ground that most of its
+    pixels have, of those that are near any.
+    """
+    names = list(world.GROUNDS)
+    colours = np.array([world.GROUNDS[name] for name in names])
+    own, bled = [], []
+    for image, of_boxes in zip(images.astype(int), asked, strict=True):
+        near = (np.abs(image[:, :, None] - colours).max(-1) <= NEAR).astype(float)
+        shares = [
+            near[:, round(left * world.SIZE) : round(right * world.SIZE)].mean((0, 1))
+            for left, right in edges(len(of_boxes))
+        ]
+        numbers = [names.index(name) for name in of_boxes]
+        own.append(np.mean([share.argmax() == number for share, number in zip(shares, numbers)]))
+        others = [sum(share[other] for other in numbers if other != number) for share, number in zip(shares, numbers)]
+        bled.append(np.mean(others))
+    return Grounds(np.array(own), np.array(bled))
+
+
 def accuracy(judge: detector.Detector, count: int, renders: int = 200, seed: int = 6_900_000) -> tuple[float, float]:
     """On renders of `count` figures: share of the figures that are found in the box where they are drawn, and share of
     the looks into other boxes that find them too.

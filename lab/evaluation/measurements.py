@@ -40,7 +40,18 @@ class Record(TypedDict, total=False):
     evaluations: float
 
 
-QUANTITIES = ("present", "complete", "others", "distance", "style", "places", "inside", "astray")
+QUANTITIES = (
+    "present",
+    "complete",
+    "others",
+    "distance",
+    "style",
+    "places",
+    "inside",
+    "astray",
+    "own_ground",
+    "bled",
+)
 """What a record has for each of its pictures."""
 
 

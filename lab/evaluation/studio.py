@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -38,12 +37,16 @@ class Studio:
         self, way: Way, skills: Sequence[str], contents: Sequence[world.Content], seed: int
     ) -> tuple[np.ndarray, float]:
         """One picture for each content, `[len(contents), SIZE, SIZE, 3]` uint8, and the model evaluations a picture."""
-        captions, (steps, scheduler) = [way.prompt(shown) for shown in contents], way.sampling
+        steps, scheduler = way.sampling
         self.pipe.scheduler = getattr(diffusers, scheduler).from_config(self.ddim.config) if scheduler else self.ddim
+        if way.own_captions and len(contents) > 1:  # words of a LoRA are one call's
+            made = [self.pictures(way, skills, [shown], seed + number) for number, shown in enumerate(contents)]
+            return np.concatenate([images for images, _ in made]), sum(count for _, count in made) / len(made)
+        captions = [way.prompt(shown, skills) for shown in contents]
         if way.settings is None:
             return model.sample(self.pipe, captions, seed, steps, CFG), 2 * steps
-        with composed(self.pipe, way.loras(skills, self.loras), way.settings) as composition:
-            regional = [[replace(shown, figures=(skill,)).caption for shown in contents] for skill in skills]
+        with composed(self.pipe, way.loras(skills, self.loras, contents[0]), way.settings) as composition:
+            regional = [*zip(*(way.captions(skills, shown) for shown in contents))]
             with coupled(self.pipe, regional) if way.couple else nullcontext():
                 images = model.sample(self.pipe, captions, seed, steps, CFG)
             return images, composition.tally.rows / len(contents)
@@ -61,6 +64,8 @@ class Studio:
             styles = np.array([world.is_style(name) for name in world.NAMES])
             shares |= {"style": asked & styles, "places": asked & ~styles}
         placed = boxes.found(self.judge, images, skills)._asdict() if skill_set.split == "places" else {}
+        if way.grounds:
+            placed |= boxes.grounds_found(images, [boxes.grounds(shown) for shown in contents])._asdict()
         return {
             "split": skill_set.split,
             "way": name,

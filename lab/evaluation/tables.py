@@ -54,6 +54,13 @@ PLACE_QUALITIES = {
     "patch distance": ("distance", number),
 }
 
+COLOUR_QUALITIES = {
+    "boxes with their ground %": ("own_ground", share),
+    "of a box in another's ground %": ("bled", share),
+    "in their box %": ("inside", share),
+    "in another's box, a picture": ("astray", number),
+}
+
 STYLE_QUALITIES = {
     "style present %": ("style", share),
     "other skills present %": ("places", share),

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab import world
-from lab.evaluation.boxes import WORDS
+from lab.evaluation import boxes
 from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.hosts.diffusers import Lora
-from lib_loratorio.loras.tag import LoraTag
+from lib_loratorio.loras.tag import LOCAL, LoraTag
 from lib_loratorio.settings import Settings
 
 STEPS, CFG = 20, 4.0  # of every picture, unless its sampling says otherwise
@@ -46,26 +46,42 @@ class Way:
     global_styles: bool = False
     regions: bool = False  # each LoRA in its box
     own_words: bool = False  # each LoRA alone reads its figure's word
+    own_captions: bool = False  # each LoRA alone reads a caption of its figure and ground; all read nothing
+    grounds: bool = False  # each box has a ground of its own
     couple: bool = False  # each box reads its figure's caption, by attention couple
     strength: float = 1.0  # of every LoRA
     sampling: Sampling = DDIM
 
-    def loras(self, skills: Sequence[str], folder: Path) -> list[Lora]:
-        """The LoRAs in `folder` that are loaded for a caption with these skills."""
+    def loras(self, skills: Sequence[str], folder: Path, shown: world.Content | None = None) -> list[Lora]:
+        """The LoRAs in `folder` that are loaded for a caption with these skills, `shown` where they read of it."""
         return [
             Lora(
                 folder / f"{name}.safetensors",
                 self.strength,
-                self._tag(name, WORDS[len(skills)][number] if self.regions else None),
+                self._tag(name, boxes.WORDS[len(skills)][number] if self.regions else None),
                 self.pool,
-                prompt=world.SKILLS[name].trigger if self.own_words else "",
+                prompt=self._words(name, number, skills, shown),
             )
             for number, name in enumerate(world.NAMES if self.everything else skills)
         ]
 
-    def prompt(self, shown: world.Content) -> str:
-        """What all read: the caption, without the figures where each LoRA reads its own."""
+    def prompt(self, shown: world.Content, skills: Sequence[str] = ()) -> str:
+        """What all read: the caption, without what each LoRA reads alone; `skills` are in the order of their boxes."""
+        if self.own_captions:
+            return ""
+        if self.grounds:
+            return " and ".join(self.captions(skills, shown))
         return (replace(shown, figures=()) if self.own_words else shown).caption
+
+    def captions(self, skills: Sequence[str], shown: world.Content) -> list[str]:
+        """Of each figure with its ground alone."""
+        grounds = boxes.grounds(shown) if self.grounds else [shown.ground] * len(skills)
+        return [replace(shown, figures=(one,), ground=ground).caption for one, ground in zip(skills, grounds)]
+
+    def _words(self, name: str, number: int, skills: Sequence[str], shown: world.Content | None) -> str:
+        if self.own_captions:
+            return self.captions(skills, shown)[number]
+        return world.SKILLS[name].trigger if self.own_words else ""
 
     def _tag(self, skill: str, place: str | None) -> LoraTag:
         role = "global" if self.global_styles and world.is_style(skill) else "local"
@@ -78,7 +94,7 @@ def evaluations_a_step(way: Way, count: int) -> float:
     `count` is the number of the skills asked for.
     """
     adapters = 0 if way.settings is None else len(world.NAMES) if way.everything else count
-    return evaluations_per_step(way.settings or Settings(), adapters)
+    return evaluations_per_step(way.settings or Settings(), [LOCAL] * adapters)
 
 
 # The reported ways
@@ -163,6 +179,18 @@ PLACED = {
 }
 """What keeps a figure in its box."""
 
+FAST = replace(DEFAULT, lam=1.0)
+ONE_CAPTION, OWN_CAPTIONS = "LoRAtorio, regions, lambda 1", "LoRAtorio, regions, lambda 1, own captions"
+CAPTIONED = {ONE_CAPTION: PLACED[ONE_CAPTION], OWN_CAPTIONS: Way(FAST, regions=True, own_captions=True)}
+"""Words of its own for each figure, in a form that the model was trained with."""
+
+COLOURED = {
+    "one caption": Way(FAST, regions=True, grounds=True),
+    "own captions": Way(FAST, regions=True, own_captions=True, grounds=True),
+    "Merge, attention couple, captions": Way(MERGE, couple=True, grounds=True),
+}
+"""What keeps a colour in its box: a ground of its own for each."""
+
 # The variants among which defaults are chosen
 
 TEMPERATURES, PATCHES, LAMBDAS, TOP_KS = (0.003, 0.02, 0.1, 0.5), (1, 2, 4), (0.0, 0.5, 1.0), (1, 2, 3)
@@ -201,7 +229,7 @@ BY_SPLIT = {
     "test": METHODS,
     "style": STYLED,
     "speed": METHODS,
-    "places": PLACED,
+    "places": PLACED | CAPTIONED | COLOURED,
     "price": PRICED,
     "strengths": MERGES,
 }

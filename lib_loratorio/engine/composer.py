@@ -112,6 +112,12 @@ class Composer:
         scout = self.planner.scout
         return scout.told(self._names) if scout.pool else ""
 
+    @property
+    def painted(self) -> Painted | None:
+        """The places that are painted, as the part of the picture that is sampled shows them."""
+        ground = self.planner.ground
+        return ground.painted and ground.painted.seen_in(ground.window)
+
     def plan(self, fraction: float, step: int) -> Step | None:
         """The sampler call at this fraction of the sampling, of this step; None where the host's own merge applies."""
         self._step = step

@@ -25,6 +25,10 @@ class Painted:
         """The LoRAs that have a place here; the others may be everywhere."""
         return frozenset(self.numbers.unique().tolist()) - {NOBODY}
 
+    def seen_in(self, window: Box) -> Painted:
+        """What a part of the picture shows of it."""
+        return self if window == WHOLE else Painted(self.numbers[self._part(window)])
+
     def mask(self, number: int, size: tuple[int, int], window: Box = WHOLE, feather: float = 0.0) -> torch.Tensor:
         """`M [H,W]` of a LoRA at latent pixels: the share of its colour in a square around each.
 
@@ -43,6 +47,10 @@ class Painted:
         if reach:
             there = F.pad(there, (reach,) * 4, mode="replicate")
             there = F.avg_pool2d(F.avg_pool2d(there, (1, 2 * reach + 1), 1), (2 * reach + 1, 1), 1)
+        return F.adaptive_avg_pool2d(there[(..., *self._part(window))], size)[0, 0]
+
+    def _part(self, window: Box) -> tuple[slice, slice]:
+        height, width = self.numbers.shape
         top, left = int(window.top * height), int(window.left * width)
         bottom, right = max(top + 1, round(window.bottom * height)), max(left + 1, round(window.right * width))
-        return F.adaptive_avg_pool2d(there[..., top:bottom, left:right], size)[0, 0]
+        return slice(top, bottom), slice(left, right)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import lcm
 
 import torch
 
-from lib_loratorio.engine.methods import Composed, Remainder
+from lib_loratorio.engine.methods import SWITCH_EVERY, Composed, Remainder
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.planner import Planner
 from lib_loratorio.loras.adapter import Adapter
-from lib_loratorio.loras.tag import LOCAL, LoraTag
+from lib_loratorio.loras.tag import LoraTag
 from lib_loratorio.settings import Settings
 
 PLAIN = 2
@@ -20,16 +21,27 @@ LONGEST = 1000
 """Steps to which a longer period is cut: no sampling has as many."""
 
 
-def evaluations_per_step(settings: Settings, local_adapters: int, placed: Sequence[LoraTag] = ()) -> float:
-    """Model evaluations of one picture's composed step, the unconditional ones included: the mean over a period of
-    `guidance_every` and `refresh_every` steps.
+def evaluations_per_step(settings: Settings, adapters: Sequence[LoraTag], painted: Collection[int] = ()) -> float:
+    """Model evaluations of one picture's composed step, the unconditional ones included: the mean over the steps after
+    which they repeat.
 
-    `local_adapters` take part in all of them, and further ones with the tags `placed`, which have regions or shares.
-    Other global ones cost nothing, since they belong to the others' evaluations.
+    `adapters` take part in all of these, each with its tag. Global ones cost nothing, since they belong to the others'
+    evaluations, unless they have a region or a share. `painted` are those, among the ones that compete and in their
+    order, for which a mask has places.
     """
-    planner = Planner(settings, [_adapter(tag) for tag in (*[LOCAL] * local_adapters, *placed)])
-    period = min(lcm(settings.guidance_every, settings.refresh_every), LONGEST)
+    if not settings.traits.apart:
+        return PLAIN
+    places = Painted(torch.tensor([sorted(painted)])) if painted else None
+    planner = Planner(settings, [_adapter(tag) for tag in adapters], painted=places)
+    period = min(_period(settings, len(planner.competing)), LONGEST)
     return sum(_evaluations(planner, settings.start, step) for step in range(period)) / period
+
+
+def _period(settings: Settings, competing: int) -> int:
+    """Steps after which evaluations repeat: where one takes its turn after the other, only some may need the base."""
+    if not settings.traits.several:
+        return SWITCH_EVERY * max(1, competing)
+    return lcm(settings.guidance_every, settings.refresh_every)
 
 
 def _evaluations(planner: Planner, fraction: float, step: int) -> int:

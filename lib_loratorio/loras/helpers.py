@@ -49,6 +49,22 @@ def place_advice(settings: Settings, adapters: Sequence[Adapter]) -> str:
     return f"{what} no effect {where}: there LoRAs are merged."
 
 
+def ramp_advice(settings: Settings, adapters: Sequence[Adapter]) -> str:
+    """What is told of strengths that change where LoRAs are merged, at one strength each; empty where nothing is."""
+    if settings.traits.apart:
+        merged, where = ((0.0, settings.start), (settings.end, 1.0)), "outside of Start and End"
+    else:
+        merged, where = ((0.0, 1.0),), f"with the method {settings.method}"
+    changing = [adapter.name for adapter in adapters if not all(adapter.tag.is_whole(*part) for part in merged)]
+    if not changing:
+        return ""
+    names = ", ".join(dict.fromkeys(changing))
+    return (
+        f"ltstart, ltend and ltw in the tag of {names} have no effect {where}: there LoRAs are merged, at the "
+        "strengths of their tags."
+    )
+
+
 def _spaced(text: str) -> str:
     """Words that only capitals divide, as in `AgeSlider`, apart."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)

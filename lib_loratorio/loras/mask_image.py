@@ -99,6 +99,17 @@ def numbers_in(image: Image.Image, names: Sequence[str]) -> np.ndarray:
     return found
 
 
+def colours_in(mask: str) -> list[int]:
+    """The numbers of the LoRAs that have places in a setting's mask, among those that compete; none without a mask.
+
+    Raises SettingsError for a mask that cannot be read, and for colours that no LoRA can have.
+    """
+    if not mask:
+        return []
+    found = numbers_in(read_image(remembered(mask)), [f"LoRA {number}" for number in range(1, len(COLOURS) + 1)])
+    return sorted({int(number) for number in np.unique(found)} - {-1})
+
+
 def _colours(names: Sequence[str]) -> str:
     listed = ", ".join(f"{hexadecimal(colour)} is {name}'s" for colour, name in zip(COLOURS, names))
     return f"{listed or 'no LoRA competes here'}; black, white and transparent are nobody's"

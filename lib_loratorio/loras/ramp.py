@@ -63,6 +63,14 @@ class Ramp:
         (begin, low), (end, high) = before[-1], after[0]
         return low + (high - low) * (fraction - begin) / (end - begin)
 
+    def is_whole(self, start: float, end: float) -> bool:
+        """Whether the factor is 1 everywhere in `[start, end)`."""
+        inner = [point.fraction for point in self.points if start < point.fraction < end]
+        edges = sorted({start, *inner, end})
+        # Between two points it goes in a straight line, so that two places tell of all of them.
+        between = (low + (high - low) * part for low, high in pairwise(edges) for part in (0.25, 0.75))
+        return all(self.at(fraction) == 1 for fraction in between)
+
     @property
     def text(self) -> str:
         return ",".join(f"{point.factor:.10g}@{point.fraction:.10g}" for point in self.points)

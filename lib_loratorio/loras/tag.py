@@ -91,6 +91,11 @@ class LoraTag:
         ramp = 1.0 if self.ramp is None else self.ramp.at(fraction)
         return ramp * Ramp.window(self.start, self.end).at(fraction)
 
+    def is_whole(self, start: float, end: float) -> bool:
+        """Whether the strength is the tag's own everywhere in these fractions of the sampling, `[start, end)`."""
+        ramps = (Ramp.window(self.start, self.end), *([self.ramp] if self.ramp else []))
+        return all(ramp.is_whole(start, end) for ramp in ramps)
+
     @property
     def has_steps(self) -> bool:
         return (self.first_step, self.stop_step) != (0, None)

@@ -32,9 +32,9 @@ def add_routes(
         # The folders stay unnamed: whoever asks the API need not know the machine.
         return {name: describe(network.filename) for name, network in sorted(dict(available_networks).items())}
 
-    def price(prompt: str = "", settings: str = "{}") -> dict[str, Any]:
+    def price(prompt: str = "", settings: str = "{}", painted: str = "") -> dict[str, Any]:
         try:
-            return price_of(prompt, settings, named)
+            return price_of(prompt, settings, named, painted)
         except SettingsError as error:
             from fastapi import HTTPException  # the host has it, with gradio
 
@@ -48,6 +48,10 @@ def add_routes(
     def last() -> dict[str, str]:
         return places.as_mask(last_map())
 
+    def painted(asked: dict[str, Any]) -> dict[str, Any]:
+        return places.painted(asked.get("mask", ""))
+
     app.add_api_route(f"{PREFIX}/places", places.told, methods=["GET"], summary="Where a prompt's LoRAs may be")
+    app.add_api_route(f"{PREFIX}/places/painted", painted, methods=["POST"], summary="Which LoRAs a mask has")
     app.add_api_route(f"{PREFIX}/places/last", last, methods=["GET"], summary="The last weight map, as a mask")
     app.add_api_route(f"{PREFIX}/price", price, methods=["GET"], summary="A prompt's LoRAs, and what a step costs")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.mask_image import colours_in
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.settings import Settings
 
@@ -95,12 +96,20 @@ Named = Callable[[str, Settings], Sequence[tuple[str, float]]]
 """Gives names and strengths of the pool's LoRAs that a prompt names."""
 
 
-def price(prompt: str, settings: Settings, named: Named = lambda prompt, settings: ()) -> dict[str, Any]:
+def price(
+    prompt: str,
+    settings: Settings,
+    named: Named = lambda prompt, settings: (),
+    painted: Collection[int] | None = None,
+) -> dict[str, Any]:
     """What the live help tells.
 
     loras: the prompt's, each with its name, strength and role, and those of the pool that it names in the mode "named".
     evaluations: model evaluations a step of one picture, on average; in the other modes those of the pool come on top.
     pool: "none"; "added" to the prompt's LoRAs; "named"; or "ignored", by a method that has none.
+
+    `painted` are the LoRAs for which the mask has places, among those that compete, where it is known already. Raises
+    SettingsError for a mask of the settings that cannot be read.
     """
     loras = loras_of(prompt)
     if _pool(settings) == "named":
@@ -109,11 +118,11 @@ def price(prompt: str, settings: Settings, named: Named = lambda prompt, setting
         loras += [
             Mentioned(name, f"{one:g}", pooled=True) for name, one in named(words, settings) if name not in mentioned
         ]
-    local = sum(lora.tag == LOCAL for lora in loras)
-    placed = [lora.tag for lora in loras if lora.tag.has_place]
+    if painted is None:
+        painted = colours_in(settings.mask)
     return {
         "loras": [lora.told for lora in loras],
-        "evaluations": evaluations_per_step(settings, local, placed),
+        "evaluations": evaluations_per_step(settings, [lora.tag for lora in loras], painted),
         "pool": _pool(settings),
     }
 
@@ -126,12 +135,17 @@ def _pool(settings: Settings) -> str:
     return "named" if settings.pool_mode == "named" else "added"
 
 
-def price_of(prompt: str, settings: str, named: Named = lambda prompt, settings: ()) -> dict[str, Any]:
-    """The same, of settings as the text of a JSON object. Raises SettingsError."""
+def price_of(
+    prompt: str, settings: str, named: Named = lambda prompt, settings: (), painted: str = ""
+) -> dict[str, Any]:
+    """The same, of settings as the text of a JSON object, and of numbers divided by commas. Raises SettingsError."""
     try:
         values = json.loads(settings)
     except ValueError:
         values = None
     if not isinstance(values, dict):
         raise SettingsError(f"the settings are {settings!r}; they must be a JSON object.")
-    return price(prompt, Settings.from_api(values), named)
+    numbers = [part.strip() for part in painted.split(",") if part.strip()]
+    if not all(number.isascii() and number.isdigit() and len(number) < 4 for number in numbers):
+        raise SettingsError(f"painted is {painted!r}; it must be numbers of LoRAs from 0 up, divided by commas.")
+    return price(prompt, Settings.from_api(values), named, [*map(int, numbers)] if numbers else None)

@@ -12,9 +12,11 @@ from typing import Any
 from PIL.Image import Image
 
 from lib_loratorio.errors import SettingsError
+from lib_loratorio.loras.mask_image import colours_in
 from lib_loratorio.loras.tag import LoraTag
 from lib_loratorio.page.live import tags_of
 from lib_loratorio.palette import COLOURS, hexadecimal
+from lib_loratorio.settings import SETTINGS
 
 
 def told(prompt: str) -> dict[str, Any]:
@@ -35,6 +37,18 @@ def told(prompt: str) -> dict[str, Any]:
             boxes = [list(box) for box in tag.region.boxes] if tag.region else []
             places.append({"name": name, "colour": colour, "boxes": boxes})
     return {"places": places, "problem": problem}
+
+
+def painted(mask: str) -> dict[str, Any]:
+    """What the group and the price go by of a mask, as its setting has it.
+
+    painted: the numbers of the colours in it, which are those of the LoRAs that compete. problem: why it cannot be
+    read, or empty.
+    """
+    try:
+        return {"painted": colours_in(str(SETTINGS["mask"].kind("mask", mask))), "problem": ""}
+    except SettingsError as error:
+        return {"painted": [], "problem": str(error)}
 
 
 def as_mask(image: Image | None) -> dict[str, str]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont as Font
 
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.loras.region import Box
 from lib_loratorio.palette import COLOURS
 
@@ -44,11 +46,12 @@ def weight_panel(
     patch: int,
     font: Callable[[int], Font] = ImageFont.load_default,
     regions: Sequence[Sequence[Box]] = (),
+    painted: Painted | None = None,
 ) -> Image.Image:
     """One row of tiles: the image, a heat map with its share for each adapter, and who wins where.
 
-    Adapters' regions are outlined in their colours. Of more than `MOST` adapters those with the largest shares are
-    shown, and the last line tells what the others have.
+    Adapters' regions and painted places are outlined in their colours. Of more than `MOST` adapters those with the
+    largest shares are shown, and the last line tells what the others have.
 
     Args:
         image: the finished image.
@@ -57,6 +60,7 @@ def weight_panel(
         patch: edge of a patch in pixels of the image; the last row and column may be cut off by its border.
         font: gives a font of a size in pixels; the default needs Pillow 10.1.
         regions: of each adapter the boxes that it may be in, in fractions of the image; none for everywhere.
+        painted: what is painted for adapters, in their order.
     """
     weights = weights.detach().float().cpu()
     shown = weights.mean((-2, -1)).topk(min(MOST, len(weights))).indices.sort().values.tolist()
@@ -67,10 +71,16 @@ def weight_panel(
     grey = plain.convert("L").convert("RGB")
     shares = weights.mean((-2, -1))
     tiles = [(plain, [("picture", None)])]
-    outlines = {n: regions[n] for n in shown if n < len(regions)}
+    outlines = {n: _painted_edge(painted, n, size) if painted else None for n in shown}
+
+    def outline(tile: Image.Image, n: int) -> None:
+        _outline(tile, regions[n] if n < len(regions) else (), colours[n])
+        if outlines[n] is not None:
+            tile.paste(colours[n], mask=outlines[n])
+
     for n in shown:
         heat = Image.blend(grey, _on_image(_heat(weights[n].numpy()), patch, image.size, size), 0.6)
-        _outline(heat, outlines.get(n, ()), colours[n])
+        outline(heat, n)
         tiles.append((heat, [(f"{names[n]} {shares[n]:.0%}", None)]))
     legend = [(names[n], colours[n]) for n in shown]
     if len(shown) < len(names):
@@ -80,8 +90,8 @@ def weight_panel(
         weights, colours = torch.cat([weights, rest]), [*colours, NOBODY]
         legend.append((f"{NOBODY_IS} {rest.mean():.0%}", NOBODY))
     winners = Image.blend(grey, _on_image(dominant(weights, colours), patch, image.size, size), 0.6)
-    for n, boxes in outlines.items():
-        _outline(winners, boxes, colours[n])
+    for n in shown:
+        outline(winners, n)
     tiles.append((winners, legend))
     return _row(tiles, size, font(max(14, size[0] // 20)))
 
@@ -104,10 +114,24 @@ def dominant(weights: torch.Tensor, colours: Sequence[tuple[int, int, int]] = CO
 
 
 def _outline(tile: Image.Image, boxes: Sequence[Box], colour: tuple[int, int, int]) -> None:
-    draw, line = ImageDraw.Draw(tile), max(1, tile.width // 128)
+    draw, line = ImageDraw.Draw(tile), _line(tile.width)
     for left, top, right, bottom in boxes:
         across, down = tile.width - 1, tile.height - 1
         draw.rectangle((left * across, top * down, right * across, bottom * down), outline=colour, width=line)
+
+
+def _painted_edge(painted: Painted, number: int, size: tuple[int, int]) -> Image.Image:
+    """The inner edge of an adapter's painted places, as a mask of a tile; nothing without such places."""
+    line = _line(size[0])
+    there = Image.fromarray((painted.numbers == number).byte().mul(255).cpu().numpy())
+    outside = torch.from_numpy(np.array(there.resize(size, Image.Resampling.NEAREST))) == 0
+    near = F.pad(outside[None, None].float(), (line,) * 4, value=1.0)
+    near = F.max_pool2d(F.max_pool2d(near, (1, 2 * line + 1), 1), (2 * line + 1, 1), 1)[0, 0] > 0
+    return Image.fromarray((near & ~outside).byte().mul(255).numpy())
+
+
+def _line(width: int) -> int:
+    return max(1, width // 128)
 
 
 def _heat(weight: np.ndarray) -> Image.Image:

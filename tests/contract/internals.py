@@ -9,9 +9,10 @@ import importlib
 from lib_loratorio.engine.methods import METHODS
 from lib_loratorio.engine.scout import Scout
 from lib_loratorio.errors import LoratorioError
+from lib_loratorio.page.live import price
 from lib_loratorio.settings import PRESETS, Settings
 
-__all__ = ["PRESETS", "LoratorioError", "Settings"]
+__all__ = ["PRESETS", "LoratorioError", "Settings", "price"]
 
 WEBUI = "lib_loratorio.hosts.webui"
 

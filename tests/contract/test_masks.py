@@ -3,7 +3,9 @@
 import base64
 import importlib
 import io
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from equations import assert_close
 from internals import LoratorioError
@@ -87,3 +89,25 @@ def test_the_last_weight_map_is_a_mask(host):
     taken = importlib.import_module("lib_loratorio.page.places").as_mask(maps.last_map())["mask"]
     p, _ = host.generate(f"a cat {TAGS}", {**ON, "mask": taken, "verify": True})
     assert verified(p) < 1e-9 and maps.last_map().size == (6, 5)
+
+
+def test_weight_maps_outline_what_is_painted(host):
+    """Of the part of the picture that is sampled: here its right half, which is the second LoRA's alone."""
+
+    def right_half(p):
+        p.init_images, p.paste_to = [SimpleNamespace(size=(200, 100))], (100, 0, 100, 100)
+
+    def panel(before):
+        p, _ = host.generate(f"a cat {TAGS}", {**ON, "mask": mask(), "maps": True}, before=before)
+        return p.processed.images[-1]
+
+    def outlined(panel, number, colour):
+        left = 8 + number * (288 + 8)  # a tile is the picture of 48 x 40 pixels, six times
+        pixels = np.asarray(panel.crop((left, 8, left + 288, 248)))
+        return (pixels == COLOURS[colour]).all(-1)
+
+    whole, half = panel([]), panel([right_half])
+    assert outlined(whole, 1, 0)[100].nonzero()[0].tolist() == [0, 1, 142, 143]
+    assert outlined(whole, 2, 1)[100].nonzero()[0].tolist() == [144, 145, 286, 287]
+    assert not outlined(whole, 1, 1).any() and not outlined(whole, 2, 0).any()
+    assert not outlined(half, 1, 0).any() and outlined(half, 2, 1)[100].nonzero()[0].tolist() == [0, 1, 286, 287]

@@ -163,7 +163,9 @@ def test_notes_of_an_earlier_request_do_not_stay(host):
 
 def test_merge_says_that_windows_have_no_effect(host):
     p, _ = host.generate("a cat <lora:a:1:ltend=0.5>", {**ON, "method": "merge"})
-    assert "ltstart, ltend and ltw have no effect" in p.extra_generation_params[NOTE]
+    assert (
+        "ltstart, ltend and ltw in the tag of a have no effect with the method merge" in p.extra_generation_params[NOTE]
+    )
 
 
 # Verification

@@ -98,4 +98,24 @@ def test_a_ramp_that_cannot_be_read_stops(host):
 
 def test_merge_has_no_ramps(host):
     p, _ = host.generate(f"a cat <lora:a:0.8:{UP}>", {**ON, "method": "merge"})
-    assert "ltstart, ltend and ltw have no effect" in p.extra_generation_params[NOTE]
+    assert "ltw in the tag of a have no effect with the method merge" in p.extra_generation_params[NOTE]
+
+
+@pytest.mark.parametrize("settings", [{"start": 0.5}, {"end": 0.5}, {"start": 0.25, "end": 0.75}], ids=str)
+def test_outside_of_start_and_end_the_hosts_merge_has_the_tags_strength(host, settings):
+    """And so it is told, for the LoRA whose ramp is another there."""
+    composed = f"ltw=1@{settings.get('start', 0)},0.5@0.5,1@{settings.get('end', 1)}"
+    tags = f"<lora:a:0.8:ltw=0.5@0> <lora:b:0.6:{composed}>"
+    p, _ = host.generate(f"a cat {tags}", {**ON, **settings, "verify": True}, steps=4)
+    note = p.extra_generation_params[NOTE]
+    assert "ltw in the tag of a have no effect outside of Start and End: there LoRAs are merged, at the str" in note
+    assert verified(p) < 1e-9
+    host.assert_clean(p)
+
+
+def test_merged_steps_are_those_without_a_ramp(host):
+    """In the merged second half a ramp makes no difference."""
+    p, latents = host.generate("a cat <lora:a:0.8:ltw=1@0,1@0.5,0@0.5> <lora:b:0.6>", {**ON, "end": 0.5}, steps=4)
+    _, plain = host.generate("a cat <lora:a:0.8> <lora:b:0.6>", {**ON, "end": 0.5}, steps=4)
+    assert_close(latents, plain, 1e-15)
+    assert "have no effect outside of Start and End" in p.extra_generation_params[NOTE]

@@ -85,6 +85,13 @@ def test_where_regions_have_no_effect_is_told(pipe, files, caplog):
     assert "in the tag of a have no effect with the method merge" in caplog.text
 
 
+def test_where_ramps_have_no_effect_is_told(pipe, files, caplog):
+    loras = [Lora(files[0], 0.8, tag(ltw="1@0,0@0.5")), Lora(files[1], 0.8, tag(ltw="0.5@0,1@0.5"))]
+    with composed(pipe, loras, Settings(end=0.5)):
+        pass
+    assert "ltw in the tag of a have no effect outside of Start and End: there LoRAs are merged" in caplog.text
+
+
 # Ramps
 
 
@@ -146,9 +153,13 @@ def test_loras_are_where_their_colours_are(pipe, files):
     image.paste(COLOURS[1], (40, 0, 80, 80))
     file = io.BytesIO()
     image.save(file, "PNG")
-    _, painted = latents(pipe, [Lora(path, 0.8) for path in files], mask=base64.b64encode(file.getvalue()).decode())
+    mask = base64.b64encode(file.getvalue()).decode()
+    composition, painted = latents(pipe, [Lora(path, 0.8) for path in files], mask=mask)
     _, named = latents(pipe, [Lora(path, 0.8, tag(ltat=word)) for path, word in zip(files, ("left", "right"))])
     assert torch.allclose(painted, named, atol=1e-5)
+    (panel,) = composition.panels([Image.new("RGB", (256, 256))])
+    of_a, of_b = 8 + 256 + 8, 8 + 2 * (256 + 8)
+    assert [panel.getpixel((x, 100)) for x in (of_a + 127, of_b + 128)] == list(COLOURS[:2])
 
 
 # A pool chosen by the prompt

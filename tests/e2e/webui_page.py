@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -78,6 +79,40 @@ class WebUIPage:
         self.expect(self.tick).to_be_checked()
         for name, value in values.items():
             self.expect(self.number(name)).to_have_value(str(value))
+
+    # Places
+
+    def places(self, part: str):
+        """A part of the accordion's group by the end of its class."""
+        return self.find(f"#script_TAB_loratorio_places .loratorio-places-{part}")
+
+    @property
+    def mask(self):
+        """The text box with the mask that a generation gets."""
+        return self.find("#script_TAB_loratorio_mask :is(textarea, input)").first
+
+    def change_mask(self, act: Callable[[], None]) -> None:
+        """Does something that changes the mask."""
+        before = self.mask.input_value()
+        act()
+        self.expect(self.mask).not_to_have_value(before)
+
+    def paint(self, left: float, top: float, right: float, bottom: float) -> None:
+        """A stroke on the canvas between two places, in fractions of it."""
+        self.places("canvas").scroll_into_view_if_needed()
+        shown = self.places("canvas").bounding_box()
+        ends = [
+            (shown["x"] + x * shown["width"], shown["y"] + y * shown["height"])
+            for x, y in ((left, top), (right, bottom))
+        ]
+
+        def stroke() -> None:
+            self.page.mouse.move(*ends[0])
+            self.page.mouse.down()
+            self.page.mouse.move(*ends[1], steps=4)
+            self.page.mouse.up()
+
+        self.change_mask(stroke)
 
     # Generation
 

@@ -11,7 +11,7 @@ from lab import detector, model, world
 from lab.evaluation import boxes, places_report
 from lab.evaluation.captions import skill_sets
 from lab.evaluation.couple import Coupled, columns
-from lab.evaluation.ways import NO_REGION, PLACED
+from lab.evaluation.ways import CAPTIONED, COLOURED, NO_REGION, OWN_CAPTIONS, PLACED
 
 
 def test_sets_are_figures_whose_order_is_not_the_captions():
@@ -41,6 +41,36 @@ def test_own_words_are_not_in_the_prompt_of_all(tmp_path):
     assert [lora.prompt for lora in way.loras(("gem", "cat"), tmp_path)] == ["flarn", "mippa"]
     other = PLACED["LoRAtorio, regions"]
     assert other.prompt(shown) == shown.caption and not any(lora.prompt for lora in other.loras(("cat",) * 2, tmp_path))
+
+
+def test_captions_are_each_loras_own(tmp_path):
+    shown, own, one = world.Content(("cat", "gem"), "white", None), COLOURED["own captions"], COLOURED["one caption"]
+    assert [lora.prompt for lora in CAPTIONED[OWN_CAPTIONS].loras(("gem", "cat"), tmp_path, shown)] == [
+        "flarn on a white ground",
+        "mippa on a white ground",
+    ]
+    assert [lora.prompt for lora in own.loras(("gem", "cat"), tmp_path, shown)] == [
+        "flarn on a white ground",
+        "mippa on a grey ground",
+    ]
+    assert own.prompt(shown, ("gem", "cat")) == "" and not any(
+        lora.prompt for lora in one.loras(("gem", "cat"), tmp_path, shown)
+    )
+    assert one.prompt(shown, ("gem", "cat")) == "flarn on a white ground and mippa on a grey ground"
+
+
+def test_grounds_of_boxes_are_those_of_most_of_their_pixels():
+    shown = world.Content(("cat", "gem"), list(world.GROUNDS)[-1], None)
+    asked = boxes.grounds(shown)
+    assert asked == [list(world.GROUNDS)[-1], next(iter(world.GROUNDS))]
+    halves = np.empty((2, 128, 128, 3), np.uint8)
+    for half, name in ((np.s_[:, :, :64], asked[0]), (np.s_[:, :, 64:], asked[1])):
+        halves[half] = world.GROUNDS[name]
+    halves[0, :32, :64] = world.GROUNDS[asked[1]]
+    halves[1, :96, 64:] = world.GROUNDS[asked[0]]
+    halves[:, 100:, :20] = world.COLOURS["red"]
+    found = boxes.grounds_found(halves, [asked, asked])
+    assert found.own_ground.tolist() == [1, 0.5] and found.bled.tolist() == [0.125, 0.375]
 
 
 def test_a_figure_in_anothers_box_is_astray():
@@ -91,16 +121,22 @@ def _records(sets):
             "astray": [1, 1] if way == NO_REGION else [0, 0],
             "seconds": 1.0,
             "evaluations": 40.0,
+            **({"own_ground": [1.0, 1.0], "bled": [0.25, 0.25]} if way in COLOURED else {}),
         }
         for number in range(sets)
-        for way in PLACED
+        for way in {**PLACED, **CAPTIONED, **COLOURED}
     ]
 
 
 def test_report_has_the_sets_that_every_way_has(tmp_path):
     judge, path = detector.load(model.WEIGHTS / "detector.safetensors"), tmp_path / "places.md"
-    places_report.write(_records(3)[:-1], path, judge)
+    records = _records(3)
+    records.remove(next(record for record in records if record["way"] == "Merge"))
+    records.remove(next(record for record in records if record["way"] == "own captions"))
+    places_report.write(records, path, judge)
     text = path.read_text()
     assert "4 captions" in text and "**Only 2 of 12 sets so far (2 of 2 figures and 0 of 3 figures)" in text
     row = "| LoRAtorio, regions | 100% | +50.0 (+50.0 to +50.0) | -1.00 (-1.00 to -1.00) | +0.0 (+0.0 to +0.0) |"
     assert row in text
+    row = "| Merge, attention couple, captions | 40 | 100 (100 to 100) | 25 (25 to 25) | 100 (100 to 100) |"
+    assert row in text and "(4 captions,\nsets measured: 2; LoRA" in text and "(6 captions, sets measured: 3)" in text

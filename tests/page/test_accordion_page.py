@@ -334,6 +334,33 @@ def test_places_are_painted_in_the_colours_of_the_prompts_loras(page):
         assert page.settings()["mask"] == ""
 
 
+def test_the_price_has_what_is_painted(page):
+    """The base is needed once every LoRA has a place; what is asked for the price does not hold the image."""
+    asked = []
+    page.page.on("request", lambda request: asked.append(request))
+    page.prompt.fill("<lora:anna:1> <lora:bob:1>")
+    page.choose("method", "composite")
+    page.says("2 LoRAs (anna 1, bob 1): 4 model evaluations a step instead of 2.")
+    page.paint(0.1, 0.2, 0.1, 0.8)
+    page.places("swatch").nth(1).click()
+    page.paint(0.8, 0.2, 0.8, 0.8)
+    page.says("2 LoRAs (anna 1, bob 1): 6 model evaluations a step instead of 2.")
+    page.places("clear").click()
+    page.says("2 LoRAs (anna 1, bob 1): 4 model evaluations a step instead of 2.")
+    assert all(len(request.url) < 1000 for request in asked)
+    sent = [request for request in asked if urlsplit(request.url).path == "/loratorio/v1/places/painted"]
+    assert 0 < len(sent) < 10 and all(request.method == "POST" for request in sent)
+
+
+def test_what_is_wrong_with_a_mask_is_told_at_once(page, tmp_path):
+    Image.new("RGB", (40, 20), (255, 0, 255)).save(tmp_path / "mask.png")
+    page.expect(page.places("take")).to_be_visible()
+    page.places("file").set_input_files(tmp_path / "mask.png")
+    page.expect(page.places("message")).to_contain_text("mask has the colour #ff00ff, which no LoRA has; #e69f00 is")
+    page.places("clear").click()
+    page.expect(page.places("message")).to_have_text("")
+
+
 def test_regions_of_the_prompt_are_shown(page):
     page.prompt.fill("<lora:anna:1:ltat=left+top-right> <lora:bob:1:ltbox=0,0,1,0.2>")
     page.expect(page.places("canvas")).to_have_attribute("data-boxes", "3")

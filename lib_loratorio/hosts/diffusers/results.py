@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from lib_loratorio.engine.composer import Composer, Tally
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.loras.adapter import Adapter, numbered_names
@@ -20,7 +21,8 @@ class Results:
     """About the pipeline's latest call.
 
     calls: of the denoiser, as the pipeline counts them. tally: what was evaluated. maps: the weights, their mean None
-    where nothing was weighed by patch. composer: None with the method merge.
+    where nothing was weighed by patch. composer: None with the method merge. painted: places that are painted
+    for the adapters that compete.
     """
 
     pipe: object
@@ -29,6 +31,7 @@ class Results:
     tally: Tally
     maps: WeightMaps
     composer: Composer | None
+    painted: Painted | None
     calls: int
 
     def __repr__(self) -> str:
@@ -103,7 +106,7 @@ class Results:
             raise LoratorioError(f"panels() takes the {maps.shape[1]} PIL images that the latest call has made.")
         patch = self.settings.patch_size * getattr(self.pipe, "vae_scale_factor", 8)
         return [
-            weight_panel(picture, maps[:, number], self.labels, patch, regions=self.regions)
+            weight_panel(picture, maps[:, number], self.labels, patch, regions=self.regions, painted=self.painted)
             for number, picture in enumerate(pictures)
         ]
 

@@ -31,7 +31,7 @@ from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
 from lib_loratorio.hosts.diffusers.results import Results
 from lib_loratorio.hosts.diffusers.texts import Division, Prompt, Row, own_rows
 from lib_loratorio.loras.adapter import BASE, MERGED, Adapter
-from lib_loratorio.loras.helpers import place_advice, role_advice
+from lib_loratorio.loras.helpers import place_advice, ramp_advice, role_advice
 from lib_loratorio.loras.mask_image import numbers_in, read_image
 from lib_loratorio.loras.text import readings
 from lib_loratorio.loras.trigger_words import appended, is_named, joined, trigger_words
@@ -70,10 +70,10 @@ def composed(
     settings = read_settings(settings, changes)
     wanted = [*read_loras(loras), *read_loras(pool, pooled=True)]
     with uncompiled(pipe), loaded(pipe, wanted) as adapters:
-        if settings.traits.apart and (advice := role_advice(adapters)):
-            logging.warning(told(advice))
-        if advice := place_advice(settings, adapters):
-            logging.warning(told(advice))
+        roles = role_advice(adapters) if settings.traits.apart else ""
+        for advice in (roles, place_advice(settings, adapters), ramp_advice(settings, adapters)):
+            if advice:
+                logging.warning(told(advice))
         composition = Composition(pipe, adapters, settings, dense_budget)
         with composition.running():
             yield composition

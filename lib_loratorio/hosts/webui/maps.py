@@ -10,6 +10,7 @@ from typing import NamedTuple
 from modules import images, shared
 from PIL.Image import Image
 
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui.options import map_format
 from lib_loratorio.loras.region import Box
@@ -42,23 +43,31 @@ class Drawn(NamedTuple):
 class Panels:
     """A request's panels, and the maps of the batch at hand; a hires pass takes the place of the first pass.
 
-    names: of the adapters that compete. patch_size: in latent pixels. regions: the boxes of each, as the pass shows
-    them. maps: of the pass at hand. done: images of the batch that are there. panels: drawn so far. shares: of each
-    image with a panel. elsewhere: of images that other machines have made, which come last.
+    names: of the adapters that compete. patch_size: in latent pixels. regions: the boxes of each, and painted: what is
+    painted for them, as the pass shows them. maps: of the pass at hand. done: images of the batch that are there.
+    panels: drawn so far. shares: of each image with a panel. elsewhere: of images that other machines have made, which
+    come last.
     """
 
     names: Sequence[str] = ()
     patch_size: int = 1
     regions: Sequence[Sequence[Box]] = ()
+    painted: Painted | None = None
     maps: WeightMaps = field(default_factory=WeightMaps)
     done: int = 0
     panels: list[Image] = field(default_factory=list)
     shares: list[dict] = field(default_factory=list)
     elsewhere: list[Drawn] = field(default_factory=list)
 
-    def begin(self, names: Sequence[str], patch_size: int, regions: Sequence[Sequence[Box]] = ()) -> WeightMaps:
+    def begin(
+        self,
+        names: Sequence[str],
+        patch_size: int,
+        regions: Sequence[Sequence[Box]] = (),
+        painted: Painted | None = None,
+    ) -> WeightMaps:
         """The maps of a pass that begins, with the adapters that compete in it."""
-        self.names, self.patch_size, self.regions = names, patch_size, regions
+        self.names, self.patch_size, self.regions, self.painted = names, patch_size, regions, painted
         self.maps, self.done = WeightMaps(), 0
         return self.maps
 
@@ -70,7 +79,7 @@ class Panels:
         weights, names = self.maps.mean[:, number].cpu(), self.names
         _last[:] = [as_painted(weights)]
         patch = self.patch_size * max(1, image.width // self.maps.latent_width)
-        self.panels.append(weight_panel(image, weights, names, patch, images.get_font, self.regions))
+        self.panels.append(weight_panel(image, weights, names, patch, images.get_font, self.regions, self.painted))
         self.shares.append(
             {
                 "mean": dict(zip(names, weights.mean((-2, -1)).tolist())),

@@ -48,7 +48,7 @@ def prepare(
     request.tell_of_block_weights(p, settings, adapters)
     places.tell(p, settings, adapters)
     own_words.tell(p, settings, adapters)
-    maps = request.begin_maps(p, settings, adapters)
+    maps = request.begin_maps(p, settings, adapters, composed and composed.composer.painted)
     if composed:
         composed.composer.maps = maps
         request.suggest_roles(p, adapters)

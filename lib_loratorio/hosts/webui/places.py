@@ -1,4 +1,4 @@
-"""Regions of LoRAs: the part of the picture that a pass samples, and what is told of them."""
+"""Regions and ramps of LoRAs: the part of the picture that a pass samples, and what is told of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lib_loratorio.hosts.webui.messages import note
 from lib_loratorio.loras.adapter import Adapter
-from lib_loratorio.loras.helpers import place_advice
+from lib_loratorio.loras.helpers import place_advice, ramp_advice
 from lib_loratorio.loras.region import WHOLE, Box
 from lib_loratorio.settings import Settings
 
@@ -26,6 +26,7 @@ def window_of(p) -> Box:
 
 
 def tell(p, settings: Settings, adapters: Sequence[Adapter]) -> None:
-    """Tells where regions have no effect."""
-    if advice := place_advice(settings, adapters):
-        note(p, advice)
+    """Tells where regions, and strengths that change over the sampling, have no effect."""
+    for advice in (place_advice(settings, adapters), ramp_advice(settings, adapters)):
+        if advice:
+            note(p, advice)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL.Image import Image
 
+from lib_loratorio.engine.painted import Painted
 from lib_loratorio.engine.weight_maps import WeightMaps
 from lib_loratorio.hosts.webui import block_weights, masks
 from lib_loratorio.hosts.webui.maps import SHARES, Panels
@@ -47,8 +48,11 @@ def finish(p, processed) -> None:
     forget_conditions()
 
 
-def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps | None:
-    """The maps of the pass about to begin, which is composed of these LoRAs; None where none are wanted."""
+def begin_maps(p, settings: Settings, adapters: Sequence[Adapter], painted: Painted | None = None) -> WeightMaps | None:
+    """The maps of the pass about to begin, which is composed of these LoRAs; None where none are wanted.
+
+    `painted` are the places that are painted for them, as the pass shows them.
+    """
     state = state_of(p)
     if not settings.maps:
         return None
@@ -61,7 +65,7 @@ def begin_maps(p, settings: Settings, adapters: Sequence[Adapter]) -> WeightMaps
     state.panels = state.panels or Panels()
     competing = [adapter for adapter in adapters if adapter.competes]
     regions = [seen_boxes(adapter.tag.region, window_of(p)) for adapter in competing]
-    return state.panels.begin(numbered_names(competing), settings.patch_size, regions)
+    return state.panels.begin(numbered_names(competing), settings.patch_size, regions, painted)
 
 
 def image_done(p, image: Image) -> None:
@@ -89,12 +93,6 @@ def leave_alone(p, message: str) -> None:
 
 def tell_what_merge_leaves_out(p, adapters: Sequence[Adapter]) -> None:
     """Tells what of the request has no effect where the sampling is the WebUI's own, with the prompt's LoRAs."""
-    if any((adapter.tag.start, adapter.tag.end) != (0, 1) or adapter.tag.ramp for adapter in adapters):
-        note(
-            p,
-            "with the method merge, ltstart, ltend and ltw have no effect; the WebUI merges LoRAs for the whole "
-            "sampling.",
-        )
     if any(adapter.pooled for adapter in adapters):
         note(p, "the method merge has no pool; only the prompt's LoRAs are merged.")
 
