@@ -14,7 +14,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from lab.model import SCHEDULE, tokenizer
@@ -157,6 +157,18 @@ def write_lora(pipe, path, seed, unet=ATTENTION, text=(), strength=1.0, layout="
             else:
                 state |= {f"{diffusers}.{name}.lora_A.weight": down, f"{diffusers}.{name}.lora_B.weight": up}
     path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path)
+    return path
+
+
+def as_dora(path):
+    """The LoRA file in diffusers' layout made one of DoRA, whose changes are of whole weights."""
+    generator, state = torch.Generator().manual_seed(7), load_file(path)
+    for name in [name for name in state if name.endswith("lora_B.weight")]:
+        outputs, _, *kernel = state[name].shape
+        magnitude = torch.rand(outputs, generator=generator) + 0.5
+        shape = (1, -1, *kernel) if kernel else (-1,)
+        state[name.replace("lora_B.weight", "lora_magnitude_vector")] = magnitude.view(shape)
     save_file(state, path)
     return path
 

@@ -13,6 +13,7 @@ from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
 from lib_loratorio.deltas.precision import in_floats
 from lib_loratorio.errors import LoratorioError
+from lib_loratorio.hosts.diffusers.offloading import weights_at_hand
 from lib_loratorio.hosts.diffusers.other_kinds import changed
 from lib_loratorio.loras.adapter import Adapter, merged_below
 
@@ -77,7 +78,7 @@ class _Layer:
 
         def at(factor: float) -> tuple[torch.Tensor, torch.Tensor | None]:
             own = {name: factor * scaling[name]} if name in scaling else {}
-            with self._scaled({**scaling, **own}):
+            with self._scaled({**scaling, **own}), weights_at_hand(self.layer if self.lora is None else self.lora):
                 return self._dense(adapter.times(factor), below)
 
         return Dense(lambda: at(1.0), None if self._is_proportional(adapter) else at)

@@ -132,7 +132,8 @@ class _LoraState:
             (layer, list(layer.active_adapters), layer.disable_adapters, dict(layer.scaling))
             for layer in _tuner_layers(model)
         ]
-        self.gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        # By name, as offloading makes other parameters of them.
+        self.gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     def restore(self) -> None:
         if self.layers:
@@ -153,8 +154,8 @@ class _LoraState:
         for name in ("peft_config", "_hf_peft_config_loaded"):
             self.model.__dict__.pop(name, None)
         self.model.__dict__.update(self.attributes)
-        for parameter, required in self.gradients:
-            parameter.requires_grad_(required)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.gradients[name])
 
 
 def _loaded(pipe, loras: Sequence[tuple[Lora, Source]]) -> list[Adapter]:

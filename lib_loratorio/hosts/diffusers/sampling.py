@@ -28,6 +28,7 @@ from lib_loratorio.hosts.diffusers.deltas import bank_of
 from lib_loratorio.hosts.diffusers.denoisers import denoiser_name, denoiser_of
 from lib_loratorio.hosts.diffusers.loader import activate, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
+from lib_loratorio.hosts.diffusers.offloading import SequentialOffloading, is_sequential
 from lib_loratorio.hosts.diffusers.results import Results
 from lib_loratorio.hosts.diffusers.texts import Division, Prompt, Row, own_rows
 from lib_loratorio.loras.adapter import BASE, Adapter
@@ -72,13 +73,14 @@ def composed(
     check_pipeline(pipe)
     settings = read_settings(settings, changes)
     wanted = [*read_loras(loras), *read_loras(pool, pooled=True)]
-    with uncompiled(pipe), loaded(pipe, wanted) as adapters:
+    offloading = SequentialOffloading(pipe)
+    with uncompiled(pipe), offloading.paused(), loaded(pipe, wanted) as adapters:
         if settings.traits.apart and (advice := role_advice(adapters)):
             logging.warning(told(advice))
         if advice := place_advice(settings, adapters):
             logging.warning(told(advice))
         composition = Composition(pipe, adapters, settings, dense_budget)
-        with composition.running():
+        with offloading.resumed(adapters), composition.running():
             yield composition
 
 
@@ -99,10 +101,10 @@ def check_pipeline(pipe: Any) -> None:
         )
     if getattr(denoiser.model, "is_cache_enabled", False):
         raise LoratorioError("the denoiser keeps parts of earlier calls; call its disable_cache() first.")
-    if any(parameter.is_meta for parameter in denoiser.model.parameters()):
+    if any(parameter.is_meta for parameter in denoiser.model.parameters()) and not is_sequential(denoiser.model):
         raise LoratorioError(
-            "with enable_sequential_cpu_offload the weights are nowhere to be read from; use enable_model_cpu_offload, "
-            "or group offloading."
+            "the denoiser's weights are neither on its device nor in host memory, so that they cannot be read; use "
+            "enable_model_cpu_offload, enable_sequential_cpu_offload or group offloading."
         )
     check_scheduler(pipe.scheduler, denoiser.has_alphas)
 
