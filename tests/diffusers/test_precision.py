@@ -101,14 +101,6 @@ def test_hooks_that_are_put_on_anew_after_each_picture(loras, method, monkeypatc
     assert torch.equal(pipelines.called(pipe, SD), ordinary)
 
 
-def offloaded(pipe):
-    """As enable_sequential_cpu_offload does it, which asks for an accelerator: weights are nowhere between calls."""
-    for model in pipe.components.values():
-        if isinstance(model, torch.nn.Module):
-            accelerate.cpu_offload(model, CPU, offload_buffers=len(model._parameters) > 0)
-    return pipe
-
-
 def kept(pipe):
     """What an offloaded denoiser is: of each parameter whether it is trained, and the values in host memory."""
     found = {}
@@ -134,7 +126,7 @@ def test_sequential_offloading(loras, of_whole_weights, full, whole, settings):
     wanted = of_whole_weights if whole else loras
     with composed(pipe := tiny.sd(), wanted, settings):
         expected = pipelines.called(pipe, SD)
-    pipe = offloaded(tiny.sd())
+    pipe = tiny.offloaded(tiny.sd())
     pipe.unet.requires_grad_(False)
     before = kept(pipe)
     with composed(pipe, wanted, settings, dense_budget=0, verify=True) as composition:
@@ -155,13 +147,13 @@ def test_strengths_that_change_of_an_offloaded_models_whole_weights(of_whole_wei
     ramps = [Lora(path, strength, LoraTag.read({"ltw": "1@0,0.3@1"}, "ramp")) for path, strength in of_whole_weights]
     with composed(pipe := tiny.sd(), ramps):
         expected = pipelines.called(pipe, SD)
-    with composed(pipe := offloaded(tiny.sd()), ramps, verify=True) as composition:
+    with composed(pipe := tiny.offloaded(tiny.sd()), ramps, verify=True) as composition:
         assert difference(pipelines.called(pipe, SD), expected) < 1e-5
     assert 0 < composition.tally.worst < 1e-4
 
 
 def test_an_error_leaves_an_offloaded_pipeline_as_it_was(loras, full, tmp_path):
-    pipe = offloaded(tiny.sd())
+    pipe = tiny.offloaded(tiny.sd())
     before = kept(pipe)
     with pytest.raises(LoratorioError, match="there is no LoRA file"), composed(pipe, tmp_path / "none.safetensors"):
         pass
@@ -172,7 +164,7 @@ def test_an_error_leaves_an_offloaded_pipeline_as_it_was(loras, full, tmp_path):
 
 def test_dora_of_peft_is_refused_with_weights_away(tmp_path):
     """PEFT hands such a layer's weight on as it is between calls."""
-    pipe = offloaded(tiny.sd())
+    pipe = tiny.offloaded(tiny.sd())
     path = tiny.as_dora(tiny.write_lora(pipe, tmp_path / "dora.safetensors", 4, ("to_q",), layout="diffusers"))
     with pytest.raises(LoratorioError, match=r"the LoRA dora is DoRA, .*; use enable_model_cpu_offload"):
         with composed(pipe, path):

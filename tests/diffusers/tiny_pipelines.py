@@ -1,5 +1,6 @@
 """Random pipelines of a few hundred thousand weights, and LoRA files that change them visibly."""
 
+import accelerate
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -171,6 +172,14 @@ def as_dora(path):
         state[name.replace("lora_B.weight", "lora_magnitude_vector")] = magnitude.view(shape)
     save_file(state, path)
     return path
+
+
+def offloaded(pipe):
+    """As enable_sequential_cpu_offload does it, which asks for an accelerator: weights are nowhere between calls."""
+    for model in pipe.components.values():
+        if isinstance(model, torch.nn.Module):
+            accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=len(model._parameters) > 0)
+    return pipe
 
 
 # Other kinds of models

@@ -29,6 +29,7 @@ from lib_loratorio.hosts.diffusers.fitting import ModelLayers, components, fitte
 from lib_loratorio.hosts.diffusers.flux import named_by_diffusers
 from lib_loratorio.hosts.diffusers.layouts import embeddings, layers
 from lib_loratorio.hosts.diffusers.other_kinds import Scaled, acting_on, divided, ends_of, merge
+from lib_loratorio.hosts.diffusers.resting import rest, wake
 from lib_loratorio.hosts.diffusers.sources import Source, adapters_in, source_of
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.tag import acts
@@ -62,17 +63,24 @@ class Loaded:
 def activate(pipe, component: str, adapters: Sequence[Adapter]) -> None:
     """What `pipe.set_adapters` does, for one part of the pipeline; without adapters, it is the base."""
     model = getattr(pipe, component)
+    wake(model, [adapter.source.name for adapter in adapters])
     if adapters:
-        set_weights_and_activate_adapters(
-            model, [adapter.source.name for adapter in adapters], [adapter.denoiser_strength for adapter in adapters]
-        )
+        _set_strengths(model, adapters)
     set_adapter_layers(model, enabled=bool(adapters))
     merge(model, [(adapter.source.layers_of(component), adapter.denoiser_strength) for adapter in adapters])
 
 
+def _set_strengths(model: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
+    set_weights_and_activate_adapters(
+        model, [adapter.source.name for adapter in adapters], [adapter.denoiser_strength for adapter in adapters]
+    )
+
+
 @contextmanager
-def loaded(pipe, loras: Any) -> Iterator[list[Adapter]]:
+def loaded(pipe, loras: Any, pool_waits: bool = True) -> Iterator[list[Adapter]]:
     """For the time of the block the LoRAs are in the pipeline, at their strengths and all of them active.
+
+    Those of the pool are not active, and wait in host memory if `pool_waits`.
 
     LoRAs that the pipeline had are inactive meanwhile, but for those that are asked for by their names. Afterwards it
     is what it was. Raises LoratorioError.
@@ -89,9 +97,10 @@ def loaded(pipe, loras: Any) -> Iterator[list[Adapter]]:
     _require_once([source.adapter for _, source in asked if source.adapter])
     try:
         with LOADING:
-            adapters = _loaded(pipe, asked)
+            adapters = _loaded(pipe, asked, pool_waits)
             for part in parts:
-                activate(pipe, part, adapters)
+                _set_strengths(getattr(pipe, part), adapters)
+                activate(pipe, part, [adapter for adapter in adapters if not adapter.pooled])
         yield adapters
     finally:
         with LOADING:
@@ -158,7 +167,7 @@ class _LoraState:
             parameter.requires_grad_(self.gradients[name])
 
 
-def _loaded(pipe, loras: Sequence[tuple[Lora, Source]]) -> list[Adapter]:
+def _loaded(pipe, loras: Sequence[tuple[Lora, Source]], pool_waits: bool) -> list[Adapter]:
     """Those of the pool that cannot be used are left out, and named: a folder may hold LoRAs for several models.
 
     So are those without effect, whoever has asked for them: they would take a share of the picture from the others.
@@ -179,6 +188,9 @@ def _loaded(pipe, loras: Sequence[tuple[Lora, Source]]) -> list[Adapter]:
             idle.append(source.name)
         else:
             adapters.append(adapter)
+            if lora.pooled and pool_waits and not source.adapter:
+                for part in components(pipe):
+                    rest(getattr(pipe, part), name)
     left_out = []
     if refused:
         left_out.append(f"{len(refused)} LoRAs of the pool cannot be used: {'; '.join(refused)}")

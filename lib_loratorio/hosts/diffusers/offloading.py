@@ -40,6 +40,11 @@ class SequentialOffloading:
         self._pipe = pipe
         self._models: list[tuple[nn.Module, Any, bool]] = []  # with the device that computes, and whether buffers go
 
+    @property
+    def is_on(self) -> bool:
+        """Whether any model is offloaded so, within the block in which it is paused too."""
+        return bool(self._models)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """For the time of the block the models have their weights, in host memory."""

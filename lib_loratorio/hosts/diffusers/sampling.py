@@ -74,7 +74,7 @@ def composed(
     settings = read_settings(settings, changes)
     wanted = [*read_loras(loras), *read_loras(pool, pooled=True)]
     offloading = SequentialOffloading(pipe)
-    with uncompiled(pipe), offloading.paused(), loaded(pipe, wanted) as adapters:
+    with uncompiled(pipe), offloading.paused(), loaded(pipe, wanted, not offloading.is_on) as adapters:
         if settings.traits.apart and (advice := role_advice(adapters)):
             logging.warning(told(advice))
         if advice := place_advice(settings, adapters):
