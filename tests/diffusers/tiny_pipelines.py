@@ -7,8 +7,10 @@ from diffusers import (
     ControlNetModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -193,23 +195,25 @@ def _flow_scheduler():
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
+SD3_SIZES = {
+    "sample_size": SIZE // 8,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 48,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": WIDTH + WIDTH_2,
+    "pos_embed_max_size": 16,
+}
+
+
 def sd3():
     torch.manual_seed(0)
     return _finished(
         StableDiffusion3Pipeline(
-            transformer=SD3Transformer2DModel(
-                sample_size=SIZE // 8,
-                patch_size=2,
-                in_channels=4,
-                out_channels=4,
-                num_layers=2,
-                attention_head_dim=8,
-                num_attention_heads=4,
-                joint_attention_dim=48,
-                caption_projection_dim=32,
-                pooled_projection_dim=WIDTH + WIDTH_2,
-                pos_embed_max_size=16,
-            ),
+            transformer=SD3Transformer2DModel(**SD3_SIZES, num_layers=2),
             vae=_flow_vae(),
             scheduler=_flow_scheduler(),
             text_encoder=CLIPTextModelWithProjection(_text_config(WIDTH)),
@@ -251,15 +255,31 @@ def flux(guidance_embeds=True):
     )
 
 
-def controlnet(pipe):
-    """One that acts: fresh ones begin with outputs of 0."""
-    torch.manual_seed(1)
-    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)).eval()
+def _acting(net):
+    """Fresh ones begin with outputs of 0, and hardly look at their text."""
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if name.startswith(("controlnet_", "controlnet_cond_embedding.conv_out")):
+            if name.startswith(("controlnet_", "controlnet_cond_embedding.conv_out", "pos_embed_input")):
                 parameter.normal_(std=0.1)
-    return net
+            elif name.startswith(("context_embedder", "time_text_embed.text_embedder")) and parameter.dim() == 2:
+                parameter.mul_(3)
+    return net.eval()
+
+
+def controlnet(pipe):
+    torch.manual_seed(1)
+    return _acting(ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)))
+
+
+def flux_controlnet(pipe):
+    torch.manual_seed(1)
+    sizes = {"attention_head_dim": 16, "num_attention_heads": 2}
+    return _acting(FluxControlNetModel.from_transformer(pipe.transformer, 1, 1, **sizes))
+
+
+def sd3_controlnet(pipe, reads_pooled=False):
+    torch.manual_seed(1)
+    return _acting(SD3ControlNetModel(**SD3_SIZES, num_layers=1, force_zeros_for_pooled_projection=not reads_pooled))
 
 
 DIT_ATTENTION = ("attn.to_q", "attn.to_k", "attn.add_q_proj", "attn.to_out.0", "ff.net.2", "proj_mlp", "norm1.linear")

@@ -122,7 +122,7 @@ class Composition(Results):
         self.bank = bank_of(self.model, self.component, adapters, dense_budget) if settings.traits.apart else None
         self.texts: dict[int, Prompt] = {}
         self.encode_prompt, self.forward = pipe.encode_prompt, self.model.forward
-        self.controlnets = ControlNets(pipe)
+        self.controlnets = ControlNets(pipe, self.denoiser.controls)
         self._beneath: Any = None  # what the denoiser had in place of its class's forward
         self.painted = None
         if settings.mask and settings.traits.apart:
@@ -139,6 +139,7 @@ class Composition(Results):
             )
         self.calls = 0
         self.texts = {}
+        self.controlnets.forget()
         self._division: Division | None = None
         self._was_called = False
         self._step: tuple[Step | None, torch.Tensor | None] | None = None  # the latest step, and its patch weights
@@ -257,10 +258,7 @@ class Composition(Results):
             )
         self._was_called = True
         tree, return_dict = self.denoiser.read(args, kwargs)
-        try:
-            return self.denoiser.answer(self._prediction(tree), tree, return_dict)
-        finally:
-            self.controlnets.forget()
+        return self.denoiser.answer(self._prediction(tree), tree, return_dict)
 
     def _prediction(self, tree: dict) -> torch.Tensor:
         hidden = self.denoiser.hidden_text(tree)
