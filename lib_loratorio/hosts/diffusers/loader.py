@@ -64,16 +64,19 @@ def activate(pipe, component: str, adapters: Sequence[Adapter]) -> None:
     """What `pipe.set_adapters` does, for one part of the pipeline; without adapters, it is the base."""
     model = getattr(pipe, component)
     wake(model, [adapter.source.name for adapter in adapters])
-    if adapters:
-        _set_strengths(model, adapters)
-    set_adapter_layers(model, enabled=bool(adapters))
+    activate_in(model, _in_peft(adapters))
     merge(model, [(adapter.source.layers_of(component), adapter.denoiser_strength) for adapter in adapters])
 
 
-def _set_strengths(model: torch.nn.Module, adapters: Sequence[Adapter]) -> None:
-    set_weights_and_activate_adapters(
-        model, [adapter.source.name for adapter in adapters], [adapter.denoiser_strength for adapter in adapters]
-    )
+def activate_in(model: torch.nn.Module, adapters: Sequence[tuple[str, float]]) -> None:
+    """What a model's `set_adapters` does with these names and strengths; without any, it is the base."""
+    if adapters:
+        set_weights_and_activate_adapters(model, *map(list, zip(*adapters)))
+    set_adapter_layers(model, enabled=bool(adapters))
+
+
+def _in_peft(adapters: Sequence[Adapter]) -> list[tuple[str, float]]:
+    return [(adapter.source.name, adapter.denoiser_strength) for adapter in adapters]
 
 
 @contextmanager
@@ -92,14 +95,14 @@ def loaded(pipe, loras: Any, pool_waits: bool = True) -> Iterator[list[Adapter]]
         raise LoratorioError("there is no LoRA of a strength other than 0.")
     with LOADING:
         _check_loras_in(models)
-        before = [_LoraState(model) for model in models]
+        before = [LoraState(model) for model in models]
         asked = [(lora, source_of(lora, adapters_in(models))) for lora in wanted]
     _require_once([source.adapter for _, source in asked if source.adapter])
     try:
         with LOADING:
             adapters = _loaded(pipe, asked, pool_waits)
             for part in parts:
-                _set_strengths(getattr(pipe, part), adapters)
+                activate_in(getattr(pipe, part), _in_peft(adapters))  # the pool's strengths too are read there
                 activate(pipe, part, [adapter for adapter in adapters if not adapter.pooled])
         yield adapters
     finally:
@@ -127,7 +130,7 @@ def _check_loras_in(models: Sequence[torch.nn.Module]) -> None:
             raise LoratorioError("the pipeline's LoRAs are fused into its weights; call pipe.unfuse_lora() first.")
 
 
-class _LoraState:
+class LoraState:
     """What diffusers and peft keep in one model about LoRAs, to be put back."""
 
     def __init__(self, model: torch.nn.Module):
