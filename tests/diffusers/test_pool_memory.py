@@ -16,11 +16,6 @@ from lib_loratorio.hosts.diffusers import Lora, composed
 SD = pipelines.CASES["SD 1.x"]
 
 
-@pytest.fixture(scope="module")
-def loras(tmp_path_factory):
-    return pipelines.write_loras(tiny.sd(), tmp_path_factory.mktemp("loras"))
-
-
 def size(model):
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -22,11 +22,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def loras(tmp_path_factory):
-    return pipelines.write_loras(tiny.sd(), tmp_path_factory.mktemp("loras"))
-
-
-@pytest.fixture(scope="module")
 def full(loras):
     """In float32: the ordinary picture, and the composed one."""
     pipe = tiny.sd()

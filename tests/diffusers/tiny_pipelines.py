@@ -164,6 +164,14 @@ def write_lora(pipe, path, seed, unet=ATTENTION, text=(), strength=1.0, layout="
     return path
 
 
+def latents(pipe, prompt="a cat", steps=2, **more):
+    """Of one picture, with the same noise each time."""
+    generator = torch.Generator().manual_seed(1)
+    size = {"height": SIZE, "width": SIZE}
+    wanted = {"num_inference_steps": steps, "output_type": "latent", "generator": generator, **size}
+    return pipe(prompt=prompt, **wanted, **more).images
+
+
 def as_dora(path):
     """The LoRA file in diffusers' layout made one of DoRA, whose changes are of whole weights."""
     generator, state = torch.Generator().manual_seed(7), load_file(path)
