@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import re
 import sys
 import time
 import warnings
@@ -38,6 +39,9 @@ LIBRARIES = (
     "urllib3",
 )
 """Those that log what they do."""
+
+ON_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""The names of models on the Hugging Face hub."""
 
 OPTIONS = [name for name in SETTINGS if SETTINGS[name].option]
 """The settings that have an option each."""
@@ -77,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         type=Path,
         required=True,
-        help="diffusers folder or .safetensors checkpoint of SD 1.x, SD 2.x or SDXL",
+        metavar="MODEL",
+        help="diffusers folder of SD 1.x, SD 2.x, SDXL, SD 3 or FLUX.1, its name on the Hugging Face hub, or "
+        ".safetensors checkpoint of SD 1.x, SD 2.x or SDXL",
     )
     add("--config", type=Path, help="for a checkpoint, offline: folder with the pipeline's json and tokenizer files")
     add(
@@ -107,15 +113,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", required=True)
     add("--negative", default="", help="negative prompt")
     add("--steps", type=_whole(1), default=25)
-    add("--cfg", type=_number, default=7.0, help="guidance scale")
+    add("--cfg", type=_number, help="guidance scale; default: 7, for FLUX.1 1, which is without a negative prompt")
+    add("--distilled-cfg", type=_number, help="the guidance that FLUX.1-dev has embedded; default: 3.5")
     add("--seed", type=int, default=-1, help="of the first picture, the next has the next; -1: a random one")
-    add("--size", type=parse_size, help="WxH or N, in pixels; default: the model's")
+    add("--size", type=parse_size, help="WxH or N, in pixels; default: the model's own")
     add("--batch", type=_whole(1), default=1, help="pictures")
     add("--scheduler", help="default: the model's own; an unknown name lists all")
     add("--out", type=Path, default=Path("outputs"), help="folder, or a .png file")
     add("--maps", action="store_true", help="also draw where each LoRA weighed most")
     add("--device", help="default: cuda where there is one, else cpu")
-    add("--dtype", choices=("float16", "bfloat16", "float32"), help="default: float16 on cuda, else float32")
+    add(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        help="default: on cuda bfloat16 for SD 3 and FLUX.1, float16 for others; else float32",
+    )
     _add_settings(generate.add_argument_group("composition"))
     return parser
 
@@ -211,13 +222,18 @@ def _generate(options: argparse.Namespace) -> int:
         raise LoratorioError(f"--maps needs the method loratorio; {settings.method} has no weights.")
     if "<lora:" in options.prompt:
         raise LoratorioError("the prompt has a <lora:...> tag; give each LoRA with --lora FILE:STRENGTH.")
-    for path in (options.model, *(path for path, *_ in (*options.lora, *options.pool))):
+    needed = [path for path, *_ in (*options.lora, *options.pool)]
+    for path in needed if _is_on_hub(options.model) else [options.model, *needed]:
         if not path.exists():
             raise LoratorioError(f"there is no file {path}.")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise LoratorioError(f"the command line needs {', '.join(missing)}: {INSTALL}")
     return _generate_with(options, settings)
+
+
+def _is_on_hub(model: Path) -> bool:
+    return not model.exists() and bool(ON_HUB.fullmatch(model.as_posix())) and model.suffix != ".safetensors"
 
 
 def _mask(path: Path | None) -> str:
@@ -260,12 +276,13 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
 
     pipe, sampler, schedule_type = _pipeline(options)
     width, height = options.size or _native_size(pipe)
+    guidance = _guidance(pipe, options, width, height)
     seed = random.randrange(2**32) if options.seed < 0 else options.seed
     seeds = [seed + number for number in range(options.batch)]
     try:
         with composed(pipe, [*options.lora, *options.pool], settings) as composition:
             began = time.perf_counter()
-            images = _images(pipe, options, width, height, seeds)
+            images = _images(pipe, options, width, height, seeds, guidance)
             seconds = time.perf_counter() - began
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -277,7 +294,8 @@ def _generate_with(options: argparse.Namespace, settings: Settings) -> int:
         "Steps": options.steps,
         "Sampler": sampler,
         "Schedule type": schedule_type,
-        "CFG scale": options.cfg,
+        "CFG scale": guidance.get("true_cfg_scale", guidance.get("guidance_scale")),
+        "Distilled CFG Scale": guidance.get("guidance_scale") if "true_cfg_scale" in guidance else None,
         "Seed": None,
         "Size": f"{width}x{height}",
         "Model": options.model.stem if options.model.is_file() else options.model.resolve().name,
@@ -301,9 +319,10 @@ def _pipeline(options: argparse.Namespace) -> tuple:
     if options.scheduler not in (None, *SCHEDULERS):
         raise LoratorioError(f"there is no scheduler {options.scheduler!r}; there are {', '.join(SCHEDULERS)}.")
     device = _device(options.device)
-    dtype = getattr(torch, options.dtype or ("float16" if device.type == "cuda" else "float32"))
+    named = options.dtype or (None if device.type == "cuda" else "float32")
     try:
-        pipe = load_pipeline(options.model, options.config, dtype).to(device)
+        dtype = getattr(torch, named) if named else None
+        pipe = load_pipeline(options.model, options.config, dtype, _is_on_hub(options.model)).to(device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -313,22 +332,43 @@ def _pipeline(options: argparse.Namespace) -> tuple:
 
 def _native_size(pipe) -> tuple[int, int]:
     """The size that the model was made for, (width, height) in pixels."""
-    native = pipe.unet.config.sample_size
+    native = pipe.unet.config.sample_size if hasattr(pipe, "unet") else pipe.default_sample_size
     height, width = native if isinstance(native, (list, tuple)) else (native, native)
     return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
 
 
-def _images(pipe, options: argparse.Namespace, width: int, height: int, seeds: Sequence[int]) -> list:
+def _guidance(pipe, options: argparse.Namespace, width: int, height: int) -> dict[str, float]:
+    """The arguments of the pipeline's call that tell its guidance. Raises LoratorioError for options that do not suit
+    the model.
+    """
+    is_flux = hasattr(pipe, "transformer") and hasattr(pipe.transformer.config, "guidance_embeds")
+    least = pipe.vae_scale_factor * 2 if hasattr(pipe, "transformer") else 8
+    if width % least or height % least:
+        raise LoratorioError(f"with this model width and height must be multiples of {least}.")
+    if options.distilled_cfg is not None and not (is_flux and pipe.transformer.config.guidance_embeds):
+        raise LoratorioError("--distilled-cfg is for models with embedded guidance, such as FLUX.1-dev; leave it away.")
+    if not is_flux:
+        return {"guidance_scale": 7.0 if options.cfg is None else options.cfg}
+    cfg = 1.0 if options.cfg is None else options.cfg
+    if options.negative and cfg <= 1:
+        raise LoratorioError("FLUX.1 reads a negative prompt only with --cfg above 1.")
+    embedded = 3.5 if options.distilled_cfg is None else options.distilled_cfg
+    of_model = {"guidance_scale": embedded} if pipe.transformer.config.guidance_embeds else {}
+    return {**of_model, "true_cfg_scale": cfg}
+
+
+def _images(pipe, options: argparse.Namespace, width: int, height: int, seeds: Sequence[int], guidance: dict) -> list:
     import torch
 
+    if guidance.get("true_cfg_scale", 2) > 1:
+        guidance = {**guidance, "negative_prompt": [options.negative] * options.batch}
     return pipe(
         prompt=[options.prompt] * options.batch,
-        negative_prompt=[options.negative] * options.batch,
         width=width,
         height=height,
         num_inference_steps=options.steps,
-        guidance_scale=options.cfg,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **guidance,
     ).images
 
 
@@ -337,7 +377,8 @@ def _tell(options: argparse.Namespace, composition, seconds: float) -> None:
     tally = composition.tally
     if composition.chosen:
         print(f"pool: {composition.chosen}")
-    print(f"{seconds:.1f} s, {tally.rows / (options.steps * options.batch):.3g} UNet evaluations a step and picture")
+    rows, called = tally.rows / (options.steps * options.batch), composition.component.replace("unet", "UNet")
+    print(f"{seconds:.1f} s, {rows:.3g} {called} evaluations a step and picture")
     if options.maps and composition.maps.mean is None:
         print("maps: no LoRA was weighed, so there are none")
     if composition.settings.verify:

@@ -74,6 +74,10 @@ def control_image():
     return {**image(), "control_image": [picture()] * 2, "controlnet_conditioning_scale": 0.7}
 
 
+def dit_control():
+    return {"control_image": [picture()] * 2, "controlnet_conditioning_scale": 0.7}
+
+
 def dev():
     return {"max_sequence_length": 16, "guidance_scale": 3.5}
 
@@ -111,6 +115,9 @@ def image_embeds():
 
 
 NET = {"controlnet": tiny.controlnet}
+SD3_NET = {"controlnet": tiny.sd3_controlnet}
+SD3_POOLED_NET = {"controlnet": lambda pipe: tiny.sd3_controlnet(pipe, reads_pooled=True)}
+FLUX_NET = {"controlnet": tiny.flux_controlnet}
 V = "v_prediction"
 
 CASES = {
@@ -139,9 +146,19 @@ CASES = {
     "SDXL ControlNet img2img": Case(of("StableDiffusionXLControlNetImg2ImgPipeline", tiny.sdxl, **NET), control_image),
     "SD 3": Case(tiny.sd3),
     "SD 3 img2img": Case(of("StableDiffusion3Img2ImgPipeline", tiny.sd3), image),
+    "SD 3 ControlNet": Case(of("StableDiffusion3ControlNetPipeline", tiny.sd3, **SD3_NET), dit_control),
+    "SD 3 ControlNet, pooled text too": Case(
+        of("StableDiffusion3ControlNetPipeline", tiny.sd3, **SD3_POOLED_NET), dit_control
+    ),
     "FLUX.1-dev": Case(tiny.flux, dev, guided=False, rows=4),
     "FLUX.1-schnell": Case(lambda: tiny.flux(False), dev, guided=False, rows=4),
     "FLUX.1 true CFG": Case(tiny.flux, true_cfg, calls=6),
+    "FLUX.1 ControlNet": Case(
+        of("FluxControlNetPipeline", tiny.flux, **FLUX_NET), lambda: {**dev(), **dit_control()}, guided=False, rows=4
+    ),
+    "FLUX.1 ControlNet, true CFG": Case(
+        of("FluxControlNetPipeline", tiny.flux, **FLUX_NET), lambda: {**true_cfg(), **dit_control()}, calls=6
+    ),
     "FLUX.1 img2img": Case(of("FluxImg2ImgPipeline", tiny.flux), lambda: {**dev(), **image()}, guided=False, rows=4),
 }
 

@@ -22,13 +22,13 @@ def record(pipe, loras, settings, call):
     calls, controls = [], []
 
     def note(module, args, kwargs, out):
-        kwargs = {**copied(kwargs), **({"control": controls.pop()} if controls else {})}
-        calls.append((copied(args), kwargs, out[0].clone()))
-        controls.clear()
+        of_control = {"control": controls[0]} if controls else {}
+        calls.append((copied(args), {**copied(kwargs), **of_control}, out[0].clone()))
+        del controls[1:]
 
     def note_control(module, args, kwargs):
-        if not controls:  # the pipeline's own call comes first
-            controls.append((copied(args), copied(kwargs)))
+        if len(controls) < 2:  # before a call of the denoiser the pipeline's own comes first
+            controls[:] = [(copied(args), copied(kwargs)), None]
 
     with composed(pipe, loras, settings) as composition:
         hooks = [denoiser(pipe).register_forward_hook(note, with_kwargs=True)]
@@ -82,7 +82,22 @@ def with_text(kwargs, text):
 def control_text(kwargs, text):
     """The arguments of a ControlNet with this text, or its last rows in guess mode."""
     rows = len(kwargs["encoder_hidden_states"])
+    if not kwargs.get("pooled_projections", torch.ones(1)).any():  # SD 3's mostly have none
+        text = {"encoder_hidden_states": text["encoder_hidden_states"]}
     return with_text(kwargs, {name: tensor[-rows:] for name, tensor in text.items()})
+
+
+def given(pipe, control, text, rows):
+    """What a ControlNet gives, as the denoiser's arguments."""
+    parts = pipe.controlnet(*control[0], **{**control_text(control[1], text), "return_dict": False})
+    if not hasattr(pipe, "unet"):
+        is_flux = "Flux" in type(pipe).__name__
+        names = ("controlnet_block_samples", "controlnet_single_block_samples")
+        return dict(zip(names if is_flux else ("block_controlnet_hidden_states",), parts))
+    down, middle = parts
+    if len(middle) < rows:  # guess mode
+        down, middle = [torch.cat([0 * one, one]) for one in down], torch.cat([0 * middle, middle])
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
 def each_alone(pipe, loras):
@@ -108,11 +123,7 @@ def predictions(pipe, loras, calls, prompts, negatives, guided):
             asked = with_text(copied(kwargs, torch.float64), own[place % len(own)])
             with torch.no_grad():
                 if control := asked.pop("control", None):
-                    of_control = control_text(control[1], own[0])
-                    down, middle = pipe.controlnet(*control[0], **{**of_control, "return_dict": False})
-                    if len(middle) < asked["mid_block_additional_residual"].shape[0]:  # guess mode
-                        down, middle = [torch.cat([0 * one, one]) for one in down], torch.cat([0 * middle, middle])
-                    asked |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+                    asked |= given(pipe, control, own[0], len(asked["encoder_hidden_states"]))
                 found[place].append(denoiser(pipe)(*copied(args, torch.float64), **{**asked, "return_dict": False})[0])
     return [torch.stack(models).numpy() for models in found]
 

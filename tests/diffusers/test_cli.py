@@ -238,6 +238,114 @@ def test_sdxl_folder(folder, tmp_path):
     assert (tmp_path / "7-2.png").is_file()
 
 
+@pytest.fixture(scope="module")
+def transformers(folder):
+    """Folders of SD 3 and FLUX.1, and LoRAs for them."""
+    for name, pipe in (("sd3", tiny.sd3()), ("flux", tiny.flux()), ("schnell", tiny.flux(guidance_embeds=False))):
+        pipe.save_pretrained(folder / name)
+        for number in (1, 2):
+            path = folder / name / f"{number}.safetensors"
+            tiny.write_lora(pipe, path, number, tiny.DIT_ATTENTION, tiny.TEXT, layout="diffusers")
+    return folder
+
+
+def of_transformer(folder, tmp_path, name, *more, model=None):
+    loras = (f"{name}/1.safetensors:0.8", f"{name}/2.safetensors:0.6")
+    out = ("--out", str(tmp_path / "a.png"))
+    return cli.main(arguments(folder, *out, "--verify", *more, model=model or name, loras=loras))
+
+
+@pytest.mark.parametrize(
+    "name, more, rows, told",
+    [
+        ("sd3", ("--negative", "blurry"), 6, {"CFG scale": "7.0"}),
+        ("sd3", ("--cfg", "1"), 3, {"CFG scale": "1.0"}),
+        ("flux", (), 3, {"CFG scale": "1.0", "Distilled CFG Scale": "3.5"}),
+        (
+            "flux",
+            ("--cfg", "2", "--negative", "blurry", "--distilled-cfg", "1.5", "--scheduler", "euler"),
+            6,
+            {"CFG scale": "2.0", "Distilled CFG Scale": "1.5"},
+        ),
+        ("schnell", ("--maps",), 3, {"CFG scale": "1.0"}),
+    ],
+)
+def test_sd3_and_flux(transformers, tmp_path, capsys, name, more, rows, told):
+    assert of_transformer(transformers, tmp_path, name, *more) == 0
+    out = capsys.readouterr().out
+    assert f"{rows} transformer evaluations a step and picture" in out
+    assert float(re.search(r"verify: max relative error (\S+) over", out)[1]) < 1e-4
+    lines, found = fields(tmp_path / "a.png")
+    assert lines[1:] == (["Negative prompt: blurry"] if "blurry" in more else [])
+    guidance = {key: value for key, value in found.items() if "CFG" in key}
+    assert guidance == told and (found["Sampler"], found["Model"], found["Size"]) == ("Euler", name, "64x64")
+    assert (tmp_path / "a-maps.png").is_file() == ("--maps" in more)
+
+
+def test_guidance_reaches_the_model(transformers, tmp_path):
+    seen = []
+    for more in ((), ("--distilled-cfg", "8"), ("--cfg", "3")):
+        assert of_transformer(transformers, tmp_path, "flux", *more) == 0
+        seen.append(Image.open(tmp_path / "a.png").tobytes())
+    assert len({*seen}) == 3
+
+
+def test_a_model_by_its_name_on_the_hub(transformers, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        if name != "someone/flux":
+            raise OSError("404 Client Error\nand its details")
+        return str(transformers / "flux")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    assert of_transformer(transformers, tmp_path, "flux", "--model", "someone/flux") == 0
+    assert fields(tmp_path / "a.png")[1]["Model"] == "flux" and asked == ["someone/flux"]
+    capsys.readouterr()
+    assert of_transformer(transformers, tmp_path, "flux", "--model", "models/flux") == 2
+    expected = "there is no model models/flux, and the hub does not give it (404 Client Error).\n"
+    assert capsys.readouterr().err == f"LoRAtorio: {expected}"
+
+
+def test_a_folder_of_another_class_makes_pictures_of_text(transformers, tmp_path):
+    model = tmp_path / "img2img"
+    shutil.copytree(transformers / "sd3", model)
+    index = json.loads((model / "model_index.json").read_text()) | {"_class_name": "StableDiffusion3Img2ImgPipeline"}
+    (model / "model_index.json").write_text(json.dumps(index))
+    assert type(load_pipeline(model, None, torch.float32)).__name__ == "StableDiffusion3Pipeline"
+
+
+def test_half_precision_is_the_models_own(transformers):
+    assert load_pipeline(transformers / "flux", None, None).transformer.dtype == torch.bfloat16
+    assert load_pipeline(transformers / "tiny-sd", None, None).unet.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    "name, more, match",
+    [
+        ("flux", ("--negative", "blurry"), "FLUX.1 reads a negative prompt only with --cfg above 1"),
+        ("sd3", ("--distilled-cfg", "3"), "--distilled-cfg is for models with embedded guidance"),
+        ("schnell", ("--distilled-cfg", "3"), "--distilled-cfg is for models with embedded guidance"),
+        ("flux", ("--size", "72"), "with this model width and height must be multiples of 16"),
+        ("sd3", ("--scheduler", "ddim"), "the scheduler ddim is not of flow matching, as this model needs; use euler"),
+        ("sd3", ("--model", "incomplete"), "is incomplete: there is no tokenizer_2/tokenizer.json"),
+        ("sd3", ("--model", "unknown"), "is a SanaPipeline, which is not supported; supported are SD 1.x"),
+    ],
+)
+def test_what_sd3_and_flux_do_not_take(transformers, tmp_path, capsys, monkeypatch, name, more, match):
+    monkeypatch.chdir(tmp_path)
+    ignored = shutil.ignore_patterns("*.safetensors", "tokenizer_2")
+    shutil.copytree(transformers / "sd3", tmp_path / "incomplete", ignore=ignored)
+    (tmp_path / "unknown").mkdir()
+    index = {"_class_name": "SanaPipeline", "transformer": ["diffusers", "SanaTransformer2DModel"]}
+    (tmp_path / "unknown" / "model_index.json").write_text(json.dumps(index))
+    assert of_transformer(transformers, tmp_path, name, *more) == 2
+    error = capsys.readouterr().err
+    assert match in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "more, match",
     [

@@ -86,16 +86,7 @@ def files(pipe, tmp_path_factory):
 
 def latents(pipe, loras, settings):
     with composed(pipe, loras, settings):
-        return pipe(
-            prompt="a red cat",
-            negative_prompt="blurry",
-            height=tiny.SIZE,
-            width=tiny.SIZE,
-            num_inference_steps=4,
-            guidance_scale=4.0,
-            generator=torch.Generator().manual_seed(1),
-            output_type="latent",
-        ).images
+        return tiny.latents(pipe, "a red cat", 4, negative_prompt="blurry", guidance_scale=4.0)
 
 
 def tag(**named):

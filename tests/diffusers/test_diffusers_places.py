@@ -16,7 +16,6 @@ from pathlib import Path
 import tiny_pipelines as tiny
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers import Lora, composed
@@ -41,16 +40,7 @@ def files(pipe, tmp_path_factory):
 
 def latents(pipe, loras, steps=1, prompt="a red cat", **settings):
     with composed(pipe, loras, Settings(verify=True, lam=0.0, feather=0.0, **settings)) as composition:
-        found = pipe(
-            prompt=prompt,
-            negative_prompt="blurry",
-            height=tiny.SIZE,
-            width=tiny.SIZE,
-            num_inference_steps=steps,
-            guidance_scale=4.0,
-            generator=torch.Generator().manual_seed(1),
-            output_type="latent",
-        ).images
+        found = tiny.latents(pipe, prompt, steps, negative_prompt="blurry", guidance_scale=4.0)
     assert 0 < composition.tally.worst < 1e-4
     return composition, found
 
@@ -101,13 +91,7 @@ def of_unet(request, pipe, tmp_path_factory):
     file = tmp_path_factory.mktemp(request.param) / "u.safetensors"
     tiny.write_lora(pipe, file, 3, unet=("to_q", "conv1"), layout="diffusers")
     if request.param == "dora":
-        generator = torch.Generator().manual_seed(2)
-        state = {key: value for key, value in load_file(file).items() if not key.endswith(".alpha")}
-        for key in [key for key in state if "lora_B" in key]:
-            magnitude = torch.rand(state[key].shape[0], generator=generator) + 0.5
-            shape = (-1,) if state[key].dim() == 2 else (1, -1, 1, 1)
-            state[key.replace("lora_B.weight", "lora_magnitude_vector")] = magnitude.view(shape)
-        save_file(state, file)
+        tiny.as_dora(file)
     return file
 
 

@@ -9,7 +9,8 @@ pytest.importorskip("diffusers")
 import diffusers
 import tiny_pipelines as tiny
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from tiny_pipelines import latents
 
 from lib_loratorio.deltas.dense import DenseDelta
 from lib_loratorio.errors import LoratorioError
@@ -27,18 +28,6 @@ def pipe():
 def files(pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("loras")
     return [tiny.write_lora(pipe, folder / f"{number}.safetensors", number, text=tiny.TEXT) for number in range(3)]
-
-
-def latents(pipe, **kwargs):
-    return pipe(
-        prompt="a cat",
-        height=tiny.SIZE,
-        width=tiny.SIZE,
-        num_inference_steps=2,
-        generator=torch.Generator().manual_seed(1),
-        output_type="latent",
-        **kwargs,
-    ).images
 
 
 def state(pipe):
@@ -130,17 +119,8 @@ def test_cross_attention_scale_is_refused(pipe, files):
 
 
 def test_dora_in_diffusers_layout_is_dense(pipe, tmp_path):
-    plain = load_file(
-        tiny.write_lora(pipe, tmp_path / "dora.safetensors", 1, unet=("to_q", "conv1"), layout="diffusers")
-    )
-    for key in [key for key in plain if "lora_B" in key]:
-        outputs = plain[key].shape[0]
-        magnitude = torch.rand(outputs) + 0.5
-        plain[key.replace("lora_B.weight", "lora_magnitude_vector")] = (
-            magnitude if plain[key].dim() == 2 else magnitude.view(1, -1, 1, 1)
-        )
-    save_file(plain, tmp_path / "dora.safetensors")
-    with composed(pipe, [(tmp_path / "dora.safetensors", 0.7)], Settings(verify=True)) as composition:
+    plain = tiny.write_lora(pipe, tmp_path / "dora.safetensors", 1, unet=("to_q", "conv1"), layout="diffusers")
+    with composed(pipe, [(tiny.as_dora(plain), 0.7)], Settings(verify=True)) as composition:
         latents(pipe)
         assert any(
             isinstance(delta, DenseDelta) for _, rows in composition.bank._layers for delta in rows.dense.values()

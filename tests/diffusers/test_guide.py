@@ -63,6 +63,15 @@ def tiny_world(monkeypatch, tmp_path):
     monkeypatch.setattr(diffusers.ControlNetModel, "from_pretrained", net)
     for name in set(re.findall(r"\w+Pipeline\b", "".join(BLOCKS))):
         small(getattr(diffusers, name))
+
+    def modular(cls, path):
+        pipe = diffusers.modular_pipelines.StableDiffusion3AutoBlocks().init_pipeline()
+        parts = {name: part for name, part in tiny.sd3().components.items() if part is not None}
+        pipe.update_components(**parts)
+        monkeypatch.setattr(type(pipe), "load_components", lambda self: None)
+        return pipe
+
+    monkeypatch.setattr(diffusers.ModularPipeline, "from_pretrained", classmethod(modular))
     return tmp_path
 
 
@@ -72,7 +81,7 @@ def test_every_example_works(tiny_world, capsys, caplog):
     for block in BLOCKS:
         exec(compile(block, GUIDE.name, "exec"), names)
         told.append(capsys.readouterr().out)
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     assert told[0].startswith("<loratorio of character, style; 12 evaluations in 2 calls of the denoiser; character ")
     evaluations, shares, verified = told[2].splitlines()
     assert evaluations == "8" and shares.startswith("{'character': [0.")

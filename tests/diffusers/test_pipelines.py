@@ -60,12 +60,6 @@ def flux():
 
 
 @pytest.fixture(scope="module")
-def loras(sd, tmp_path_factory):
-    """The first changes the text encoder, the second does not."""
-    return pipelines.write_loras(sd, tmp_path_factory.mktemp("sd"))
-
-
-@pytest.fixture(scope="module")
 def flux_loras(flux, tmp_path_factory):
     return pipelines.write_loras(flux, tmp_path_factory.mktemp("flux"))
 

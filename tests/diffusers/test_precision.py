@@ -11,17 +11,14 @@ import pipelines
 import tiny_pipelines as tiny
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from kinds import CONVOLUTION, LINEAR, written
 
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.hosts.diffusers import composed
+from lib_loratorio.hosts.diffusers import Lora, composed
+from lib_loratorio.loras.tag import LoraTag
 
 SD = pipelines.CASES["SD 1.x"]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def loras(tmp_path_factory):
-    return pipelines.write_loras(tiny.sd(), tmp_path_factory.mktemp("loras"))
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +96,80 @@ def test_hooks_that_are_put_on_anew_after_each_picture(loras, method, monkeypatc
     assert torch.equal(pipelines.called(pipe, SD), ordinary)
 
 
-def test_sequential_offloading_is_refused(loras):
+def kept(pipe):
+    """What an offloaded denoiser is: of each parameter whether it is trained, and the values in host memory."""
+    found = {}
+    for name, parameter in pipe.unet.named_parameters():
+        layer, _, own = name.rpartition(".")
+        hook = pipe.unet.get_submodule(layer)._hf_hook
+        assert parameter.is_meta and hook.execution_device == CPU and not hook.offload_buffers
+        found[name] = parameter.requires_grad, hook.weights_map[own].clone()
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_whole_weights(tmp_path_factory):
+    """Kinds that PEFT does not know, which change whole weights and are merged in their place."""
+    folder, pipe = tmp_path_factory.mktemp("whole"), tiny.sd()
+    wanted = {"dora": ((LINEAR, CONVOLUTION), 0.7), "full": ((LINEAR, CONVOLUTION), -0.8)}
+    return [(written(pipe, folder, kind, ends)[0], strength) for kind, (ends, strength) in wanted.items()]
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "merge"}, {"start": 0.5}, {"lam": 1.0}])
+@pytest.mark.parametrize("whole", [False, True])
+def test_sequential_offloading(loras, of_whole_weights, full, whole, settings):
+    wanted = of_whole_weights if whole else loras
+    with composed(pipe := tiny.sd(), wanted, settings):
+        expected = pipelines.called(pipe, SD)
+    pipe = tiny.offloaded(tiny.sd())
+    pipe.unet.requires_grad_(False)
+    before = kept(pipe)
+    with composed(pipe, wanted, settings, dense_budget=0, verify=True) as composition:
+        found = pipelines.called(pipe, SD)
+        assert all(parameter.is_meta for parameter in pipe.unet.parameters())
+    assert difference(found, expected) < 1e-5 < 0.01 < difference(found, full[0])
+    if "method" not in settings:
+        assert 0 < composition.tally.worst < 1e-4
+    after = kept(pipe)
+    assert before.keys() == after.keys()
+    for name, (trained, values) in before.items():
+        assert after[name][0] == trained and torch.equal(after[name][1], values)
+    assert torch.equal(pipelines.called(pipe, SD), full[0])
+
+
+def test_strengths_that_change_of_an_offloaded_models_whole_weights(of_whole_weights):
+    """Their weights are read anew in each step."""
+    ramps = [Lora(path, strength, LoraTag.read({"ltw": "1@0,0.3@1"}, "ramp")) for path, strength in of_whole_weights]
+    with composed(pipe := tiny.sd(), ramps):
+        expected = pipelines.called(pipe, SD)
+    with composed(pipe := tiny.offloaded(tiny.sd()), ramps, verify=True) as composition:
+        assert difference(pipelines.called(pipe, SD), expected) < 1e-5
+    assert 0 < composition.tally.worst < 1e-4
+
+
+def test_an_error_leaves_an_offloaded_pipeline_as_it_was(loras, full, tmp_path):
+    pipe = tiny.offloaded(tiny.sd())
+    before = kept(pipe)
+    with pytest.raises(LoratorioError, match="there is no LoRA file"), composed(pipe, tmp_path / "none.safetensors"):
+        pass
+    with pytest.raises(ZeroDivisionError), composed(pipe, loras):
+        raise ZeroDivisionError
+    assert before.keys() == kept(pipe).keys() and torch.equal(pipelines.called(pipe, SD), full[0])
+
+
+def test_dora_of_peft_is_refused_with_weights_away(tmp_path):
+    """PEFT hands such a layer's weight on as it is between calls."""
+    pipe = tiny.offloaded(tiny.sd())
+    path = tiny.as_dora(tiny.write_lora(pipe, tmp_path / "dora.safetensors", 4, ("to_q",), layout="diffusers"))
+    with pytest.raises(LoratorioError, match=r"the LoRA dora is DoRA, .*; use enable_model_cpu_offload"):
+        with composed(pipe, path):
+            pass
+    assert kept(pipe)
+
+
+def test_weights_on_disk_are_refused(loras, tmp_path):
     pipe = tiny.sd()
-    accelerate.cpu_offload(pipe.unet, CPU)
-    with pytest.raises(LoratorioError, match=r"with enable_sequential_cpu_offload .*; use enable_model_cpu_offload"):
+    accelerate.disk_offload(pipe.unet, tmp_path, CPU)
+    with pytest.raises(LoratorioError, match=r"neither on its device nor in host memory, .*; use enable_model_cpu"):
         with composed(pipe, loras):
             pass

@@ -1,20 +1,23 @@
 """Random pipelines of a few hundred thousand weights, and LoRA files that change them visibly."""
 
+import accelerate
 import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from lab.model import SCHEDULE, tokenizer
@@ -161,6 +164,34 @@ def write_lora(pipe, path, seed, unet=ATTENTION, text=(), strength=1.0, layout="
     return path
 
 
+def latents(pipe, prompt="a cat", steps=2, **more):
+    """Of one picture, with the same noise each time."""
+    generator = torch.Generator().manual_seed(1)
+    size = {"height": SIZE, "width": SIZE}
+    wanted = {"num_inference_steps": steps, "output_type": "latent", "generator": generator, **size}
+    return pipe(prompt=prompt, **wanted, **more).images
+
+
+def as_dora(path):
+    """The LoRA file in diffusers' layout made one of DoRA, whose changes are of whole weights."""
+    generator, state = torch.Generator().manual_seed(7), load_file(path)
+    for name in [name for name in state if name.endswith("lora_B.weight")]:
+        outputs, _, *kernel = state[name].shape
+        magnitude = torch.rand(outputs, generator=generator) + 0.5
+        shape = (1, -1, *kernel) if kernel else (-1,)
+        state[name.replace("lora_B.weight", "lora_magnitude_vector")] = magnitude.view(shape)
+    save_file(state, path)
+    return path
+
+
+def offloaded(pipe):
+    """As enable_sequential_cpu_offload does it, which asks for an accelerator: weights are nowhere between calls."""
+    for model in pipe.components.values():
+        if isinstance(model, torch.nn.Module):
+            accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=len(model._parameters) > 0)
+    return pipe
+
+
 # Other kinds of models
 
 
@@ -172,23 +203,25 @@ def _flow_scheduler():
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
+SD3_SIZES = {
+    "sample_size": SIZE // 8,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 48,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": WIDTH + WIDTH_2,
+    "pos_embed_max_size": 16,
+}
+
+
 def sd3():
     torch.manual_seed(0)
     return _finished(
         StableDiffusion3Pipeline(
-            transformer=SD3Transformer2DModel(
-                sample_size=SIZE // 8,
-                patch_size=2,
-                in_channels=4,
-                out_channels=4,
-                num_layers=2,
-                attention_head_dim=8,
-                num_attention_heads=4,
-                joint_attention_dim=48,
-                caption_projection_dim=32,
-                pooled_projection_dim=WIDTH + WIDTH_2,
-                pos_embed_max_size=16,
-            ),
+            transformer=SD3Transformer2DModel(**SD3_SIZES, num_layers=2),
             vae=_flow_vae(),
             scheduler=_flow_scheduler(),
             text_encoder=CLIPTextModelWithProjection(_text_config(WIDTH)),
@@ -230,15 +263,31 @@ def flux(guidance_embeds=True):
     )
 
 
-def controlnet(pipe):
-    """One that acts: fresh ones begin with outputs of 0."""
-    torch.manual_seed(1)
-    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)).eval()
+def _acting(net):
+    """Fresh ones begin with outputs of 0, and hardly look at their text."""
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if name.startswith(("controlnet_", "controlnet_cond_embedding.conv_out")):
+            if name.startswith(("controlnet_", "controlnet_cond_embedding.conv_out", "pos_embed_input")):
                 parameter.normal_(std=0.1)
-    return net
+            elif name.startswith(("context_embedder", "time_text_embed.text_embedder")) and parameter.dim() == 2:
+                parameter.mul_(3)
+    return net.eval()
+
+
+def controlnet(pipe):
+    torch.manual_seed(1)
+    return _acting(ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)))
+
+
+def flux_controlnet(pipe):
+    torch.manual_seed(1)
+    sizes = {"attention_head_dim": 16, "num_attention_heads": 2}
+    return _acting(FluxControlNetModel.from_transformer(pipe.transformer, 1, 1, **sizes))
+
+
+def sd3_controlnet(pipe, reads_pooled=False):
+    torch.manual_seed(1)
+    return _acting(SD3ControlNetModel(**SD3_SIZES, num_layers=1, force_zeros_for_pooled_projection=not reads_pooled))
 
 
 DIT_ATTENTION = ("attn.to_q", "attn.to_k", "attn.add_q_proj", "attn.to_out.0", "ff.net.2", "proj_mlp", "norm1.linear")

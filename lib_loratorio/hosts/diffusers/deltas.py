@@ -10,10 +10,12 @@ from peft.tuners.lora import LoraLayer
 
 from lib_loratorio.deltas.bank import AdapterBank
 from lib_loratorio.deltas.dense import Dense
-from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
+from lib_loratorio.deltas.low_rank import LowRank
 from lib_loratorio.deltas.precision import in_floats
 from lib_loratorio.errors import LoratorioError
+from lib_loratorio.hosts.diffusers.offloading import weights_at_hand
 from lib_loratorio.hosts.diffusers.other_kinds import changed
+from lib_loratorio.hosts.diffusers.resting import awake, low_rank_of
 from lib_loratorio.loras.adapter import Adapter, merged_below
 
 
@@ -62,22 +64,16 @@ class _Layer:
         """`below` are the adapters on top of which this one is merged."""
         name = adapter.source.name
         if self._in_lora(adapter):
-            down, up = self.lora.lora_A[name], self.lora.lora_B[name]
-            plain = (
-                name not in getattr(self.lora, "lora_variant", {})
-                and up.bias is None
-                and not getattr(self.lora, "fan_in_fan_out", False)
-            )
-            if plain:
-                low_rank = LowRank(down.weight.detach(), up.weight.detach().flatten(1), self.lora.scaling[name])
-                if fits_low_rank(self.layer, low_rank):
-                    return low_rank
+            low_rank = low_rank_of(self.lora, name)
+            if low_rank:
+                return low_rank
         loras = [one.source.name for one in (adapter, *below) if self._in_lora(one)]
         scaling = {one: self.lora.scaling[one] for one in loras}  # merges in the meantime may set others
 
         def at(factor: float) -> tuple[torch.Tensor, torch.Tensor | None]:
             own = {name: factor * scaling[name]} if name in scaling else {}
-            with self._scaled({**scaling, **own}):
+            wrapped = self.layer if self.lora is None else self.lora
+            with self._scaled({**scaling, **own}), weights_at_hand(wrapped), awake(self.lora, loras):
                 return self._dense(adapter.times(factor), below)
 
         return Dense(lambda: at(1.0), None if self._is_proportional(adapter) else at)

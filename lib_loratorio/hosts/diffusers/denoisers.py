@@ -66,6 +66,7 @@ class Denoiser:
 
     latents, options: the names of the argument that holds the noisy latents, and of the one for attention processors.
     shared: the names of arguments without rows.
+    controls: the names of those that take what a ControlNet gives, in its order.
     has_alphas: whether a scheduler of the DDPM family is meant for it; else it predicts a velocity.
     """
 
@@ -74,6 +75,7 @@ class Denoiser:
     latents = "hidden_states"
     options = "joint_attention_kwargs"
     shared: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
     has_alphas = False
 
     def __init__(self, model: nn.Module):
@@ -152,6 +154,7 @@ class UNet(Denoiser):
 
     model_class, output = UNet2DConditionModel, UNet2DConditionOutput
     latents, options = "sample", "cross_attention_kwargs"
+    controls = ("down_block_additional_residuals", "mid_block_additional_residual")
     has_alphas = True
 
     def with_text(self, tree: Mapping[str, Any], hidden: torch.Tensor, pooled: torch.Tensor | None) -> dict:
@@ -166,6 +169,7 @@ class SD3(Denoiser):
     """SD 3 and 3.5."""
 
     model_class, output = SD3Transformer2DModel, Transformer2DModelOutput
+    controls = ("block_controlnet_hidden_states",)
 
     def _refuse(self, arguments: dict) -> None:
         if arguments.pop("skip_layers", None) is not None:
@@ -177,6 +181,7 @@ class Flux(Denoiser):
 
     model_class, output = FluxTransformer2DModel, Transformer2DModelOutput
     shared = ("img_ids", "txt_ids", "controlnet_blocks_repeat")
+    controls = ("controlnet_block_samples", "controlnet_single_block_samples")
 
     def __init__(self, model: nn.Module):
         super().__init__(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,20 @@ NEEDED = {
 }
 """The parts without which a pipeline makes no picture."""
 
-PAIR = ("text_encoder", "tokenizer")
-"""Of SDXL, one of which is of no use without the other."""
+OF_TRANSFORMER = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+"""The same of SD 3 and FLUX.1."""
+
+PAIRS = [(f"text_encoder{number}", f"tokenizer{number}") for number in ("", "_2", "_3")]
+"""One of which is of no use without the other."""
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that are not loaded: pictures are made without them."""
 
-FILES = {"scheduler": ("scheduler_config.json",), "tokenizer": ("tokenizer.json", "vocab.json")}
+FILES = {
+    "scheduler": ("scheduler_config.json",),
+    "tokenizer": ("tokenizer.json", "vocab.json"),
+    "t5": ("tokenizer.json", "spiece.model"),
+}
 """The files of which a part has one at least; of the others it is `config.json`."""
 
 
@@ -39,19 +47,28 @@ def index_of(folder: Path, told: str) -> Mapping[str, Any]:
     return index
 
 
+def denoiser_in(index: Mapping[str, Any]) -> tuple[str, str]:
+    """What the index calls its denoiser, and that one's class; empty where it names none."""
+    named = [(part, str(index[part][1])) for part in ("unet", "transformer") if _is_named(index, part)]
+    return named[0] if named else ("", "")
+
+
 def check_parts(folder: Path, index: Mapping[str, Any], told: str) -> None:
     """Raises LoratorioError where a needed part is not in the index or has no configuration that can be read.
 
     That there are weights too is diffusers' to say.
     """
-    needed = NEEDED[SDXL if "XL" in index["_class_name"] else SD]
-    if any(_is_named(index, part) for part in PAIR):
-        needed = (*needed, *(part for part in PAIR if part not in needed))
+    of_unet = NEEDED[SDXL if "XL" in index["_class_name"] else SD]
+    needed = OF_TRANSFORMER if denoiser_in(index)[0] == "transformer" else of_unet
+    for pair in PAIRS:
+        if any(_is_named(index, part) for part in pair):
+            needed = (*needed, *(part for part in pair if part not in needed))
     unnamed = [part for part in needed if not _is_named(index, part)]
     if unnamed:
         raise LoratorioError(f"{told} is incomplete: its {INDEX} names no {' and no '.join(unnamed)}.")
     for part in needed:
-        files = FILES.get(part.removesuffix("_2"), ("config.json",))
+        kind = "t5" if "T5" in str(index[part][1]) else re.sub(r"_\d$", "", part)
+        files = FILES.get(kind if part.startswith(("tokenizer", "scheduler")) else part, ("config.json",))
         if not any((folder / part / file).is_file() for file in files):
             raise LoratorioError(f"{told} is incomplete: there is no {part}/{f' or {part}/'.join(files)} in it.")
         for file in sorted((folder / part).glob("*config.json")):

@@ -29,6 +29,7 @@ from lib_loratorio.hosts.diffusers.fitting import ModelLayers, components, fitte
 from lib_loratorio.hosts.diffusers.flux import named_by_diffusers
 from lib_loratorio.hosts.diffusers.layouts import embeddings, layers
 from lib_loratorio.hosts.diffusers.other_kinds import Scaled, acting_on, divided, ends_of, merge
+from lib_loratorio.hosts.diffusers.resting import rest, wake
 from lib_loratorio.hosts.diffusers.sources import Source, adapters_in, source_of
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.tag import acts
@@ -62,17 +63,27 @@ class Loaded:
 def activate(pipe, component: str, adapters: Sequence[Adapter]) -> None:
     """What `pipe.set_adapters` does, for one part of the pipeline; without adapters, it is the base."""
     model = getattr(pipe, component)
-    if adapters:
-        set_weights_and_activate_adapters(
-            model, [adapter.source.name for adapter in adapters], [adapter.denoiser_strength for adapter in adapters]
-        )
-    set_adapter_layers(model, enabled=bool(adapters))
+    wake(model, [adapter.source.name for adapter in adapters])
+    activate_in(model, _in_peft(adapters))
     merge(model, [(adapter.source.layers_of(component), adapter.denoiser_strength) for adapter in adapters])
 
 
+def activate_in(model: torch.nn.Module, adapters: Sequence[tuple[str, float]]) -> None:
+    """What a model's `set_adapters` does with these names and strengths; without any, it is the base."""
+    if adapters:
+        set_weights_and_activate_adapters(model, *map(list, zip(*adapters)))
+    set_adapter_layers(model, enabled=bool(adapters))
+
+
+def _in_peft(adapters: Sequence[Adapter]) -> list[tuple[str, float]]:
+    return [(adapter.source.name, adapter.denoiser_strength) for adapter in adapters]
+
+
 @contextmanager
-def loaded(pipe, loras: Any) -> Iterator[list[Adapter]]:
+def loaded(pipe, loras: Any, pool_waits: bool = True) -> Iterator[list[Adapter]]:
     """For the time of the block the LoRAs are in the pipeline, at their strengths and all of them active.
+
+    Those of the pool are not active, and wait in host memory if `pool_waits`.
 
     LoRAs that the pipeline had are inactive meanwhile, but for those that are asked for by their names. Afterwards it
     is what it was. Raises LoratorioError.
@@ -84,14 +95,15 @@ def loaded(pipe, loras: Any) -> Iterator[list[Adapter]]:
         raise LoratorioError("there is no LoRA of a strength other than 0.")
     with LOADING:
         _check_loras_in(models)
-        before = [_LoraState(model) for model in models]
+        before = [LoraState(model) for model in models]
         asked = [(lora, source_of(lora, adapters_in(models))) for lora in wanted]
     _require_once([source.adapter for _, source in asked if source.adapter])
     try:
         with LOADING:
-            adapters = _loaded(pipe, asked)
+            adapters = _loaded(pipe, asked, pool_waits)
             for part in parts:
-                activate(pipe, part, adapters)
+                activate_in(getattr(pipe, part), _in_peft(adapters))  # the pool's strengths too are read there
+                activate(pipe, part, [adapter for adapter in adapters if not adapter.pooled])
         yield adapters
     finally:
         with LOADING:
@@ -118,7 +130,7 @@ def _check_loras_in(models: Sequence[torch.nn.Module]) -> None:
             raise LoratorioError("the pipeline's LoRAs are fused into its weights; call pipe.unfuse_lora() first.")
 
 
-class _LoraState:
+class LoraState:
     """What diffusers and peft keep in one model about LoRAs, to be put back."""
 
     def __init__(self, model: torch.nn.Module):
@@ -132,7 +144,8 @@ class _LoraState:
             (layer, list(layer.active_adapters), layer.disable_adapters, dict(layer.scaling))
             for layer in _tuner_layers(model)
         ]
-        self.gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        # By name, as offloading makes other parameters of them.
+        self.gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     def restore(self) -> None:
         if self.layers:
@@ -153,11 +166,11 @@ class _LoraState:
         for name in ("peft_config", "_hf_peft_config_loaded"):
             self.model.__dict__.pop(name, None)
         self.model.__dict__.update(self.attributes)
-        for parameter, required in self.gradients:
-            parameter.requires_grad_(required)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.gradients[name])
 
 
-def _loaded(pipe, loras: Sequence[tuple[Lora, Source]]) -> list[Adapter]:
+def _loaded(pipe, loras: Sequence[tuple[Lora, Source]], pool_waits: bool) -> list[Adapter]:
     """Those of the pool that cannot be used are left out, and named: a folder may hold LoRAs for several models.
 
     So are those without effect, whoever has asked for them: they would take a share of the picture from the others.
@@ -178,6 +191,9 @@ def _loaded(pipe, loras: Sequence[tuple[Lora, Source]]) -> list[Adapter]:
             idle.append(source.name)
         else:
             adapters.append(adapter)
+            if lora.pooled and pool_waits and not source.adapter:
+                for part in components(pipe):
+                    rest(getattr(pipe, part), name)
     left_out = []
     if refused:
         left_out.append(f"{len(refused)} LoRAs of the pool cannot be used: {'; '.join(refused)}")

@@ -1,4 +1,4 @@
-"""Models from disk as diffusers pipelines, and the schedulers by the names that WebUIs give them."""
+"""Models from disk or the hub as diffusers pipelines, and the schedulers by the names that WebUIs give them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.hosts.diffusers.folders import NEEDED, SD, UNUSED, check_parts, index_of
+from lib_loratorio.hosts.diffusers.denoisers import KINDS, SUPPORTED
+from lib_loratorio.hosts.diffusers.folders import NEEDED, SD, UNUSED, check_parts, denoiser_in, index_of
+from lib_loratorio.hosts.diffusers.noise import flows
 
 
 class Scheduler(NamedTuple):
@@ -42,41 +44,53 @@ SCHEDULERS = {
     "lcm": Scheduler("LCMScheduler", "LCM"),
 }
 
+OF_FLOW = {"euler": Scheduler("FlowMatchEulerDiscreteScheduler", "Euler")}
+"""For models of flow matching, whose pipelines set its sigmas."""
+
 
 def use_scheduler(pipe, name: str | None) -> tuple[str, str]:
     """Gives the pipeline this scheduler, or leaves it the model's own; returns its label and schedule type for the
-    infotext.
+    infotext. Raises LoratorioError for one that does not suit the model.
     """
+    suited = OF_FLOW if flows(pipe.scheduler) else SCHEDULERS
     if name is None:
         own = type(pipe.scheduler).__name__
         karras = "Karras" if pipe.scheduler.config.get("use_karras_sigmas") else ""
-        return next((known.label for known in SCHEDULERS.values() if known.type == own), own), karras
-    known = SCHEDULERS[name]
+        return next((known.label for known in suited.values() if known.type == own), own), karras
+    if name not in suited:
+        suits = ", ".join(suited)
+        raise LoratorioError(f"the scheduler {name} is not of flow matching, as this model needs; use {suits}.")
+    known = suited[name]
     pipe.scheduler = getattr(diffusers, known.type).from_config(pipe.scheduler.config, **known.changes)
     return known.label, known.kind
 
 
-def load_pipeline(model: Path, config: Path | None, dtype: torch.dtype):
-    """The pipeline of a diffusers folder or of a single .safetensors checkpoint, SD 1.x, SD 2.x or SDXL.
+def load_pipeline(model: Path, config: Path | None, dtype: torch.dtype | None, on_hub: bool = False):
+    """The pipeline that makes pictures of text with a diffusers folder, or with a single .safetensors checkpoint of
+    SD 1.x, SD 2.x or SDXL.
 
     Args:
         model: folder or file. A `.yaml` of the same name beside a file describes its UNet, as in WebUIs.
+        dtype: None for the half precision that the model is made for.
+        on_hub: whether `model` is the name of a folder on the Hugging Face hub.
         config: for a file, a folder with the pipeline's json and tokenizer files. Without it diffusers uses its
             download cache, or the network.
 
     Raises LoratorioError.
     """
+    if on_hub:
+        model = _from_hub(str(model))
     if not model.exists():
         raise LoratorioError(f"there is no model {model}.")
     try:
-        pipe = _from_folder(model, dtype) if model.is_dir() else _from_file(model, config, dtype)
+        pipe = _from_folder(model, dtype) if model.is_dir() else _from_file(model, config, dtype or torch.float16)
     except LoratorioError:
         raise
     except Exception as error:  # whatever diffusers, transformers or the network come across in files that are not ours
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "" if config or model.is_dir() else "; offline, give its configuration and tokenizer with --config"
         raise LoratorioError(f"the model {model} cannot be loaded ({reason[:300]}){hint}.") from error
-    for name in ("", "_2"):
+    for name in ("", "_2", "_3"):
         if getattr(pipe, f"tokenizer{name}", None) is not None:
             _check_tokenizer(model if config is None else config, f"tokenizer{name}", pipe, f"text_encoder{name}")
     return pipe
@@ -88,23 +102,34 @@ def _check_tokenizer(source: Path, name: str, pipe, encoder: str) -> None:
     if len(tokenizer) < config.vocab_size / 2:
         known = f"{len(tokenizer)} of the {config.vocab_size} words of its text encoder"
         raise LoratorioError(f"the {name} of {source} is broken: it knows {known}.")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    longest = getattr(config, "max_position_embeddings", tokenizer.model_max_length)  # which T5 has not
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
 
 
-def _from_folder(folder: Path, dtype: torch.dtype):
+def _from_hub(name: str) -> Path:
+    """The folder of a model on the hub, from the cache or the network. Raises LoratorioError."""
+    try:
+        return Path(DiffusionPipeline.download(name))
+    except Exception as error:  # whatever the network or the hub has to say
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LoratorioError(f"there is no model {name}, and the hub does not give it ({reason[:200]}).") from error
+
+
+def _from_folder(folder: Path, dtype: torch.dtype | None):
     index = index_of(folder, str(folder))
-    name = index["_class_name"]
-    if name not in NEEDED:
-        raise LoratorioError(f"{folder} is a {name}, which is not supported; supported are SD 1.x, SD 2.x and SDXL.")
+    name, (part, denoiser) = index["_class_name"], denoiser_in(index)
+    if name not in NEEDED and denoiser not in {kind.model_class.__name__ for kind in KINDS}:
+        raise LoratorioError(f"{folder} is a {name}, which is not supported; supported are {SUPPORTED}.")
     check_parts(folder, index, str(folder))
-    kwargs: dict = {part: None for part in UNUSED if part in index}
-    if name == SD:
+    kwargs: dict = {part: None for part in index if part in UNUSED or index[part] == [None, None]}
+    if name == SD or "safety_checker" in index:
         kwargs |= {"safety_checker": None, "requires_safety_checker": False}
-    if not any((folder / "unet").glob("diffusion_pytorch_model.[!f]*")) and any(
-        (folder / "unet").glob("*.fp16.safetensors")
-    ):
+    weights = [file.name for file in (folder / part).glob("diffusion_pytorch_model*")]
+    if weights and all(".fp16" in file for file in weights):
         kwargs["variant"] = "fp16"
-    return getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **kwargs)
+    half = torch.bfloat16 if part == "transformer" else torch.float16
+    kind = getattr(diffusers, name) if name in NEEDED else AutoPipelineForText2Image
+    return kind.from_pretrained(str(folder), torch_dtype=dtype or half, local_files_only=True, **kwargs)
 
 
 def _from_file(file: Path, config: Path | None, dtype: torch.dtype):
@@ -120,7 +145,9 @@ def _from_file(file: Path, config: Path | None, dtype: torch.dtype):
     elif any(key.startswith("cond_stage_model.") for key in keys):
         kind = StableDiffusionPipeline
     else:
-        raise LoratorioError(f"{file} is no checkpoint of SD 1.x, SD 2.x or SDXL.")
+        raise LoratorioError(
+            f"{file} is no checkpoint of SD 1.x, SD 2.x or SDXL; other models are given as a diffusers folder."
+        )
     kwargs: dict = {}
     if config:
         index = index_of(config, told := f"the configuration {config}")

@@ -16,6 +16,7 @@ from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.hosts.diffusers.files import LoraFile, LoraFileError
 from lib_loratorio.hosts.diffusers.fitting import OTHER_MODEL
 from lib_loratorio.hosts.diffusers.layouts import Place, is_of_other_kind, place_of
+from lib_loratorio.hosts.diffusers.offloading import set_values, values_of
 
 INSTALL = "for which the package lycoris-lora is needed: pip install lycoris-lora"
 
@@ -198,31 +199,31 @@ def _decomposed(weight: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
 
 # Merged for a while
 
-_MERGED: Beside[list[tuple[nn.Parameter, torch.Tensor]]] = Beside()
-"""Of a model, the parameters that are changed, and what they were."""
+_MERGED: Beside[dict[tuple[nn.Module, str], torch.Tensor]] = Beside()
+"""Of a model, the layers' parameters that are changed, and what they were."""
 
 
 def merge(model: nn.Module, adapters: Sequence[tuple[Mapping[str, Scaled], float]]) -> None:
     """Has a model's weights with these adapters' layers at their strengths, one after the other, and with no others;
     without any they are what they were, bit by bit.
     """
-    for parameter, before in _MERGED.get(model) or ():
-        parameter.data = before
+    for (layer, parameter), before in (_MERGED.get(model) or {}).items():
+        set_values(layer, parameter, before)
     _MERGED.drop(model)
-    kept: dict[nn.Parameter, torch.Tensor] = {}
+    kept: dict[tuple[nn.Module, str], torch.Tensor] = {}
     try:
         for layers_of, strength in adapters:
             for name, (tensors, factor) in layers_of.items():
                 layer = plain_layer(model, name)
-                weight, bias = layer.weight, getattr(layer, "bias", None)
-                before = weight.data, bias if bias is None else bias.data
-                for parameter, value in zip((weight, bias), changed(tensors, strength * factor, *before)):
-                    if parameter is not None and value is not None:
-                        kept.setdefault(parameter, parameter.data)
-                        parameter.data = value
+                before = values_of(layer, "weight"), values_of(layer, "bias")
+                after = changed(tensors, strength * factor, *before)
+                for parameter, value, old in zip(("weight", "bias"), after, before):
+                    if value is not None and old is not None:
+                        kept.setdefault((layer, parameter), old)
+                        set_values(layer, parameter, value)
     finally:
         if kept:
-            _MERGED.set(model, list(kept.items()))
+            _MERGED.set(model, kept)
 
 
 def plain_layer(model: nn.Module, name: str) -> nn.Module:

@@ -28,6 +28,7 @@ from lib_loratorio.hosts.diffusers.deltas import bank_of
 from lib_loratorio.hosts.diffusers.denoisers import denoiser_name, denoiser_of
 from lib_loratorio.hosts.diffusers.loader import activate, loaded, text_encoders
 from lib_loratorio.hosts.diffusers.noise import check_scheduler, noise_space
+from lib_loratorio.hosts.diffusers.offloading import SequentialOffloading, is_sequential
 from lib_loratorio.hosts.diffusers.results import Results
 from lib_loratorio.hosts.diffusers.texts import Division, Prompt, Row, own_rows
 from lib_loratorio.loras.adapter import BASE, MERGED, Adapter
@@ -69,13 +70,14 @@ def composed(
     check_pipeline(pipe)
     settings = read_settings(settings, changes)
     wanted = [*read_loras(loras), *read_loras(pool, pooled=True)]
-    with uncompiled(pipe), loaded(pipe, wanted) as adapters:
+    offloading = SequentialOffloading(pipe)
+    with uncompiled(pipe), offloading.paused(), loaded(pipe, wanted, not offloading.is_on) as adapters:
         roles = role_advice(adapters) if settings.traits.apart else ""
         for advice in (roles, place_advice(settings, adapters), ramp_advice(settings, adapters)):
             if advice:
                 logging.warning(told(advice))
         composition = Composition(pipe, adapters, settings, dense_budget)
-        with composition.running():
+        with offloading.resumed(adapters), composition.running():
             yield composition
 
 
@@ -96,10 +98,10 @@ def check_pipeline(pipe: Any) -> None:
         )
     if getattr(denoiser.model, "is_cache_enabled", False):
         raise LoratorioError("the denoiser keeps parts of earlier calls; call its disable_cache() first.")
-    if any(parameter.is_meta for parameter in denoiser.model.parameters()):
+    if any(parameter.is_meta for parameter in denoiser.model.parameters()) and not is_sequential(denoiser.model):
         raise LoratorioError(
-            "with enable_sequential_cpu_offload the weights are nowhere to be read from; use enable_model_cpu_offload, "
-            "or group offloading."
+            "the denoiser's weights are neither on its device nor in host memory, so that they cannot be read; use "
+            "enable_model_cpu_offload, enable_sequential_cpu_offload or group offloading."
         )
     check_scheduler(pipe.scheduler, denoiser.has_alphas)
 
@@ -117,7 +119,7 @@ class Composition(Results):
         self.bank = bank_of(self.model, self.component, adapters, dense_budget) if settings.traits.apart else None
         self.texts: dict[int, Prompt] = {}
         self.encode_prompt, self.forward = pipe.encode_prompt, self.model.forward
-        self.controlnets = ControlNets(pipe)
+        self.controlnets = ControlNets(pipe, self.denoiser.controls)
         self._beneath: Any = None  # what the denoiser had in place of its class's forward
         self.painted = None
         if settings.mask and settings.traits.apart:
@@ -134,6 +136,7 @@ class Composition(Results):
             )
         self.calls = 0
         self.texts = {}
+        self.controlnets.forget()
         self._division: Division | None = None
         self._was_called = False
         self._step: tuple[Step | None, torch.Tensor | None] | None = None  # the latest step, and its patch weights
@@ -252,10 +255,7 @@ class Composition(Results):
             )
         self._was_called = True
         tree, return_dict = self.denoiser.read(args, kwargs)
-        try:
-            return self.denoiser.answer(self._prediction(tree), tree, return_dict)
-        finally:
-            self.controlnets.forget()
+        return self.denoiser.answer(self._prediction(tree), tree, return_dict)
 
     def _prediction(self, tree: dict) -> torch.Tensor:
         hidden = self.denoiser.hidden_text(tree)
