@@ -389,12 +389,12 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType({field.name: field.metadata[S
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quality": {"lam": 1.0},
-    "balanced": {"lam": 1.0, "refresh_every": 3},
-    "fast": {"lam": 1.0, "refresh_every": 4},
+    "balanced": {"lam": 1.0, "refresh_every": 2},
+    "fast": {"lam": 1.0, "refresh_every": 3},
     "paper": {},
 }
 """What the accordion's choices set beside the defaults of how LoRAs are weighed, which are the paper's: what each costs
-and shows is in docs/evaluation.md.
+and shows is in docs/evaluation-price.md.
 """
 
 

@@ -116,7 +116,7 @@ def test_presets():
     assert all(SETTINGS[name].in_presets for values in PRESETS.values() for name in values)
     assert Settings(**PRESETS["paper"]) == Settings() and (Settings().lam, Settings().refresh_every) == (0.5, 1)
     prices = {name: evaluations_per_step(Settings(**values), [LOCAL] * 3) for name, values in PRESETS.items()}
-    assert prices == {"quality": 5, "balanced": pytest.approx(10 / 3), "fast": 3, "paper": 8}
+    assert prices == {"quality": 5, "balanced": 4, "fast": pytest.approx(10 / 3), "paper": 8}
 
 
 def test_start_must_be_below_end():

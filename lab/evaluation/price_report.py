@@ -22,7 +22,7 @@ sets of LoRAs). Real models may rank the ways differently.
 {pictures} captions: {captions} of each random set of N = 2 to 5 skills (sets for each N: {sets}), those of [the evaluation](evaluation.md); the
 same noise for every way; {steps} steps, DDIM, CFG {cfg:g}, every LoRA at strength 1 unless a row says otherwise. "{reference}" is the preset *paper*:
 lambda 0.5, each LoRA alone in every step. "Each alone every 3rd step": in the steps between, one prediction with all LoRAs merged is moved
-by what composing had made of it (`refresh_every`). "{lambda_1}" is the preset *quality*; with each alone every 3rd step *balanced*, every 4th *fast*.
+by what composing had made of it (`refresh_every`). "{lambda_1}" is the preset *quality*; with each alone every 2nd step *balanced*, every 3rd *fast*.
 
 ## The price
 
@@ -85,7 +85,7 @@ def write(records: Sequence[Record], docs: Path) -> None:
         differences=tables.against(price, REFERENCE, [ways.LAMBDA_1, *alike, "Merge"]),
         from_lambda_1=tables.against(price, ways.LAMBDA_1, alike),
         sampled=tables.pairs(
-            price, {name: (f"{ways.BALANCED}, {name}", f"{ways.LAMBDA_1}, {name}") for name in ways.SAMPLINGS}
+            price, {name: (f"{ways.EVERY_THIRD}, {name}", f"{ways.LAMBDA_1}, {name}") for name in ways.SAMPLINGS}
         ),
         top_k=ways.TOP_K,
         of_pools="\n".join(
@@ -94,7 +94,7 @@ def write(records: Sequence[Record], docs: Path) -> None:
         ),
         best=", ".join(f"{most_skills(dev, ways.MERGES, count)} for N = {count}" for count in COUNTS),
         strengths=tables.by_count(price, key, show, ways.MERGES),
-        against_merge=tables.pairs(price, {f"against {merge}": (ways.BALANCED, merge) for merge in ways.MERGES}),
+        against_merge=tables.pairs(price, {f"against {merge}": (ways.EVERY_THIRD, merge) for merge in ways.MERGES}),
     )
     (docs / "evaluation-price.md").write_text(page)
     print(f"{docs / 'evaluation-price.md'}: {price.pictures} captions, {len(price.ways)} ways")

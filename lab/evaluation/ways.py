@@ -120,7 +120,7 @@ CHEAPER_GUIDANCE = {
     f"{REFERENCE}, negative every 2nd step": Way(replace(DEFAULT, guidance_every=2)),
     f"{REFERENCE}, negative every 5th step": Way(replace(DEFAULT, guidance_every=5)),
 }
-BALANCED = f"{LAMBDA_1}, each alone every 3rd step"
+EVERY_THIRD = f"{LAMBDA_1}, each alone every 3rd step"
 FAST, SCOUTED_FAST = replace(DEFAULT, lam=1.0), "Pool, scout, share 0.7"
 CHEAPER = {
     f"{LAMBDA_1}, each alone every {named} step": Way(replace(FAST, refresh_every=every))
@@ -144,7 +144,7 @@ SCOUTED = {
 SAMPLED = {
     f"{way}, {name}": Way(replace(FAST, refresh_every=every), sampling=sampling)
     for name, sampling in SAMPLINGS.items()
-    for way, every in ((LAMBDA_1, 1), (BALANCED, 3))
+    for way, every in ((LAMBDA_1, 1), (EVERY_THIRD, 3))
 }
 """Each LoRA alone in some steps only, and in every step, with other samplings."""
 METHODS = COMPARED | CHEAPER_GUIDANCE | SCOUTED

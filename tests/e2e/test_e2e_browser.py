@@ -147,7 +147,7 @@ def test_presets_and_greying_in_each_tab(page):
         page.request(PAIR)
         page.find("#script_TAB_loratorio_preset_fast").click()
         page.check(lam=1, temperature=Settings().temperature)
-        page.expect(page.live).to_contain_text(": 2.8 model evaluations a step instead of 2.")
+        page.expect(page.live).to_contain_text(": 3 model evaluations a step instead of 2.")
         page.find("#script_TAB_loratorio_preset_reset").click()
         page.check(lam=Settings().lam)
         page.choose("#script_TAB_loratorio_method", "composite")

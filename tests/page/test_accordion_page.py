@@ -276,7 +276,7 @@ def test_presets_and_reset(page, tab):
         page.expect(page.control("patch_size", "input[type=number]")).to_have_value("7")
         page.press(f"preset_{name}")
         page.expect(page.control("patch_size", "input[type=number]")).to_have_value("1")
-        evaluations = {"quality": 4, "balanced": 3, "fast": 2.8, "paper": 4.5, "reset": 6}[name]
+        evaluations = {"quality": 4, "balanced": 3.5, "fast": 3, "paper": 4.5, "reset": 6}[name]
         pool = "" if name == "reset" else " The LoRAs of the pool come on top."
         page.says(f"2 LoRAs (a 1, b 1): {evaluations} model evaluations a step instead of 2.{pool}")
         assert page.settings() == Settings(enabled=True, **({} if name == "reset" else others | PRESETS[name])).to_api()
