@@ -7,9 +7,10 @@ For N = 2..5 skills: sets of skills drawn at random, several captions each, one 
 starting noise for every method. Defaults are chosen on the "dev" captions (the ablation) and the "pool" captions (how a
 pool is scouted); the reported methods use other captions, skills' sets and seeds ("test"). "style" has sets of three
 skills with one style each; "speed" takes every method's time in turn, in one process with one thread. "places" has
-figures with a box each, and a report of its own, docs/evaluation-places.md. "price" has fewer evaluations on the
-captions of "test", and Merge at other strengths, chosen on those of "dev" ("strengths"); its report is
-docs/evaluation-price.md. Measurements lie in --results, one JSON line a set and method.
+figures with a box each, and a report of its own, docs/evaluation-places.md. "price" has fewer
+evaluations on the captions of "test", and Merge at other strengths, chosen on those of "dev" ("strengths"), with other
+samplings ("samplings") and all LoRAs loaded ("large") on fewer; its report is docs/evaluation-price.md. Measurements
+lie in --results, one JSON line a set and method.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lab.evaluation.choices import choices
 from lab.evaluation.studio import Task, run
 from lab.evaluation.ways import BY_SPLIT
 
-PUBLISHED = {"places": ("places",), "price": ("price", "strengths")}
+PUBLISHED = {"places": ("places",), "price": ("price", "samplings", "large", "strengths")}
 """The splits with a report of their own, whose results the repository has, and what is measured for each."""
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     if "places" in {record["split"] for record in records}:
         judge = detector.load(model.WEIGHTS / "detector.safetensors")
         places_report.write(records, args.docs / "evaluation-places.md", judge)
-    if {"price", "strengths"} <= {record["split"] for record in records}:
+    if {*PUBLISHED["price"]} <= {record["split"] for record in records}:
         price_report.write(records, args.docs)
     for kind, way in choices(records).items():
         print(f"best of {kind}: {way}")

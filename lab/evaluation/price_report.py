@@ -45,12 +45,12 @@ Filled: LoRAtorio; hollow: Merge.
 {from_lambda_1}
 ### With other samplings
 
-Lambda 1, each LoRA alone in every 3rd step against in every step, with the same sampling. The scheduler is diffusers' for the sampler of that name.
+Lambda 1, each LoRA alone in every 3rd step against in every step, with the same sampling, on {sampled_pictures} of the captions. The scheduler is diffusers' for the sampler of that name.
 
 {sampled}
 ## All LoRAs loaded, and a pool
 
-All nine LoRAs, whatever the caption asks for; the {top_k} most divergent in each place compose it. In the pool, each LoRA is alone in
+All nine LoRAs, whatever the caption asks for, on {large_pictures} of the captions; the {top_k} most divergent in each place compose it. In the pool, each LoRA is alone in
 every step while it is scouted.
 
 {of_pools}
@@ -65,14 +65,16 @@ Lambda 1, each LoRA alone in every 3rd step, against these, caption by caption:
 
 
 def write(records: Sequence[Record], docs: Path) -> None:
-    """The page and its plot, from records of the splits price and strengths."""
-    price, dev = Measured(records, "price"), Measured(records, "strengths")
-    alike = [way for way, made in ways.CHEAPER.items() if not made.everything]
+    """The page and its plot, from records of the splits price, strengths, samplings and large."""
+    price, dev, sampled, large = (Measured(records, split) for split in ("price", "strengths", "samplings", "large"))
+    alike = [way for way in ways.CHEAPER if way in ways.PRICED]
     shown = [REFERENCE, ways.LAMBDA_1, *alike, "Merge"]
     key, show = tables.QUALITIES["skills present %"]
     plots.price(price, [REFERENCE, ways.LAMBDA_1, *alike], list(ways.MERGES), docs / "evaluation-price.png")
     page = PAGE.format(
         pictures=price.pictures,
+        sampled_pictures=sampled.pictures,
+        large_pictures=large.pictures,
         captions=CAPTIONS,
         sets=SPLITS["price"].sets,
         steps=STEPS,
@@ -85,11 +87,11 @@ def write(records: Sequence[Record], docs: Path) -> None:
         differences=tables.against(price, REFERENCE, [ways.LAMBDA_1, *alike, "Merge"]),
         from_lambda_1=tables.against(price, ways.LAMBDA_1, alike),
         sampled=tables.pairs(
-            price, {name: (f"{ways.EVERY_THIRD}, {name}", f"{ways.LAMBDA_1}, {name}") for name in ways.SAMPLINGS}
+            sampled, {name: (f"{ways.EVERY_THIRD}, {name}", f"{ways.LAMBDA_1}, {name}") for name in ways.SAMPLINGS}
         ),
         top_k=ways.TOP_K,
         of_pools="\n".join(
-            tables.against(price, pool, [way for way in ways.CHEAPER if way.startswith(f"{pool},")], IN_A_POOL)
+            tables.against(large, pool, [way for way in ways.CHEAPER if way.startswith(f"{pool},")], IN_A_POOL)
             for pool in ways.POOLS
         ),
         best=", ".join(f"{most_skills(dev, ways.MERGES, count)} for N = {count}" for count in COUNTS),

@@ -154,12 +154,12 @@ MERGES = {"Merge": Way(MERGE)} | STRENGTHS
 """Of which the one with the most skills on dev is a control for each number of skills."""
 PRICED = (
     {way: METHODS[way] for way in (REFERENCE, LAMBDA_1)}
-    | CHEAPER
+    | {way: made for way, made in CHEAPER.items() if not made.everything}
     | MERGES
-    | SAMPLED
-    | {way: METHODS[way] for way in POOLS}
 )
 """Quality against model evaluations."""
+LARGE = {way: METHODS[way] for way in POOLS} | {way: made for way, made in CHEAPER.items() if made.everything}
+"""All LoRAs loaded, and a pool."""
 
 LOCAL_STYLES = "styles local"
 STYLED = {
@@ -231,5 +231,7 @@ BY_SPLIT = {
     "speed": METHODS,
     "places": PLACED | CAPTIONED | COLOURED,
     "price": PRICED,
+    "samplings": SAMPLED,
+    "large": LARGE,
     "strengths": MERGES,
 }

@@ -11,6 +11,7 @@ from lab.evaluation.measurements import Measured
 from lab.evaluation.ways import (
     ABLATION,
     EVERY_STEP,
+    LARGE,
     MERGES,
     METHODS,
     PRICED,
@@ -114,8 +115,10 @@ def test_report_is_written(tmp_path):
 
 
 def test_report_of_the_price_is_written(tmp_path):
-    every = {way: (0.25 if way in SAMPLED and "every" in way else 0.5, 1.0) for way in PRICED}
-    records = _records("price", every) + _records("strengths", {way: (0.5, 1.0) for way in MERGES})
+    every = {way: (0.25 if "every" in way else 0.5, 1.0) for way in SAMPLED}
+    records = _records("price", {way: (0.5, 1.0) for way in PRICED}) + _records("samplings", every)
+    records += _records("large", {way: (0.5, 1.0) for way in LARGE})
+    records += _records("strengths", {way: (0.5, 1.0) for way in MERGES})
     for record in records:
         if record["split"] == "strengths" and record["way"] == "Merge at 0.7" and record["count"] == 4:
             record["present"] = [1.0, 1.0]

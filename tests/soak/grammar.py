@@ -133,7 +133,7 @@ def tag(rng: random.Random, name: str, part: str | None = None) -> str:
 
 READING = {"dora", "oft", "oft_diag", "boft", "ia3", "ia3_input", "glora"}
 """Kinds that read the weight which they change: they read it with all global LoRAs, also in steps that one of these
-sits out (README, Limits), so beside them global LoRAs have no window.
+sits out (docs/limits.md), so beside them global LoRAs have no window.
 """
 
 

@@ -1,4 +1,4 @@
-"""The README's examples for the API, as they stand there but for address, LoRAs and size."""
+"""The examples of docs/api.md, as they stand there but for address, LoRAs and size."""
 
 import base64
 import io
@@ -15,15 +15,12 @@ from webui_server import SCRIPT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 
-README = Path(__file__).parents[2] / "README.md"
+API = Path(__file__).parents[2] / "docs" / "api.md"
 
 
 def example(language, url):
     """The section's example in this language."""
-    (section,) = re.findall(
-        r"^## From the API\n(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```", API.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     host, port = url.removeprefix("http://").rstrip("/").split(":")
     changes = {
         "127.0.0.1": host,
