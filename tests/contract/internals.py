@@ -9,9 +9,9 @@ import importlib
 from lib_loratorio.engine.methods import METHODS
 from lib_loratorio.engine.scout import Scout
 from lib_loratorio.errors import LoratorioError
-from lib_loratorio.settings import PRESETS, Settings
+from lib_loratorio.settings import CUSTOM, PRESETS, START, Settings
 
-__all__ = ["PRESETS", "LoratorioError", "Settings"]
+__all__ = ["CUSTOM", "PRESETS", "START", "LoratorioError", "Settings"]
 
 WEBUI = "lib_loratorio.hosts.webui"
 
