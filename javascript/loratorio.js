@@ -95,6 +95,21 @@
         }
     }
 
+    // Gradio 3 opens its accordions by the mouse only; gradio 4's headers are buttons.
+    function keyboard(tab) {
+        const headers = `[id^=script_${tab}_loratorio_group_] > div.label-wrap:not([tabindex])`;
+        for (const header of gradioApp().querySelectorAll(headers)) {
+            header.tabIndex = 0;
+            header.setAttribute("role", "button");
+            header.addEventListener("keydown", (event) => {
+                if (event.target === header && ["Enter", " "].includes(event.key)) {
+                    event.preventDefault();
+                    header.click();
+                }
+            });
+        }
+    }
+
     function show(element, text) {
         if (element.textContent !== text) {
             element.textContent = text;
@@ -119,6 +134,7 @@
         show(help, state.answer ? describe(state.answer) : "");
         show(help.parentElement.querySelector(".loratorio-warning"), state.answer ? warn(state.answer) : "");
         priced(tab, state.answer?.presets);
+        keyboard(tab);
     }
 
     // Values that the page itself fills in, as presets and pasting do, make no event to wait for.

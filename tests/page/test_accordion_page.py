@@ -314,7 +314,9 @@ def test_presets_and_reset(page, tab):
         page.says(f"2 LoRAs (a 1, b 1): {evaluations} model evaluations a step instead of 2.{pool}")
         page.shows("balanced" if name == "reset" else name)
         page.expect(page.mode("custom")).to_have_count(0)
-        expected = START.to_api() if name == "reset" else Settings(**(others | PRESETS[name])).to_api()
+        expected = (
+            START.to_api() if name == "reset" else Settings(**(others | {"refresh_every": 1} | PRESETS[name])).to_api()
+        )
         assert page.settings() == {**expected, "enabled": True}
 
 
