@@ -1,4 +1,5 @@
-// Live help in the accordion: which LoRAs the prompt has, and what a step costs with them. The server tells both.
+// Live help in the accordion: which LoRAs the prompt has, what a step costs with them, and what is wrong with them. The
+// server tells all of it.
 (function () {
     "use strict";
 
@@ -10,6 +11,10 @@
     const UNNAMED = "The prompt names no LoRA of the pool.";
     const MERGE = "The method merge has no pool.";
     const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step instead of 2.";
+    const TWICE = "Twice in the prompt: {names}. Keep one tag of each, unless you mean both.";
+    const UNKNOWN = "Not among the WebUI's LoRAs: {names}. Check the name, or refresh the list of LoRAs if a file is new.";
+    const UNSUITED = "Made for another kind of model: {names}. Choose another checkpoint, or other LoRAs.";
+    const PRICE = "model evaluations a step; a picture without LoRAtorio takes 2";
 
     const route = "./loratorio/v1/price";
     const milliseconds = {between_looks: 300, for_an_answer: 5000, until_asked_again: 5000};
@@ -17,15 +22,41 @@
     // Of each tab the latest query: seen, asked, and answered; with the answer, which is null where there is none.
     const tabs = {txt2img: {}, img2img: {}};
 
+    const translated = (text) => window.localization?.[text] || text;
+
+    // A LoRA as it takes part: its strength, what it is for all others, and its region, as its tag has them.
+    function named({name, strength, role, where}) {
+        return [name, strength, ...(role === "global" ? [role] : []), ...(where ? [where] : [])].join(" ");
+    }
+
+    function warn({problems, unreadable}) {
+        const texts = {twice: TWICE, unknown: UNKNOWN, unsuited: UNSUITED};
+        const found = Object.entries(texts).filter(([problem]) => problems[problem]).map(([problem, text]) =>
+            translated(text).replace("{names}", () => problems[problem].join(", ")));
+        return [...found, ...(unreadable ? [unreadable] : [])].join("\n");
+    }
+
+    // What a step costs with each of the choices, beside its name.
+    function priced(tab, prices) {
+        for (const input of gradioApp().querySelectorAll(`#script_${tab}_loratorio_mode input[type=radio]`)) {
+            const label = input.closest("label");
+            const price = prices?.[input.value];
+            const text = price === undefined ? "" : `${Number(price.toFixed(1))}`;
+            if ((label.dataset.price ?? "") !== text) {
+                label.dataset.price = text;
+                label.title = text && `${text} ${translated(PRICE)}`;
+            }
+        }
+    }
+
     function describe({loras, evaluations, pool}) {
-        const translated = (text) => window.localization?.[text] || text;
         if (pool === "added" && loras.length === 0) {
             return translated(ALONE);
         }
         const text = translated([NONE, ONE][loras.length] ?? MORE)
             .replace("{count}", loras.length)
             .replace("{evaluations}", Number(evaluations.toFixed(1)))
-            .replace("{names}", () => loras.map((lora) => `${lora.name} ${lora.strength}`).join(", "));
+            .replace("{names}", () => loras.map(named).join(", "));
         if (pool === "named") {
             return `${text} ${translated(loras.some(({pooled}) => pooled) ? NAMED : UNNAMED)}`;
         }
@@ -66,6 +97,27 @@
         }
     }
 
+    // Gradio 3 opens its accordions by the mouse only; gradio 4's headers are buttons.
+    function keyboard(tab) {
+        const headers = `[id^=script_${tab}_loratorio_group_] > div.label-wrap:not([tabindex])`;
+        for (const header of gradioApp().querySelectorAll(headers)) {
+            header.tabIndex = 0;
+            header.setAttribute("role", "button");
+            header.addEventListener("keydown", (event) => {
+                if (event.target === header && ["Enter", " "].includes(event.key)) {
+                    event.preventDefault();
+                    header.click();
+                }
+            });
+        }
+    }
+
+    function show(element, text) {
+        if (element.textContent !== text) {
+            element.textContent = text;
+        }
+    }
+
     function update(tab) {
         const state = tabs[tab];
         const prompt = gradioApp().querySelector(`#${tab}_prompt textarea`);
@@ -81,10 +133,10 @@
         } else if (query !== state.answered) {
             state.answer = null; // what is known is of another query, and the answer is late
         }
-        const text = state.answer ? describe(state.answer) : "";
-        if (help.textContent !== text) {
-            help.textContent = text;
-        }
+        show(help, state.answer ? describe(state.answer) : "");
+        show(help.parentElement.querySelector(".loratorio-warning"), state.answer ? warn(state.answer) : "");
+        priced(tab, state.answer?.presets);
+        keyboard(tab);
     }
 
     // Values that the page itself fills in, as presets and pasting do, make no event to wait for.

@@ -2,8 +2,7 @@
 (function () {
     "use strict";
 
-    const TITLE = "Places: where each LoRA may be";
-    const HINT = "Pick a LoRA and paint its place. One without a place of its own may be everywhere; its colour is the one of the weight maps.";
+    const HINT = "Pick a LoRA and paint where it may be. One without a place of its own may be everywhere; its colour is the one of the weight maps.";
     const NOBODY = "nobody";
     const FILL = "fill";
     const CLEAR = "no mask";
@@ -69,7 +68,6 @@
                 element.textContent = text;
                 return parent.appendChild(element);
             };
-            make("div", "places-title", translated(TITLE));
             make("div", "places-hint", translated(HINT)).style.opacity = "0.7";
             this.swatches = make("div", "places-swatches", "");
             this.swatches.style.cssText = "display: flex; flex-wrap: wrap; gap: 4px; margin: 4px 0";

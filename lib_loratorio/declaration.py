@@ -211,7 +211,8 @@ class Setting:
     meaning: the same for those who see no label, or who want more: documentation, command line and API.
     unit: of its numbers.
     uses: the traits that a method needs to make use of it; with other methods it is grey.
-    place: its row in the accordion, and its place in that row; None for what the accordion itself stands for.
+    place: its group in the accordion, empty for what is always seen; its row there; and its place in that row. None for
+        what has no control of that kind.
     slider: for numbers, what the page offers of their range.
     axis: its axis of the X/Y/Z plot, if it has one.
     option: whether the command line has an option for it.
@@ -227,7 +228,7 @@ class Setting:
     meaning: str = ""
     unit: str = ""
     uses: Traits = NONE
-    place: tuple[int, int] | None = None
+    place: tuple[str, int, int] | None = None
     slider: Slider | None = None
     axis: Axis | None = None
     option: bool = True

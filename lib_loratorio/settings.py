@@ -33,6 +33,9 @@ METHODS = {
 
 WEIGHS, APART, SEVERAL = Traits(weighs=True), Traits(apart=True), Traits(several=True)
 
+GROUPS = ("Places", "Pool", "Weighing", "Text", "Steps", "Checks")
+"""The accordion's groups, in the order they are shown."""
+
 INFOTEXT = "LoRAtorio"
 """The infotext field that holds all settings."""
 
@@ -58,8 +61,8 @@ class Settings:
         False,
         Flag(),
         label="LoRAtorio",
-        help="Evaluates each LoRA of the prompt alone in every step, and lets the LoRA decide that has most to say in "
-        "each part of the picture. Slower by about the number of LoRAs.",
+        help="Keeps the LoRAs of the prompt apart: each is evaluated alone, and in each part of the picture the one "
+        "that changes it most decides.",
         axis=Axis(1, "off/on"),
         option=False,
         in_infotext="never",
@@ -68,10 +71,11 @@ class Settings:
         "loratorio",
         Choice(METHODS),
         label="Method",
-        help="loratorio weighs LoRAs by place; composite averages them; switch takes turns; merge is the WebUI's own",
+        help="loratorio: in each place the LoRA decides that changes it most; composite: the average of all; switch: "
+        "one at a time, in turns; merge: as the WebUI does it",
         meaning="loratorio weighs LoRAs by place; composite averages them; switch takes one at a time, the next every "
         "5 steps; merge is the host's own",
-        place=(1, 1),
+        place=("Weighing", 1, 1),
         axis=Axis(2),
         in_infotext="always",
         in_presets=True,
@@ -81,10 +85,11 @@ class Settings:
         1,
         Whole(1, 256),
         label="Patch size",
-        help="edge of the places that are weighed, in latent pixels (8 picture pixels each)",
+        help="edge of the squares that are decided one by one; 1 is 8 pixels of the picture",
+        meaning="edge of the places that are weighed, in latent pixels (8 picture pixels each)",
         unit="latent pixels",
         uses=WEIGHS,
-        place=(2, 1),
+        place=("Weighing", 2, 2),
         slider=Slider(1, 32, 1),
         axis=Axis(4),
         in_infotext="always",
@@ -94,9 +99,10 @@ class Settings:
         0.1,
         Number(1e-6),
         label="Temperature",
-        help="low: one LoRA wins each place; high: all share it",
+        help="low: one LoRA decides each place; high: all have a say everywhere",
+        meaning="low: one LoRA wins each place; high: all share it",
         uses=WEIGHS,
-        place=(2, 2),
+        place=("Weighing", 2, 1),
         slider=Slider(0.001, 1, 0.001),
         axis=Axis(3),
         in_infotext="always",
@@ -106,12 +112,12 @@ class Settings:
         0.5,
         Number(0, 1),
         label="Base weight (lambda)",
-        help="share of the bare model in what the guidance moves away from; 1 is also cheaper",
+        help="what the picture is guided away from: 1, the model without LoRAs; 0, with them; 1 is the fastest",
         meaning="share of the bare model in the re-centred unconditional prediction; 1 needs N + 2 evaluations a step "
         "instead of 2N + 2",
         unit="share",
         uses=WEIGHS,
-        place=(3, 1),
+        place=("Weighing", 3, 1),
         slider=Slider(0, 1, 0.05),
         axis=Axis(5),
         in_infotext="always",
@@ -122,11 +128,11 @@ class Settings:
         0,
         Whole(0),
         label="LoRAs per place (top k)",
-        help="0: all of them",
+        help="at most so many LoRAs decide each place; 0: all",
         meaning="keeps only the k most divergent LoRAs in each place; 0: all",
         unit="LoRAs",
         uses=WEIGHS,
-        place=(3, 2),
+        place=("Weighing", 3, 2),
         slider=Slider(0, 16, 1),
         axis=Axis(6),
         in_presets=True,
@@ -135,10 +141,11 @@ class Settings:
         0.0,
         Number(0, 1),
         label="Start",
-        help="fraction of the sampling; before it LoRAs are merged as usual",
+        help="share of the steps that are made before, with the LoRAs merged as usual; 0: none",
+        meaning="fraction of the sampling; before it LoRAs are merged as usual",
         unit="fraction",
         uses=APART,
-        place=(4, 1),
+        place=("Steps", 1, 1),
         slider=Slider(0, 1, 0.01),
         axis=Axis(7, "Step range (0.2-0.8)", until="end"),
     )
@@ -146,63 +153,64 @@ class Settings:
         1.0,
         Number(0, 1),
         label="End",
-        help="fraction of the sampling; after it LoRAs are merged as usual",
+        help="share of the steps after which the LoRAs are merged as usual; 1: never",
+        meaning="fraction of the sampling; after it LoRAs are merged as usual",
         unit="fraction",
         uses=APART,
-        place=(4, 2),
+        place=("Steps", 1, 2),
         slider=Slider(0, 1, 0.01),
     )
     text_encoder: str = setting(
         "own",
         Choice(("own", "merged")),
         label="Text encoder",
-        help="own: each LoRA reads the prompt with its own text encoder; merged: all read it as the WebUI does",
+        help="own: each LoRA reads the prompt in its own way; merged: all read it as the WebUI does",
         meaning="own: a LoRA with text-encoder weights reads the prompt with them, alone; merged: all share the host's "
         "ordinary conditions",
         uses=APART,
-        place=(1, 2),
+        place=("Text", 1, 1),
         axis=Axis(8),
     )
     adapters_per_pass: int = setting(
         0,
         Whole(0),
         label="Evaluations per pass",
-        help="0: as many as fit into memory; fewer need less memory",
+        help="how much is computed at once; fewer need less memory; 0: as many as fit",
         meaning="how many of {base, LoRAs} share one model call; 0: as many as fit into memory",
         unit="evaluations",
         uses=SEVERAL,
-        place=(6, 1),
+        place=("Checks", 1, 2),
         slider=Slider(0, 16, 1),
     )
     verify: bool = setting(
         False,
         Flag(),
         label="Verify (slow)",
-        help="compare every evaluation with the WebUI's own merge",
+        help="compares every evaluation with the WebUI's own merge, and tells the largest difference",
         meaning="recomputes every prediction with the host's own merge, one LoRA at a time, and reports the largest "
         "relative error",
         uses=APART,
-        place=(5, 2),
+        place=("Checks", 1, 1),
     )
     maps: bool = setting(
         False,
         Flag(),
         label="Show weight maps",
-        help="where each LoRA weighed most, beside each picture",
+        help="beside each picture, where which LoRA decided",
         meaning="adds a panel behind each picture: where each LoRA weighed most, with its share, and who wins where; "
         "saved as grids are",
         uses=WEIGHS,
-        place=(5, 1),
+        place=("", 1, 1),
         option=False,
     )
     pool: str = setting(
         "",
         Entries(),
         label="LoRAs in the pool",
-        help="besides the prompt's: name, name:0.8 or folder/*, divided by commas",
+        help="besides the prompt's: name, name:0.8 or folder/*, with commas between them",
         meaning="LoRAs besides the prompt's: name, name:0.8 or folder/*, divided by commas",
         uses=APART,
-        place=(8, 1),
+        place=("Pool", 2, 1),
         option=False,
         priced=True,
     )
@@ -211,11 +219,11 @@ class Settings:
         Choice(("exact", "scout", "named")),
         label="Pool",
         help="exact: all of its LoRAs in every step; scout: all at first, then those that matter; named: those whose "
-        "trigger words stand in the prompt",
+        "trigger words are in the prompt",
         meaning="exact: all LoRAs of the pool in every step; scout: all at first, then those that matter; named: those "
         "whose trigger words stand in the prompt",
         uses=APART,
-        place=(7, 2),
+        place=("Pool", 1, 1),
         axis=Axis(9, "Pool mode"),
         priced=True,
     )
@@ -223,10 +231,11 @@ class Settings:
         0.2,
         Number(0, 1),
         label="Scout until",
-        help="fraction of the sampling in which all of the pool take part",
+        help="share of the steps in which the whole pool takes part at first",
+        meaning="fraction of the sampling in which all of the pool take part",
         unit="fraction",
         uses=WEIGHS,
-        place=(8, 2),
+        place=("Pool", 3, 1),
         slider=Slider(0, 1, 0.05),
         axis=Axis(10),
     )
@@ -234,23 +243,24 @@ class Settings:
         0,
         Whole(0),
         label="Scout again every",
-        help="steps; 0: never",
+        help="steps until the whole pool takes part again; 0: never",
         meaning="steps until all of the pool take part again; 0: never",
         unit="steps",
         uses=WEIGHS,
-        place=(9, 2),
+        place=("Pool", 3, 2),
         slider=Slider(0, 50, 1),
     )
     scout_share: float = setting(
         0.7,
         Number(0, 1),
         label="Scout's least share",
-        help="of the strongest LoRA's places, that one of the pool needs to stay",
+        help="how much of the picture one of the pool must decide to stay, against the strongest LoRA; lower keeps "
+        "more",
         meaning="share of the strongest LoRA's places that one of the pool needs to stay, each in the region of the "
         "picture where it has most",
         unit="share",
         uses=WEIGHS,
-        place=(9, 1),
+        place=("Pool", 4, 1),
         slider=Slider(0, 1, 0.01),
         axis=Axis(11),
     )
@@ -258,22 +268,22 @@ class Settings:
         False,
         Flag(),
         label="Trigger words",
-        help="each LoRA's own, from its file, in its own prompt only",
+        help="adds each LoRA's own, from its file, to the prompt that it alone reads",
         meaning="appends each LoRA's own (what its file names, or its activation text in the WebUI) to the prompt that "
         "it alone reads",
         uses=APART,
-        place=(7, 1),
+        place=("Text", 2, 1),
     )
     guidance_every: int = setting(
         1,
         Whole(1),
         label="Negative prompt every",
-        help="steps between two evaluations of the negative prompt with each LoRA; 1: in every step, more is faster",
+        help="so many steps apart the negative prompt is evaluated with each LoRA; 1: in every step, more is faster",
         meaning="evaluates the negative prompt with each LoRA in every so many steps; between these its last known "
         "difference from the base is used",
         unit="steps",
         uses=SEVERAL,
-        place=(6, 2),
+        place=("Steps", 2, 2),
         slider=Slider(1, 10, 1),
         axis=Axis(12),
         priced=True,
@@ -282,11 +292,12 @@ class Settings:
         0.05,
         Number(0, 1),
         label="Soft edges of regions",
-        help="share of the picture's shorter edge; a LoRA's tag has its region: ltat=left or ltbox=0,0,0.5,1",
+        help="how softly a LoRA's region ends, as a share of the picture's shorter edge; a tag gives its LoRA a "
+        "region: ltat=left or ltbox=0,0,0.5,1",
         meaning="width of the soft edge of a LoRA's region (`ltat`, `ltbox`), as a share of the picture's shorter edge",
         unit="share",
         uses=APART,
-        place=(10, 2),
+        place=("Places", 1, 1),
         slider=Slider(0, 0.5, 0.01),
         axis=Axis(13),
     )
@@ -306,12 +317,13 @@ class Settings:
         1,
         Whole(1),
         label="Each LoRA alone every",
-        help="steps; 1: in every step, more is faster. In those between, all of them at once go on from there",
+        help="so many steps apart each LoRA is evaluated alone; 1: in every step, more is faster. In those between, "
+        "all go on together from there",
         meaning="evaluates each LoRA alone in every so many steps; in those between, the prediction with all of them "
         "merged is moved by what composing had made of it",
         unit="steps",
         uses=SEVERAL,
-        place=(10, 1),
+        place=("Steps", 2, 1),
         slider=Slider(1, 10, 1),
         axis=Axis(14),
         in_presets=True,
@@ -396,6 +408,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What the accordion's choices set beside the defaults of how LoRAs are weighed, which are the paper's: what each costs
 and shows is in docs/evaluation-price.md.
 """
+
+CUSTOM = "custom"
+"""What settings are called that are no preset's."""
+
+START = Settings(**PRESETS["balanced"])
+"""What the accordion starts with; values that the API is not given are those of `Settings()`, the paper's."""
+
+
+def preset_of(values: Mapping[str, Any]) -> str:
+    """The preset that sets these values of the settings in presets, given by name; `CUSTOM` for none.
+
+    What is not given has its default. Values that no setting takes are no preset's.
+    """
+    try:
+        given = Settings(**{name: value for name, value in values.items() if SETTINGS[name].in_presets})
+    except SettingsError:
+        return CUSTOM
+    return next((name for name, preset in PRESETS.items() if Settings(**preset) == given), CUSTOM)
 
 
 def _text(value: Any) -> str:

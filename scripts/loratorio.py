@@ -7,7 +7,7 @@ from modules.ui_components import InputAccordion
 from lib_loratorio.deltas.memory import is_out_of_memory
 from lib_loratorio.errors import LoratorioError, SettingsError
 from lib_loratorio.hosts import of_this_webui
-from lib_loratorio.hosts.webui import options, own_words, pool
+from lib_loratorio.hosts.webui import options, own_words, pool, suited
 from lib_loratorio.hosts.webui.maps import last_map
 from lib_loratorio.page import accordion
 from lib_loratorio.page.api import add_routes
@@ -83,7 +83,7 @@ def _refuse(p, message):
 
 
 def _add_routes(_, app):
-    add_routes(app, networks.available_networks, last_map, pool.named)
+    add_routes(app, networks.available_networks, last_map, pool.named, suited.problem_of)
 
 
 script_callbacks.on_ui_settings(options.add_options)

@@ -18,7 +18,9 @@ def test_every_text_is_translated(file):
         texts = {control.kwargs.get(key) for control in controls for key in ("label", "info")} - {None, "LoRAtorio"}
         texts |= {button.value for button in host.gradio.Button.made} | {host.picker.PICK, host.picker.STRENGTH}
         texts |= {info.label for info in host.shared.opts.data_labels.values()} - {"LoRAtorio"}
-        texts |= {host.extension.accordion.HELP, host.extension.options.AS_GRIDS}
+        page = host.extension.accordion
+        texts |= {page.HELP, page.MODE, page.MODE_HELP, *page.PRESETS, page.CUSTOM, *page.GROUPS}
+        texts |= {host.extension.options.AS_GRIDS}
     texts |= set(
         text
         for script in (ROOT / "javascript").glob("*.js")

@@ -110,7 +110,10 @@ def test_what_the_page_is_told():
             {"name": "b", "strength": "0.5/0.7", "role": "global"},
         ],
         "evaluations": 4.0,
+        "presets": {"quality": 3, "balanced": 3, "fast": pytest.approx(8 / 3), "paper": 4},
         "pool": "none",
+        "problems": {},
+        "unreadable": "",
     }
     assert price("", Settings(pool="x"))["pool"] == "added"
     assert price("", Settings(pool="x", method="merge"))["pool"] == "ignored"
@@ -229,3 +232,37 @@ def test_the_price_has_the_settings_mask():
         price("<lora:a:1>", Settings(mask="aGFsbG8="))
     with pytest.raises(SettingsError, match="painted is 'left'; it must be numbers of LoRAs"):
         price_of("<lora:a:1>", "{}", painted="left")
+
+
+def test_the_presets_prices_are_those_of_the_other_settings_at_hand():
+    prompt = "<lora:a:1> <lora:b:1> <lora:c:1>"
+    told = price(prompt, Settings(method="merge", lam=0.3, guidance_every=2))
+    assert (told["evaluations"], told["presets"]["paper"]) == (2, 6.5)
+    assert told["presets"]["quality"] == 5
+
+
+def test_regions_are_told_as_they_are_written():
+    told = price("<lora:a:1:ltat= left > <lora:b:1:LTBOX=0,0,1,0.2> <lora:c:1:ltat=lef>", Settings())["loras"]
+    assert [lora.get("where") for lora in told] == ["left", "0,0,1,0.2", None]
+
+
+@pytest.mark.parametrize(
+    "prompt, expected",
+    [
+        ("<lora:a:1> <lora:b:1>", {}),
+        ("<lora:a:1> <lora:b:1> <lora:a:0.5>", {"twice": ["a"]}),
+        ("<lora:a:1> <lora:a:0>", {}),
+        (
+            "<lora:nobody:1> <lora:xl:1> <lora:nobody:1>",
+            {"twice": ["nobody"], "unknown": ["nobody"], "unsuited": ["xl"]},
+        ),
+    ],
+)
+def test_what_is_wrong_with_loras(prompt, expected):
+    problems = {"nobody": "unknown", "xl": "unsuited"}
+    assert price(prompt, Settings(), problem_of=lambda name: problems.get(name, ""))["problems"] == expected
+
+
+def test_a_tag_that_cannot_be_read_is_told():
+    assert "has ltat=lef; it must be" in price("<lora:a:1:ltat=left> <lora:b:1:ltat=lef>", Settings())["unreadable"]
+    assert price("<lora:a:1:lbw=MINE:ltat=left>", Settings())["unreadable"] == "", "may be another extension's preset"

@@ -11,7 +11,17 @@ from lib_loratorio.engine.methods import SWITCH_EVERY
 from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.tag import LOCAL
-from lib_loratorio.settings import METHODS, PRESETS, SETTINGS, Settings, Traits
+from lib_loratorio.settings import (
+    CUSTOM,
+    GROUPS,
+    METHODS,
+    PRESETS,
+    SETTINGS,
+    START,
+    Settings,
+    Traits,
+    preset_of,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -117,6 +127,21 @@ def test_presets():
     assert Settings(**PRESETS["paper"]) == Settings() and (Settings().lam, Settings().refresh_every) == (0.5, 1)
     prices = {name: evaluations_per_step(Settings(**values), [LOCAL] * 3) for name, values in PRESETS.items()}
     assert prices == {"quality": 5, "balanced": 4, "fast": pytest.approx(10 / 3), "paper": 8}
+
+
+def test_presets_are_told_by_their_values():
+    for name, values in PRESETS.items():
+        assert preset_of(Settings(enabled=True, start=0.2, maps=True, **values).to_api()) == name
+    assert preset_of(START.to_api()) == "balanced" and preset_of({}) == "paper"
+    assert preset_of({"lam": "1", "refresh_every": 2.0}) == "balanced", "a page's numbers may be text"
+    assert preset_of({"lam": 0.9}) == preset_of({"lam": 2}) == preset_of({"method": None}) == CUSTOM
+    assert CUSTOM not in PRESETS
+
+
+def test_places_are_in_the_accordions_groups():
+    groups = [declared.place[0] for declared in SETTINGS.values() if declared.place]
+    assert set(groups) == {"", *GROUPS}
+    assert [name for name, declared in SETTINGS.items() if declared.place and not declared.place[0]] == ["maps"]
 
 
 def test_start_must_be_below_end():

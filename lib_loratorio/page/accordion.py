@@ -1,5 +1,5 @@
-"""The accordion, made of the settings' declarations. Its controls are in the order of `Settings`' fields, which is the
-positional API form.
+"""The accordion, made of the settings' declarations: what most people need at first sight, and the rest in closed
+groups. Its controls are in the order of `Settings`' fields, which is the positional API form.
 """
 
 from __future__ import annotations
@@ -15,13 +15,31 @@ from lib_loratorio.declaration import NONE, Choice, Entries, Flag
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.mask_image import at_hand
 from lib_loratorio.page import pool_picker
-from lib_loratorio.settings import INFOTEXT, METHODS, PRESETS, SETTINGS, Settings
+from lib_loratorio.settings import CUSTOM, GROUPS, INFOTEXT, METHODS, PRESETS, SETTINGS, START, Settings, preset_of
 
 TITLE, HELP = SETTINGS["enabled"].label, SETTINGS["enabled"].help
 RESET = "reset"
 
-SHOWN = sorted((name for name in SETTINGS if SETTINGS[name].place), key=lambda name: SETTINGS[name].place)
+MODE = "Quality or speed"
+MODE_HELP = (
+    "quality: each LoRA alone in every step; balanced and fast: in every third or fourth step; "
+    "paper: as published, which is the slowest; custom: as set below"
+)
+
+FIRST = ""
+"""The group that is always seen."""
+
+
+def _order(name: str) -> tuple[int, int, int]:
+    group, row, column = SETTINGS[name].place
+    return (FIRST, *GROUPS).index(group), row, column
+
+
+SHOWN = sorted((name for name in SETTINGS if SETTINGS[name].place), key=_order)
 """The settings that have a control in the accordion, in the order they are shown."""
+
+IN_PRESETS = [name for name in SETTINGS if SETTINGS[name].in_presets]
+"""The settings that a preset sets."""
 
 PRICED = " ".join(name for name in SETTINGS if SETTINGS[name].priced)
 """The settings of which the live help asks the price."""
@@ -71,18 +89,12 @@ def build(
         default: what the controls start with.
         loras: gives the host's LoRAs, as paths within their folder.
     """
-    default = default or Settings()
-    buttons, made = {}, {}
-    with accordion(default.enabled, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
-        gr.HTML(
-            f'<span>{HELP}</span> <span class="loratorio-live" data-settings="{PRICED}"></span>',
-            elem_classes="loratorio-help",
-            elem_id=elem_id("help"),
-        )
-        with gr.Row():
-            for name in (*PRESETS, RESET):
-                buttons[name] = gr.Button(name, size="sm", min_width=60, elem_id=elem_id(f"preset_{name}"))
-        for _, row in groupby(SHOWN, key=lambda name: SETTINGS[name].place[0]):
+    default = default or START
+    made = {}
+
+    def rows(group: str) -> None:
+        shown = [name for name in SHOWN if SETTINGS[name].place[0] == group]
+        for _, row in groupby(shown, key=lambda name: SETTINGS[name].place[1]):
             with gr.Row():
                 for name in row:
                     made[name] = control(name).make(
@@ -90,34 +102,59 @@ def build(
                         elem_id=elem_id(name),
                         interactive=default.traits.include(SETTINGS[name].uses),
                     )
-        pool_picker.build(made["pool"], loras, elem_id)
-        made["mask"] = gr.Textbox(
-            value=default.mask, label=SETTINGS["mask"].label, lines=1, max_lines=1, elem_id=elem_id("mask")
+
+    with accordion(default.enabled, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
+        gr.HTML(
+            f'<div>{HELP}</div><div class="loratorio-live" data-settings="{PRICED}" role="status"></div>'
+            '<div class="loratorio-warning" role="alert"></div>',
+            elem_classes="loratorio-help",
+            elem_id=elem_id("help"),
         )
-        gr.HTML('<div class="loratorio-places"></div>', elem_id=elem_id("places"))  # the page's script fills it
+        mode = gr.Radio(**_mode(preset_of(default.to_api())), label=MODE, info=MODE_HELP, elem_id=elem_id("mode"))
+        rows(FIRST)
+        for group in GROUPS:
+            with gr.Accordion(group, open=False, elem_id=elem_id(f"group_{group.lower()}")):
+                rows(group)
+                if group == "Places":
+                    made["mask"] = gr.Textbox(
+                        value=default.mask, label=SETTINGS["mask"].label, lines=1, max_lines=1, elem_id=elem_id("mask")
+                    )
+                    # The page's script fills it.
+                    gr.HTML('<div class="loratorio-places"></div>', elem_id=elem_id("places"))
+                if group == "Pool":
+                    pool_picker.build(made["pool"], loras, elem_id)
+        reset = gr.Button(RESET, size="sm", min_width=60, elem_id=elem_id("preset_reset"))
     controls = [made[name] for name in SETTINGS]
-    for saved in (*controls, getattr(made["enabled"], "accordion", None)):
+    for saved in (*controls, mode, getattr(made["enabled"], "accordion", None)):
         if saved is not None:
             saved.do_not_save_to_config = True  # the host would go on with the defaults of the version it saw first
-    for name, button in buttons.items():
-        values = (default if name == RESET else Settings(**PRESETS[name])).to_api()
-        changed = [
-            setting for setting in SETTINGS if setting in SHOWN and (name == RESET or SETTINGS[setting].in_presets)
-        ]
-        button.click(
-            _giving([values[setting] for setting in changed]),
-            inputs=[],
-            outputs=[made[setting] for setting in changed],
-            show_progress=False,
-        )
+    at_first = [default.to_api()[name] for name in SHOWN]
+    reset.click(lambda: at_first, inputs=[], outputs=[made[name] for name in SHOWN], show_progress=False)
+    weighing = [made[name] for name in IN_PRESETS]
+    mode.input(_set_by, inputs=[mode], outputs=weighing, show_progress=False)
+    for changed in weighing:  # by hand, by a preset, or by a picture's parameters
+        changed.change(_mode_of, inputs=weighing, outputs=[mode], show_progress=False)
     made["method"].change(
         _greyed, inputs=[made["method"]], outputs=[made[name] for name in _of_some_methods()], show_progress=False
     )
     return controls
 
 
-def _giving(values: list) -> Callable[[], list]:
-    return lambda: values
+def _mode(chosen: str) -> dict[str, Any]:
+    """What the choice of a preset shows. Nobody need choose `CUSTOM`: it is there where settings are no preset's."""
+    return {"choices": [*PRESETS, *([CUSTOM] if chosen == CUSTOM else [])], "value": chosen}
+
+
+def _mode_of(*values: Any) -> dict[str, Any]:
+    return gr.update(**_mode(preset_of(dict(zip(IN_PRESETS, values)))))
+
+
+def _set_by(mode: str) -> list:
+    """The values of `IN_PRESETS` that a preset sets."""
+    if mode not in PRESETS:
+        return [gr.update() for _ in IN_PRESETS]
+    values = Settings(**PRESETS[mode]).to_api()
+    return [values[name] for name in IN_PRESETS]
 
 
 def _of_some_methods() -> list[str]:

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.kinds import describe
 from lib_loratorio.page import places
-from lib_loratorio.page.live import Named, price_of
+from lib_loratorio.page.live import Named, ProblemOf, price_of
 from lib_loratorio.settings import schema
 
 PREFIX = "/loratorio/v1"
@@ -21,11 +21,12 @@ def add_routes(
     available_networks: Mapping[str, Any],
     last_map: Callable[[], Image | None] = lambda: None,
     named: Named = lambda prompt, settings: (),
+    problem_of: ProblemOf = lambda name: "",
 ) -> None:
     """Adds the routes to the host's FastAPI application.
 
-    `available_networks` is the host's own list, by name. `last_map` gives the latest picture of who won where, and
-    `named` the LoRAs of a pool that a prompt names.
+    `available_networks` is the host's own list, by name. `last_map` gives the latest picture of who won where, `named`
+    the LoRAs of a pool that a prompt names, and `problem_of` what the host finds wrong with a LoRA.
     """
 
     def networks() -> dict[str, dict]:
@@ -34,7 +35,7 @@ def add_routes(
 
     def price(prompt: str = "", settings: str = "{}", painted: str = "") -> dict[str, Any]:
         try:
-            return price_of(prompt, settings, named, painted)
+            return price_of(prompt, settings, named, painted, problem_of)
         except SettingsError as error:
             from fastapi import HTTPException  # the host has it, with gradio
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lib_loratorio.declaration import Setting
-from lib_loratorio.settings import METHODS, PRESETS, SETTINGS
+from lib_loratorio.settings import METHODS, PRESETS, SETTINGS, START, preset_of
 
 INTRODUCTION = """# Settings
 
@@ -21,6 +21,10 @@ makes no use of a setting, that setting is grey on the page and has no effect.
 STARRED = (
     "\\* has no such option: the command line always composes, and has `--maps`, `--pool` and `--mask` of its own."
 )
+
+STARTS = """The defaults above are the paper's: the API's dict, the command line and diffusers take them for what is
+not given. The accordion and the settings page start with the preset *{preset}* instead ({settings}). A request with
+fewer positional arguments than settings has the rest from there too, since the WebUI fills them in."""
 
 
 def markdown() -> str:
@@ -40,6 +44,7 @@ def markdown() -> str:
             for name, declared in SETTINGS.items()
         ),
     )
+    changed = (f"`{name}` {_code(value)}" for name, value in PRESETS[preset_of(START.to_api())].items())
     presets = _table(
         ("preset", *(f"`{name}`" for name in in_presets)),
         (
@@ -47,7 +52,8 @@ def markdown() -> str:
             for preset, values in PRESETS.items()
         ),
     )
-    return f"{INTRODUCTION}\n{settings}\n{STARRED}\n\n## Presets\n\n{presets}"
+    starts = STARTS.format(preset=preset_of(START.to_api()), settings=", ".join(changed))
+    return f"{INTRODUCTION}\n{settings}\n{STARRED}\n\n{starts}\n\n## Presets\n\n{presets}"
 
 
 def _values(declared: Setting) -> str:

@@ -10,9 +10,9 @@ from lib_loratorio.engine.methods import METHODS
 from lib_loratorio.engine.scout import Scout
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.page.live import price
-from lib_loratorio.settings import PRESETS, Settings
+from lib_loratorio.settings import CUSTOM, PRESETS, START, Settings
 
-__all__ = ["PRESETS", "LoratorioError", "Settings", "price"]
+__all__ = ["CUSTOM", "PRESETS", "START", "LoratorioError", "Settings", "price"]
 
 WEBUI = "lib_loratorio.hosts.webui"
 

@@ -3,7 +3,7 @@
 from dataclasses import astuple, fields
 
 import pytest
-from internals import PRESETS, Settings
+from internals import CUSTOM, PRESETS, START, Settings
 
 WEIGHING = ("patch_size", "temperature", "lam", "top_k", "maps", "scout", "scout_every", "scout_share")
 OF_SAMPLING = (
@@ -14,18 +14,25 @@ OF_SAMPLING = (
 
 @pytest.fixture
 def page(a1111):
-    a1111.gradio.Button.made.clear()
+    for kind in (a1111.gradio.Button, a1111.gradio.Radio):
+        kind.made.clear()
     return a1111
 
 
-def buttons(page):
-    """Presets and reset, by what stands on them; the accordion has others after these."""
-    return {button.value: button.events["click"] for button in page.gradio.Button.made[: len(PRESETS) + 1]}
+def reset(page):
+    """What the button does: its function, inputs and outputs."""
+    (button,) = [button for button in page.gradio.Button.made if button.value == "reset"]
+    (listener,) = button.events["click"]
+    return listener
+
+
+def by_name(page):
+    return dict(zip((field.name for field in fields(Settings)), page.script.ui(False)))
 
 
 def test_all_controls_in_the_order_of_the_settings(page):
     controls = page.script.ui(False)
-    assert tuple(control.value for control in controls) == astuple(Settings())
+    assert tuple(control.value for control in controls) == astuple(START) == astuple(Settings(lam=1.0, refresh_every=2))
     assert page.script.show(True) is page.scripts.AlwaysVisible
     assert len({control.kwargs["elem_id"] for control in controls}) == len(controls)
 
@@ -38,7 +45,7 @@ def test_sending_to_the_other_tab_takes_every_control_along(page):
     sent, received = (
         [field for field, name in script.infotext_fields if name in page.script.paste_field_names] for script in scripts
     )
-    assert [field.value for field in sent] == [field.value for field in received] == list(astuple(Settings()))
+    assert [field.value for field in sent] == [field.value for field in received] == list(astuple(START))
 
 
 def test_infotext_that_cannot_be_read_warns_once(page):
@@ -48,14 +55,45 @@ def test_infotext_that_cannot_be_read_warns_once(page):
     assert len(page.gradio.warnings) == 1 and "unheard_of" in page.gradio.warnings[0]
 
 
-def test_presets_set_how_loras_are_weighed_and_reset_sets_all_but_the_check_box(page):
-    controls = dict(zip((field.name for field in fields(Settings)), page.script.ui(False)))
-    assert list(buttons(page)) == [*PRESETS, "reset"]
-    for name, (function, inputs, outputs) in buttons(page).items():
-        changed = [setting for setting, control in controls.items() if control in outputs]
-        weighing = {"method", "patch_size", "temperature", "lam", "top_k", "refresh_every"}
-        assert inputs == [] and set(changed) == (weighing if name in PRESETS else set(controls) - {"enabled", "mask"})
-        assert Settings(**dict(zip(changed, function(), strict=True))) == Settings(**PRESETS.get(name, {}))
+def test_a_preset_sets_how_loras_are_weighed(page):
+    controls = by_name(page)
+    (mode,) = [made for made in page.gradio.Radio.made if made.kwargs["label"] == "Quality or speed"]
+    assert (mode.value, mode.kwargs["choices"]) == ("balanced", list(PRESETS)), "nothing is custom at first"
+    assert mode not in controls.values() and mode.do_not_save_to_config
+    ((function, inputs, outputs),) = mode.events["input"]
+    changed = [setting for setting, control in controls.items() if control in outputs]
+    assert inputs == [mode] and set(changed) == {"method", "patch_size", "temperature", "lam", "top_k", "refresh_every"}
+    for name, values in PRESETS.items():
+        assert Settings(**dict(zip(changed, function(name), strict=True))) == Settings(**values)
+    assert function(CUSTOM) == [{}] * len(changed), "leaves all as it is"
+
+
+def test_the_preset_is_told_by_the_settings(page):
+    controls = by_name(page)
+    names = ("method", "patch_size", "temperature", "lam", "top_k", "refresh_every")
+    for name in names:
+        function, inputs, _ = controls[name].events["change"][0]
+        assert inputs == [controls[name] for name in names]
+    for preset, values in PRESETS.items():
+        settings = Settings(**values).to_api()
+        assert function(*(settings[name] for name in names)) == {"choices": list(PRESETS), "value": preset}
+    for changed in ({"lam": 0.9}, {"method": "merge"}, {"method": None}, {"top_k": ""}):
+        settings = {**START.to_api(), **changed}
+        custom = function(*(settings[name] for name in names))
+        assert custom == {"choices": [*PRESETS, CUSTOM], "value": CUSTOM}
+    page.shared.opts.loratorio_default_lam = 0.3
+    page.script.ui(False)
+    assert CUSTOM in [made.value for made in page.gradio.Radio.made]
+
+
+def test_reset_sets_all_but_the_check_box_and_the_mask(page):
+    controls = by_name(page)
+    function, inputs, outputs = reset(page)
+    changed = [setting for setting, control in controls.items() if control in outputs]
+    assert inputs == [] and set(changed) == set(controls) - {"enabled", "mask"}
+    names = {control.kwargs["elem_id"]: name for name, control in controls.items()}
+    values = {names[output.kwargs["elem_id"]]: value for output, value in zip(outputs, function(), strict=True)}
+    assert Settings(**values) == START
 
 
 @pytest.mark.parametrize(
@@ -65,7 +103,7 @@ def test_presets_set_how_loras_are_weighed_and_reset_sets_all_but_the_check_box(
 def test_controls_that_a_method_does_not_use_are_grey(page, method, grey):
     controls = page.script.ui(False)
     names = [field.name for field in fields(Settings)]
-    function, inputs, outputs = controls[1].events["change"]
+    function, inputs, outputs = controls[1].events["change"][-1]
     assert inputs == [controls[1]]
     changes = dict(zip((names[controls.index(control)] for control in outputs), function(method), strict=True))
     assert {name for name, change in changes.items() if not change["interactive"]} == set(grey)
@@ -88,17 +126,18 @@ def test_accordion_starts_with_the_settings_pages_defaults(page):
     for name, value in chosen.to_api().items():
         if name == "mask":
             continue  # belongs to a picture, and so has no place on the settings page
-        assert page.shared.opts.data_labels[f"loratorio_default_{name}"].default == getattr(Settings(), name)
+        assert page.shared.opts.data_labels[f"loratorio_default_{name}"].default == getattr(START, name)
         setattr(page.shared.opts, f"loratorio_default_{name}", value)
     controls = page.script.ui(False)
     assert tuple(control.value for control in controls) == astuple(chosen)
     assert all(control.do_not_save_to_config for control in controls)
-    function, _, outputs = buttons(page)["reset"]
-    reset = [field.name for field, control in zip(fields(Settings), controls) if control in outputs]
-    assert Settings(enabled=True, **dict(zip(reset, function(), strict=True))) == chosen
+    function, _, outputs = reset(page)
+    names = {control.kwargs["elem_id"]: field.name for field, control in zip(fields(Settings), controls)}
+    values = {names[output.kwargs["elem_id"]]: value for output, value in zip(outputs, function(), strict=True)}
+    assert Settings(enabled=True, **values) == chosen
 
 
 def test_defaults_that_do_not_go_together_are_not_used(page, caplog):
     page.shared.opts.loratorio_default_start, page.shared.opts.loratorio_default_end = 0.8, 0.2
-    assert tuple(control.value for control in page.script.ui(False)) == astuple(Settings())
+    assert tuple(control.value for control in page.script.ui(False)) == astuple(START)
     assert "start is 0.8" in caplog.text

@@ -60,10 +60,13 @@ class WebUIPage:
         return self.find("#script_TAB_loratorio_enabled")
 
     def open(self) -> None:
-        """Unfolds the accordion, which its check box alone does not."""
-        header = self.accordion.locator(".label-wrap").first
-        if "open" not in header.get_attribute("class").split():
-            header.click()
+        """Unfolds the accordion, which its check box alone does not, and its groups."""
+        for header in self.accordion.locator(".label-wrap").all():
+            if "open" not in header.get_attribute("class").split():
+                header.click()
+
+    def mode(self, name: str):
+        return self.find(f"#script_TAB_loratorio_mode input[value={name}]")
 
     def control(self, name: str):
         return self.find(f"#script_TAB_loratorio_{name} input").first

@@ -55,6 +55,9 @@ def tab(name):
     )
 
 
+WRONG = {"nobody": "unknown", "sdxl-style": "unsuited"}
+"""LoRAs with which something is wrong, by name."""
+
 last_map = as_painted(torch.eye(2)[:, None].repeat(1, 3, 1))
 """The left half is the first LoRA's, the right half the second's."""
 
@@ -66,6 +69,6 @@ with gr.Blocks(analytics_enabled=False) as page:
 
 if __name__ == "__main__":
     app, url, _ = page.queue().launch(server_name="127.0.0.1", show_api=False, quiet=True, prevent_thread_lock=True)
-    add_routes(app, {}, lambda: last_map)
+    add_routes(app, {}, lambda: last_map, problem_of=lambda name: WRONG.get(name, ""))
     print(url, flush=True)
     sys.stdin.read()

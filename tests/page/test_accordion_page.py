@@ -13,7 +13,7 @@ from PIL import Image
 
 from lib_loratorio.loras.mask_image import read_image
 from lib_loratorio.palette import COLOURS
-from lib_loratorio.settings import PRESETS, Settings
+from lib_loratorio.settings import GROUPS, PRESETS, START, Settings
 
 ROOT = Path(__file__).parents[2]
 TABS = ("txt2img", "img2img")
@@ -51,13 +51,22 @@ def url(request, browser):
 
 
 @pytest.fixture
-def page(browser, url):
+def closed(browser, url):
+    """The page as it opens."""
     with chromium.page(browser, url) as page:
         page.add_script_tag(content="function gradioApp() { return document; }")
         for script in sorted((ROOT / "javascript").glob("*.js")):
             page.add_script_tag(path=script)
+        page.add_style_tag(path=ROOT / "style.css")
         yield Accordions(page)
         assert page.problems == []
+
+
+@pytest.fixture
+def page(closed):
+    """With all groups open."""
+    closed.open_all()
+    return closed
 
 
 class Accordions:
@@ -73,6 +82,27 @@ class Accordions:
         self.tab = tab
         self.page.locator(".tab-nav button", has_text=tab).click()
         self.expect(self.prompt).to_be_visible()
+
+    def group(self, name):
+        return self.page.locator(f"#script_{self.tab}_loratorio_group_{name.lower()}")
+
+    def open_all(self):
+        for tab in reversed(TABS):
+            self.show(tab)
+            for name in GROUPS:
+                self.group(name).locator(".label-wrap").click()
+
+    def mode(self, name):
+        return self.page.locator(f"#script_{self.tab}_loratorio_mode label", has_text=name)
+
+    def pick(self, name):
+        self.mode(name).click()
+
+    def shows(self, name):
+        self.expect(self.mode(name).locator("input")).to_be_checked()
+
+    def warns(self, text):
+        self.expect(self.page.locator(f"#script_{self.tab}_loratorio_help .loratorio-warning")).to_have_text(text)
 
     @property
     def prompt(self):
@@ -139,7 +169,9 @@ class Accordions:
 def test_starts_with_the_defaults(page):
     for tab in TABS:
         page.show(tab)
-        assert page.settings() == Settings().to_api()
+        assert page.settings() == START.to_api()
+        page.shows("balanced")
+        page.expect(page.mode("custom")).to_have_count(0)
 
 
 def test_price_while_typing(page):
@@ -147,20 +179,20 @@ def test_price_while_typing(page):
     asked = []
     page.page.on("request", lambda request: asked.append(request.url))
     page.prompt.press_sequentially("a cat <lora:anna:0.8> ")
-    page.says("1 LoRA (anna 0.8): 4 model evaluations a step instead of 2.")
+    page.says("1 LoRA (anna 0.8): 2.7 model evaluations a step instead of 2.")
     page.prompt.press_sequentially(
         "<lora:style:0.5:0.7:ltstart=0.2> <lora:off:0> <lora:unet:0:1>, <lora:named:te=0.1:unet=0.1>"
     )
-    page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.")
+    page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 3.7 model evaluations a step instead of 2.")
     paths = [urlsplit(address).path for address in asked]
     assert set(paths) == {"/loratorio/v1/price", "/loratorio/v1/places"}, "the scripts ask nothing else"
     assert all(paths.count(path) < 20 for path in set(paths)), "they wait for a pause in the typing"
     page.says(NO_LORA, "img2img")
     page.show("img2img")
     page.prompt.fill("<lora:b:1>")
-    page.says("1 LoRA (b 1): 4 model evaluations a step instead of 2.")
+    page.says("1 LoRA (b 1): 2.7 model evaluations a step instead of 2.")
     page.says(
-        "4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 10 model evaluations a step instead of 2.", "txt2img"
+        "4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 3.7 model evaluations a step instead of 2.", "txt2img"
     )
 
 
@@ -188,13 +220,13 @@ def test_without_an_answer_nothing_is_told(page, held):
     question = asked_for(page, held, "<lora:a:1>")
     page.says("")
     question.continue_()
-    page.says("1 LoRA (a 1): 4 model evaluations a step instead of 2.")
+    page.says("1 LoRA (a 1): 2.7 model evaluations a step instead of 2.")
     page.prompt.fill("<lora:b:1>")
     asked_for(page, held, "<lora:b:1>").abort()
     page.says("")
     held.clear()
     asked_for(page, held, "<lora:b:1>").continue_()
-    page.says("1 LoRA (b 1): 4 model evaluations a step instead of 2.")
+    page.says("1 LoRA (b 1): 2.7 model evaluations a step instead of 2.")
 
 
 def test_a_late_answer_to_an_earlier_question_is_dropped(page, held):
@@ -202,16 +234,16 @@ def test_a_late_answer_to_an_earlier_question_is_dropped(page, held):
     early = asked_for(page, held, "<lora:a:1>")
     page.prompt.fill("<lora:a:1> <lora:b:1>")
     asked_for(page, held, "<lora:a:1> <lora:b:1>").continue_()
-    page.says("2 LoRAs (a 1, b 1): 6 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (a 1, b 1): 3 model evaluations a step instead of 2.")
     with page.page.expect_response("**/loratorio/v1/price?*"):
         early.continue_()
     page.page.wait_for_timeout(700)
-    page.says("2 LoRAs (a 1, b 1): 6 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (a 1, b 1): 3 model evaluations a step instead of 2.")
 
 
 def test_price_of_settings_that_are_refused(page, url):
     page.prompt.fill("<lora:a:1>")
-    page.says("1 LoRA (a 1): 4 model evaluations a step instead of 2.")
+    page.says("1 LoRA (a 1): 2.7 model evaluations a step instead of 2.")
     answer = page.page.request.get(f"{url}loratorio/v1/price", params={"prompt": "", "settings": '{"lam": 2}'})
     assert answer.status == 422
     assert answer.json() == {"detail": "LoRAtorio: lam is 2; it must be a number from 0 to 1."}
@@ -224,7 +256,7 @@ def test_pool_beside_the_prompt_and_alone(page):
     pool.fill("styles/*")
     page.says("No LoRA in the prompt: only those of the pool take part.")
     page.prompt.fill("<lora:a:1>")
-    page.says("1 LoRA (a 1): 4 model evaluations a step instead of 2. The LoRAs of the pool come on top.")
+    page.says("1 LoRA (a 1): 2.7 model evaluations a step instead of 2. The LoRAs of the pool come on top.")
     page.choose("method", "merge")
     page.says("1 LoRA (a 1): 2 model evaluations a step instead of 2. The method merge has no pool.")
     page.prompt.fill("")
@@ -234,7 +266,7 @@ def test_pool_beside_the_prompt_and_alone(page):
 @pytest.mark.parametrize("role", ["global", "Global", " GLOBAL "])
 def test_global_loras_cost_nothing(page, role):
     page.prompt.fill(f"<lora:a:1> <lora:style:1:lt={role}>")
-    page.says("2 LoRAs (a 1, style 1): 4 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (a 1, style 1 global): 2.7 model evaluations a step instead of 2.")
 
 
 def test_price_in_another_language(page):
@@ -243,7 +275,7 @@ def test_price_in_another_language(page):
         "'{evaluations} statt 2: {names}'}"
     )
     page.prompt.fill("<lora:$&:1>")
-    page.says("4 statt 2: $& 1")
+    page.says("2.7 statt 2: $& 1")
 
 
 @pytest.mark.parametrize("tab", TABS)
@@ -274,12 +306,69 @@ def test_presets_and_reset(page, tab):
         )
         page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step instead of 2. The LoRAs of the pool come on top.")
         page.expect(page.control("patch_size", "input[type=number]")).to_have_value("7")
-        page.press(f"preset_{name}")
+        page.shows("custom")
+        page.press("preset_reset") if name == "reset" else page.pick(name)
         page.expect(page.control("patch_size", "input[type=number]")).to_have_value("1")
-        evaluations = {"quality": 4, "balanced": 3.5, "fast": 3, "paper": 4.5, "reset": 6}[name]
+        evaluations = {"quality": 4, "balanced": 3.5, "fast": 3, "paper": 4.5, "reset": 3.5}[name]
         pool = "" if name == "reset" else " The LoRAs of the pool come on top."
         page.says(f"2 LoRAs (a 1, b 1): {evaluations} model evaluations a step instead of 2.{pool}")
-        assert page.settings() == Settings(enabled=True, **({} if name == "reset" else others | PRESETS[name])).to_api()
+        page.shows("balanced" if name == "reset" else name)
+        page.expect(page.mode("custom")).to_have_count(0)
+        expected = (
+            START.to_api() if name == "reset" else Settings(**(others | {"refresh_every": 1} | PRESETS[name])).to_api()
+        )
+        assert page.settings() == {**expected, "enabled": True}
+
+
+def test_the_first_screen_is_short_and_the_groups_open(closed):
+    page = closed
+    page.expect(page.control("maps")).to_be_visible()
+    for name, inside in {
+        "Places": page.places("canvas"),
+        "Pool": page.control("pool", "textarea"),
+        "Weighing": page.control("temperature"),
+        "Text": page.control("trigger_words"),
+        "Steps": page.control("refresh_every"),
+        "Checks": page.control("verify"),
+    }.items():
+        page.expect(inside).to_be_hidden()
+        page.group(name).locator(".label-wrap").focus()
+        page.page.keyboard.press("Enter")
+        page.expect(inside).to_be_visible()
+
+
+def test_prices_beside_the_choices(page):
+    page.prompt.fill("<lora:a:1> <lora:b:1> <lora:c:1>")
+    for name, price in {"quality": "5", "balanced": "4", "fast": "3.3", "paper": "8"}.items():
+        page.expect(page.mode(name)).to_have_attribute("data-price", price)
+
+
+def test_changing_a_setting_by_hand_shows_custom(page):
+    box = page.control("lam", "input[type=number]")
+    box.fill("0.5")
+    box.blur()
+    page.shows("custom")
+    box.fill("1")
+    box.blur()
+    page.shows("balanced")
+    page.page.locator(f"#script_{page.tab}_loratorio_mode input[value=balanced]").focus()
+    page.page.keyboard.press("ArrowRight")
+    page.shows("fast")
+    page.expect(page.control("refresh_every", "input[type=number]")).to_have_value("3")
+
+
+def test_what_is_wrong_is_told_while_typing(page):
+    page.prompt.fill("<lora:a:1:ltat=left> <lora:a:1> <lora:nobody:1> <lora:sdxl-style:1>")
+    page.says("4 LoRAs (a 1 left, a 1, nobody 1, sdxl-style 1): 3.7 model evaluations a step instead of 2.")
+    page.warns(
+        "Twice in the prompt: a. Keep one tag of each, unless you mean both. "
+        "Not among the WebUI's LoRAs: nobody. Check the name, or refresh the list of LoRAs if a file is new. "
+        "Made for another kind of model: sdxl-style. Choose another checkpoint, or other LoRAs."
+    )
+    page.prompt.fill("<lora:a:1:ltat=lef>")
+    page.expect(page.page.locator(".loratorio-warning").first).to_contain_text("has ltat=lef; it must be one of left")
+    page.prompt.fill("<lora:a:1>")
+    page.warns("")
 
 
 def test_controls_that_do_not_matter_are_grey(page):
@@ -304,6 +393,8 @@ def test_pasting(page):
 
 def test_fits_a_narrow_window(page):
     page.page.set_viewport_size({"width": 400, "height": 900})
+    page.prompt.fill("<lora:a_rather_long_name_of_a_lora_without_a_single_space_in_it:1:ltat=lef> <lora:nobody:1>")
+    page.expect(page.page.locator(".loratorio-warning").first).not_to_have_text("")
     accordion = page.page.locator("#script_txt2img_loratorio_enabled")
     assert accordion.evaluate("element => element.scrollWidth <= element.clientWidth")
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 400

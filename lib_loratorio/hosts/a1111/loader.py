@@ -15,25 +15,19 @@ from modules import shared
 from lib_loratorio.hosts.webui.failures import matches_nothing
 from lib_loratorio.hosts.webui.pool import pooled
 from lib_loratorio.hosts.webui.state import state_of
+from lib_loratorio.hosts.webui.suited import is_for_another_model
 from lib_loratorio.hosts.webui.tags import is_available, names, requested, requested_in_hires, require, tags_by_name
 from lib_loratorio.loras.adapter import Adapter
 from lib_loratorio.loras.block_weights import BlockWeights
 from lib_loratorio.loras.kinds import KOHYA
-from lib_loratorio.loras.metadata import user_metadata
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.settings import Settings
 
 UNET = "diffusion_model"
 """How the names begin that the host gives the UNet's layers; all others are the text encoders'."""
 
-MODELS = {"SD1": "is_sd1", "SD2": "is_sd2", "SDXL": "is_sdxl"}
-"""The host's names for the kinds of models that networks are made for, and how a model tells that it is one."""
-
 LAYOUTS = (KOHYA,)
 """The layouts of files that the host reads; others it leaves out without a word."""
-
-TRAINED_ON = {"ss_base_model_version", "ss_v2"}
-"""What trainers write into a file of the model that they started from."""
 
 
 def name_of(network) -> str:
@@ -134,7 +128,7 @@ def _of_pool(p, name: str, strength: float) -> Adapter:
     known, key = state_of(p).adapters, (shared.sd_model.sd_checkpoint_info, name, strength)
     if key not in known:
         on_disk = networks.available_networks[name]
-        if _is_for_another_model(on_disk):
+        if is_for_another_model(on_disk, shared.sd_model):
             raise matches_nothing(name, on_disk.filename, LAYOUTS)
         networks.load_networks([name], [strength], [strength], [None])
         require([name], lambda name: networks.loaded_networks, LAYOUTS)
@@ -143,18 +137,6 @@ def _of_pool(p, name: str, strength: float) -> Adapter:
             raise matches_nothing(name, on_disk.filename, LAYOUTS)
         known[key] = adapter
     return known[key]
-
-
-def _is_for_another_model(network_on_disk) -> bool:
-    """Whether a file is for another kind of model, as far as the user's notes or else the file tell the host.
-
-    Layers do not tell: many of one kind's have the names, and some the shapes, of another's. What the host takes for
-    SD1's has any metadata and no sign of the other kinds, and may be theirs, unless the trainer has told.
-    """
-    kind = user_metadata(network_on_disk.filename).get("sd version") or network_on_disk.sd_version.name
-    if kind == "SD1" and TRAINED_ON.isdisjoint(network_on_disk.metadata):
-        return False
-    return kind in MODELS and not getattr(shared.sd_model, MODELS[kind])
 
 
 def _copy(network) -> Any:

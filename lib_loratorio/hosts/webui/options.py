@@ -10,7 +10,7 @@ from modules import shared
 
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.page.accordion import SHOWN, TITLE, control
-from lib_loratorio.settings import SETTINGS, Settings
+from lib_loratorio.settings import SETTINGS, START, Settings
 
 STOP_ON_ERROR, DENSE_BUDGET, MAP_FORMAT = "loratorio_stop_on_error", "loratorio_dense_budget_mb", "loratorio_map_format"
 DEFAULT = "loratorio_default_"
@@ -40,7 +40,7 @@ def add_options() -> None:
     )
     for name in ("enabled", *SHOWN):
         shown = control(name)
-        add(DEFAULT + name, SETTINGS[name].default, shown.label, shown.component, shown.options or None).info(
+        add(DEFAULT + name, getattr(START, name), shown.label, shown.component, shown.options or None).info(
             "what the accordion starts with"
         ).needs_reload_ui()
 
@@ -67,7 +67,7 @@ def map_format() -> str:
 def starting_settings() -> Settings:
     """What the accordion starts with; where the options do not go together, the extension's own defaults."""
     try:
-        return Settings(**{name: _option(DEFAULT + name, declared.default) for name, declared in SETTINGS.items()})
+        return Settings(**{name: _option(DEFAULT + name, getattr(START, name)) for name in SETTINGS})
     except SettingsError as error:
         logging.warning(f"{error} These are the settings page's defaults, which are not used.")
-        return Settings()
+        return START

@@ -20,10 +20,16 @@ class Component:
         self.events = {}
 
     def click(self, function, inputs, outputs, show_progress=True):
-        self.events["click"] = function, inputs, outputs
+        self._listen("click", function, inputs, outputs)
 
     def change(self, function, inputs, outputs, show_progress=True):
-        self.events["change"] = function, inputs, outputs
+        self._listen("change", function, inputs, outputs)
+
+    def input(self, function, inputs, outputs, show_progress=True):
+        self._listen("input", function, inputs, outputs)
+
+    def _listen(self, event, *listener):
+        self.events.setdefault(event, []).append(listener)
 
     def __enter__(self):
         return self
@@ -36,12 +42,21 @@ def update(**changes):
     return changes
 
 
-class Button(Component):
+class Listed(Component):
+    """With a list of all that were made."""
+
     made: ClassVar[list] = []
+
+    def __init_subclass__(cls):
+        cls.made = []
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.made.append(self)
+
+
+class Button(Listed):
+    pass
 
 
 class HTML(Component):
@@ -60,7 +75,11 @@ class Dropdown(Component):
     pass
 
 
-class Radio(Component):
+class Radio(Listed):
+    pass
+
+
+class Accordion(Listed):
     pass
 
 
