@@ -31,8 +31,8 @@ SPLITS = {
     "pool": Split(5_000_000, 6),
     "places": Split(6_000_000, 6, (2, 3)),
     "price": Split(2_000_000, 13),  # those of "test"
-    "samplings": Split(2_000_000, 7),
-    "large": Split(2_000_000, 6),
+    "samplings": Split(2_000_000, 3),
+    "large": Split(2_000_000, 2),
     "strengths": Split(1_000_000, 2),  # those of "dev"
 }
 

@@ -56,7 +56,7 @@ def test_settings_page_and_reload(page, webui):
         enabled(page)
         page.check(temperature=0.75)
         page.expect(page.live).to_have_text(
-            "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3 model evaluations a step instead of 2."
+            "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step instead of 2."
         )
         page.generate()
         page.expect(page.infotext).to_contain_text("temperature=0.75")
@@ -68,7 +68,7 @@ def test_from_the_prompt_to_img2img(page):
     page.expect(page.live).to_have_text("No LoRA in the prompt: the picture will be the ordinary one.")
     enabled(page, **SET)
     page.expect(page.live).to_have_text(
-        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3 model evaluations a step instead of 2."
+        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step instead of 2."
     )
     page.control("maps").check()
     picture, panel = map(page.image, page.generate())
@@ -81,7 +81,7 @@ def test_from_the_prompt_to_img2img(page):
     page.expect(page.find("#TAB_prompt textarea")).to_have_value(PAIR)
     page.check(**SET)
     page.expect(page.live).to_have_text(
-        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3 model evaluations a step instead of 2."
+        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step instead of 2."
     )
     page.set("temperature", 0.5)
     page.request(PAIR, **SMALL)
@@ -207,7 +207,7 @@ def test_screenshots(request, browser, webui, tiny, theme):
         page.open()
         page.control("maps").check()
         page.expect(page.live).to_contain_text(
-            "3 LoRAs (tiny-mushroom 1, tiny-robot 1, tiny-bricks 1): 3.3 model evaluations"
+            "3 LoRAs (tiny-mushroom 1, tiny-robot 1, tiny-bricks 1): 4 model evaluations"
         )
         _, panel = page.generate()
         page.find("#TAB_gallery .thumbnails button").nth(1).click()

@@ -49,6 +49,7 @@ def pixels(page, source):
 def test_painting_generating_and_pasting_back(page):
     opened(page)
     page.set("lam", 0)
+    page.set("refresh_every", 1)
     page.expect(page.live).to_contain_text(": 5 model evaluations a step instead of 2.")
     page.control("maps").check()
     everywhere, _ = page.generate()
