@@ -22,7 +22,7 @@ RESET = "reset"
 
 MODE = "Quality or speed"
 MODE_HELP = (
-    "quality: each LoRA alone in every step; balanced and fast: in every third or fourth step; "
+    "quality: each LoRA alone in every step; balanced and fast: in every second or third step; "
     "paper: as published, which is the slowest; custom: as set below"
 )
 
