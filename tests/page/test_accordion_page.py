@@ -351,8 +351,12 @@ def test_changing_a_setting_by_hand_shows_custom(page):
     box.fill("1")
     box.blur()
     page.shows("balanced")
-    page.page.locator(f"#script_{page.tab}_loratorio_mode input[value=balanced]").focus()
-    page.page.keyboard.press("ArrowRight")
+
+
+def test_a_choice_by_keyboard(page):
+    page.shows("balanced")
+    page.page.locator(f"#script_{page.tab}_loratorio_mode input[value=fast]").focus()
+    page.page.keyboard.press("Space")
     page.shows("fast")
     page.expect(page.control("refresh_every", "input[type=number]")).to_have_value("3")
 
