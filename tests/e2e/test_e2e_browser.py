@@ -83,6 +83,7 @@ def test_from_the_prompt_to_img2img(page):
     page.expect(page.live).to_have_text(
         "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step instead of 2."
     )
+    page.open()
     page.set("temperature", 0.5)
     page.request(PAIR, **SMALL)
     assert len(page.generate()) == 2
