@@ -4,6 +4,8 @@ import lora_files
 import pytest
 from webui_server import CLOSE, SCRIPT, VISIBLE, difference, lora, pictures
 
+from lib_loratorio.settings import START
+
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 
 PAIR = f"a cat {lora('lora', 0.8)} {lora('locon', 0.6)}"
@@ -118,7 +120,9 @@ def test_positional_form(webui):
         "maps",
     ]
     positional = webui.generate(TEXT_PAIR, alwayson_scripts={SCRIPT: {"args": values}})
-    named = webui.generate(TEXT_PAIR, dict(zip(names, values, strict=True)))
+    # The WebUI fills up what is missing with what the accordion starts with.
+    rest = {name: value for name, value in START.to_api().items() if name not in names}
+    named = webui.generate(TEXT_PAIR, {**rest, **dict(zip(names, values, strict=True))})
     assert difference(positional, named) == 0
     assert positional.infotext == named.infotext
 

@@ -79,7 +79,10 @@ def test_price(webui):
             {"name": "e2e_te", "strength": "0.6", "role": "local"},
         ],
         "evaluations": 4,
+        "presets": {"quality": 4, "balanced": 3.5, "fast": 3, "paper": 6},
         "pool": "none",
+        "problems": {},
+        "unreadable": "",
     }
     refused = ask(address, params={"prompt": PAIR, "settings": '{"lam": 2}'})
     assert refused.status_code == 422 and "lam is 2" in refused.json()["detail"]

@@ -332,7 +332,10 @@ def test_the_first_screen_is_short_and_the_groups_open(closed):
         "Checks": page.control("verify"),
     }.items():
         page.expect(inside).to_be_hidden()
-        page.group(name).locator(".label-wrap").focus()
+        header = page.group(name).locator(".label-wrap")
+        page.page.wait_for_function("header => header.tabIndex >= 0", arg=header.element_handle())
+        header.focus()
+        page.expect(header).to_be_focused()
         page.page.keyboard.press("Enter")
         page.expect(inside).to_be_visible()
 
