@@ -17,7 +17,8 @@ from pool_memory import MB, peak, seconds
 from step_cost import KINDS, Step, adapter_of, layers_of, table, unet
 
 from lib_loratorio.deltas.bank import AdapterBank
-from lib_loratorio.settings import PRESETS, Settings
+from lib_loratorio.presets import PRESETS
+from lib_loratorio.settings import Settings
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SIZES = {"sd15": 512, "sdxl": 1024, "tiny": 64}

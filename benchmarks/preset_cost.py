@@ -7,19 +7,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from typing import Any
 
-import requests
+from cost_ratio import seconds
 
-from lib_loratorio.settings import PRESETS
-
-
-def seconds(url: str, request: dict[str, Any]) -> float:
-    """How long the WebUI takes for a txt2img request."""
-    start = time.perf_counter()
-    requests.post(f"{url}/sdapi/v1/txt2img", json=request, timeout=1800).raise_for_status()
-    return time.perf_counter() - start
+from lib_loratorio.presets import PRESETS
 
 
 def main() -> None:

@@ -341,6 +341,11 @@ class Settings:
         """What the method does."""
         return METHODS[self.method]
 
+    @property
+    def merges_between(self) -> bool:
+        """Whether there are steps in which all LoRAs are evaluated at once, and not each alone."""
+        return self.refresh_every > 1 and self.traits.several
+
     def active(self, fraction: float) -> bool:
         """Whether the step at this fraction of the sampling is composed; samplers may run past 1."""
         return within(fraction, self.start, self.end)
@@ -397,35 +402,6 @@ class Settings:
 
 SETTINGS: Mapping[str, Setting] = MappingProxyType({field.name: field.metadata[Setting] for field in fields(Settings)})
 """The declarations by name, in the order of the fields."""
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "quality": {"lam": 1.0},
-    "balanced": {"lam": 1.0, "refresh_every": 2},
-    "fast": {"lam": 1.0, "refresh_every": 3},
-    "paper": {},
-}
-"""What the accordion's choices set beside the defaults of how LoRAs are weighed, which are the paper's: what each costs
-and shows is in docs/evaluation-price.md.
-"""
-
-CUSTOM = "custom"
-"""What settings are called that are no preset's."""
-
-START = Settings(**PRESETS["balanced"])
-"""What the accordion starts with; values that the API is not given are those of `Settings()`, the paper's."""
-
-
-def preset_of(values: Mapping[str, Any]) -> str:
-    """The preset that sets these values of the settings in presets, given by name; `CUSTOM` for none.
-
-    What is not given has its default. Values that no setting takes are no preset's.
-    """
-    try:
-        given = Settings(**{name: value for name, value in values.items() if SETTINGS[name].in_presets})
-    except SettingsError:
-        return CUSTOM
-    return next((name for name, preset in PRESETS.items() if Settings(**preset) == given), CUSTOM)
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,8 @@ import pytest
 
 from lib_loratorio.engine.price import PLAIN, evaluations_per_step
 from lib_loratorio.loras.tag import LOCAL
-from lib_loratorio.settings import PRESETS, Settings
+from lib_loratorio.presets import PRESETS
+from lib_loratorio.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "lab/README.md")]

@@ -11,17 +11,8 @@ from lib_loratorio.engine.methods import SWITCH_EVERY
 from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.tag import LOCAL
-from lib_loratorio.settings import (
-    CUSTOM,
-    GROUPS,
-    METHODS,
-    PRESETS,
-    SETTINGS,
-    START,
-    Settings,
-    Traits,
-    preset_of,
-)
+from lib_loratorio.presets import CUSTOM, PRESETS, START, preset_of
+from lib_loratorio.settings import GROUPS, METHODS, SETTINGS, Settings, Traits
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,32 +36,28 @@ def methods(measured: Measured, path: Path) -> None:
 
 def cost(measured: Measured, path: Path) -> None:
     """Quality against model evaluations a picture: filled, the asked LoRAs alone; hollow, all of them loaded."""
-    figure, panels = _panels(2, (13, 4.6))
-    colours = matplotlib.colormaps["tab20"].colors
-    for i, (way, made) in enumerate((way, made) for way, made in METHODS.items() if way in measured.ways):
-        marker = {"marker": "s", "mfc": "white"} if made.everything else {}
-        for panel, key in zip(panels, ("present", "distance")):
-            _draw(
-                panel,
-                [measured.evaluations(way)],
-                [measured.interval(way, key)],
-                key,
-                **{"ms": 6, "color": colours[i], "linestyle": "none", "label": way, **marker},
-            )
-    for panel, title in zip(panels, (PRESENT, DISTANCE)):
-        panel.set(title=title, xlabel="model evaluations a picture (20 steps)", xscale="log")
+    figure, panels = _against_evaluations(measured, METHODS, {way for way, made in METHODS.items() if made.everything})
+    for panel in panels:
+        panel.set_xscale("log")
         panel.set_xticks([40, 60, 100, 200, 400], ["40", "60", "100", "200", "400"])
         panel.set_xticks([], minor=True)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=100)
 
 
 def price(measured: Measured, ours: Sequence[str], merges: Sequence[str], path: Path) -> None:
     """Quality against model evaluations a picture: filled, LoRAtorio; hollow, Merge at several strengths."""
+    figure, _ = _against_evaluations(measured, (*ours, *merges), merges)
+    figure.savefig(path, dpi=100)
+
+
+def _against_evaluations(
+    measured: Measured, ways: Iterable[str], hollow: Collection[str]
+) -> tuple[Figure, Sequence[Axes]]:
+    """Both qualities of these ways, of which some have hollow marks."""
     figure, panels = _panels(2, (13, 4.6))
     colours = matplotlib.colormaps["tab20"].colors
-    for i, way in enumerate(way for way in (*ours, *merges) if way in measured.ways):
-        marker = {"marker": "s", "mfc": "white"} if way in merges else {}
+    for i, way in enumerate(way for way in ways if way in measured.ways):
+        marker = {"marker": "s", "mfc": "white"} if way in hollow else {}
         for panel, key in zip(panels, ("present", "distance")):
             _draw(
                 panel,
@@ -73,7 +69,7 @@ def price(measured: Measured, ours: Sequence[str], merges: Sequence[str], path: 
     for panel, title in zip(panels, (PRESENT, DISTANCE)):
         panel.set(title=title, xlabel="model evaluations a picture (20 steps)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=100)
+    return figure, panels
 
 
 def ablation(measured: Measured, path: Path) -> None:

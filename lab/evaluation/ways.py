@@ -115,13 +115,14 @@ COMPARED = {
     "Merge, all loaded": Way(MERGE, everything=True),
     WHOLE_POOL: Way(replace(DEFAULT, top_k=TOP_K), everything=True),
 }
+FAST = replace(DEFAULT, lam=1.0)
 CHEAPER_GUIDANCE = {
-    LAMBDA_1: Way(replace(DEFAULT, lam=1.0)),
+    LAMBDA_1: Way(FAST),
     f"{REFERENCE}, negative every 2nd step": Way(replace(DEFAULT, guidance_every=2)),
     f"{REFERENCE}, negative every 5th step": Way(replace(DEFAULT, guidance_every=5)),
 }
 EVERY_THIRD = f"{LAMBDA_1}, each alone every 3rd step"
-FAST, SCOUTED_FAST = replace(DEFAULT, lam=1.0), "Pool, scout, share 0.7"
+SCOUTED_POOL = "Pool, scout, share 0.7"
 CHEAPER = {
     f"{LAMBDA_1}, each alone every {named} step": Way(replace(FAST, refresh_every=every))
     for every, named in ((2, "2nd"), (3, "3rd"), (4, "4th"))
@@ -130,7 +131,7 @@ CHEAPER = {
     f"{WHOLE_POOL}, lambda 1, each alone every 3rd step": Way(
         replace(FAST, top_k=TOP_K, refresh_every=3), everything=True
     ),
-    f"{SCOUTED_FAST}, lambda 1, each alone every 3rd step": Way(
+    f"{SCOUTED_POOL}, lambda 1, each alone every 3rd step": Way(
         replace(SCOUT, scout_share=0.7, lam=1.0, refresh_every=3), everything=True, pool=True
     ),
 }
@@ -149,7 +150,7 @@ SAMPLED = {
 """Each LoRA alone in some steps only, and in every step, with other samplings."""
 METHODS = COMPARED | CHEAPER_GUIDANCE | SCOUTED
 
-POOLS = (WHOLE_POOL, SCOUTED_FAST)
+POOLS = (WHOLE_POOL, SCOUTED_POOL)
 MERGES = {"Merge": Way(MERGE)} | STRENGTHS
 """Of which the one with the most skills on dev is a control for each number of skills."""
 PRICED = (
@@ -172,14 +173,13 @@ NO_REGION = "LoRAtorio, no region"
 PLACED = {
     NO_REGION: Way(DEFAULT),
     "LoRAtorio, regions": Way(DEFAULT, regions=True),
-    "LoRAtorio, regions, lambda 1": Way(replace(DEFAULT, lam=1.0), regions=True),
+    "LoRAtorio, regions, lambda 1": Way(FAST, regions=True),
     "LoRAtorio, regions, own words": Way(DEFAULT, regions=True, own_words=True),
     "Merge": Way(MERGE),
     "Merge, attention couple": Way(MERGE, couple=True),
 }
 """What keeps a figure in its box."""
 
-FAST = replace(DEFAULT, lam=1.0)
 ONE_CAPTION, OWN_CAPTIONS = "LoRAtorio, regions, lambda 1", "LoRAtorio, regions, lambda 1, own captions"
 CAPTIONED = {ONE_CAPTION: PLACED[ONE_CAPTION], OWN_CAPTIONS: Way(FAST, regions=True, own_captions=True)}
 """Words of its own for each figure, in a form that the model was trained with."""
@@ -215,6 +215,7 @@ VARIANTS = {
 """What is chosen on dev, by kind: temperature with patch size, lambda, top-k with all LoRAs loaded."""
 
 ABLATION = {name: way for group in VARIANTS.values() for name, way in group.items()}
+
 EVERY_STEP = "every step"
 SCOUTING = {EVERY_STEP: Way(replace(SCOUT, pool_mode="exact"), everything=True, pool=True)} | {
     f"scout to {u:g}, share {v:g}": Way(replace(SCOUT, scout=u, scout_share=v), everything=True, pool=True)

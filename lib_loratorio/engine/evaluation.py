@@ -97,10 +97,11 @@ class Evaluator:
                 if not is_out_of_memory(error) or len(group) == 1:
                     raise
             else:
-                coming = self._next(waiting[: -len(group)])
-                # A model of many adapters has them brought layer by layer, in its own call.
-                if self._factors_wait and all(len(evaluation.adapters) <= RESIDENT for evaluation in coming):
-                    self.bank.prefetch(_adapters_of(coming))
+                if self._factors_wait:
+                    coming = self._next(waiting[: -len(group)])
+                    # A model of many adapters has them brought layer by layer, in its own call.
+                    if all(len(evaluation.adapters) <= RESIDENT for evaluation in coming):
+                        self.bank.prefetch(_adapters_of(coming))
                 continue
             # Outside the except block, so that the failed call's tensors are free before the next try.
             self.limit = len(group) // 2

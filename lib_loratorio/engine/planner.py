@@ -91,8 +91,7 @@ class Planner:
 
     def _saves_adapters(self, plan: Plan) -> bool:
         """Whether there are rows of several models to be saved in some steps; a pool is scouted by each LoRA alone."""
-        wanted = self.settings.refresh_every > 1 and self.settings.traits.several
-        return wanted and len(plan.conditional) > 1 and not self.scout.is_scouting
+        return self.settings.merges_between and len(plan.conditional) > 1 and not self.scout.is_scouting
 
     def _remainder(self) -> Remainder | None:
         """The last remainder, if the same adapters take part now and its step is not too long ago; none within its own
@@ -117,18 +116,14 @@ class Planner:
     def learn(self, adapters: Sequence[int], composed: Composed) -> None:
         """A sampler call has been composed of these adapters."""
         self.scout.learn(adapters, composed.weights)
-        if composed.difference is not None and not self._knows_finer(composed.difference):
+        if composed.difference is not None and not _is_finer(self._difference(), composed.difference):
             self._known = self._taking_part, composed.difference
-        if composed.remainder is not None and not self._keeps_finer(composed.remainder):
-            self._kept = self._taking_part, self._step, composed.remainder
+        now, remainder = (self._taking_part, self._step), composed.remainder
+        same_step = self._kept[2].noise if self._kept and self._kept[:2] == now else None
+        if remainder is not None and not _is_finer(same_step, remainder.noise):
+            self._kept = *now, remainder
 
-    def _knows_finer(self, difference: torch.Tensor) -> bool:
-        """Whether the last difference is of a larger latent: some samplers evaluate a smaller one too within a step."""
-        known = self._difference()
-        return known is not None and known.shape[-2:].numel() > difference.shape[-2:].numel()
 
-    def _keeps_finer(self, remainder: Remainder) -> bool:
-        """As `_knows_finer`, of this step's remainder."""
-        if self._kept is None or self._kept[:2] != (self._taking_part, self._step):
-            return False
-        return self._kept[2].noise.shape[-2:].numel() > remainder.noise.shape[-2:].numel()
+def _is_finer(known: torch.Tensor | None, found: torch.Tensor) -> bool:
+    """Whether what is known is of a larger latent: some samplers evaluate a smaller one too within a step."""
+    return known is not None and known.shape[-2:].numel() > found.shape[-2:].numel()

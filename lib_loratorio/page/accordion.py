@@ -15,7 +15,8 @@ from lib_loratorio.declaration import NONE, Choice, Entries, Flag
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.mask_image import at_hand
 from lib_loratorio.page import pool_picker
-from lib_loratorio.settings import CUSTOM, GROUPS, INFOTEXT, METHODS, PRESETS, SETTINGS, START, Settings, preset_of
+from lib_loratorio.presets import CUSTOM, IN_PRESETS, PRESETS, START, preset_of, values_of
+from lib_loratorio.settings import GROUPS, INFOTEXT, METHODS, SETTINGS, Settings
 
 TITLE, HELP = SETTINGS["enabled"].label, SETTINGS["enabled"].help
 RESET = "reset"
@@ -37,9 +38,6 @@ def _order(name: str) -> tuple[int, int, int]:
 
 SHOWN = sorted((name for name in SETTINGS if SETTINGS[name].place), key=_order)
 """The settings that have a control in the accordion, in the order they are shown."""
-
-IN_PRESETS = [name for name in SETTINGS if SETTINGS[name].in_presets]
-"""The settings that a preset sets."""
 
 PRICED = " ".join(name for name in SETTINGS if SETTINGS[name].priced)
 """The settings of which the live help asks the price."""
@@ -151,10 +149,7 @@ def _mode_of(*values: Any) -> dict[str, Any]:
 
 def _set_by(mode: str) -> list:
     """The values of `IN_PRESETS` that a preset sets."""
-    if mode not in PRESETS:
-        return [gr.update() for _ in IN_PRESETS]
-    values = Settings(**PRESETS[mode]).to_api()
-    return [values[name] for name in IN_PRESETS]
+    return [*values_of(mode).values()] if mode in PRESETS else [gr.update() for _ in IN_PRESETS]
 
 
 def _of_some_methods() -> list[str]:

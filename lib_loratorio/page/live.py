@@ -7,14 +7,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.loras.mask_image import colours_in
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
-from lib_loratorio.settings import PRESETS, SETTINGS, Settings
+from lib_loratorio.presets import PRESETS, with_preset
+from lib_loratorio.settings import Settings
 
 TAG = re.compile(r"<(?:lora|lyco):([^:>]+)(?::([^>]*))?>")
 
@@ -146,19 +146,11 @@ def price(
     return {
         "loras": [lora.told for lora in loras],
         "evaluations": evaluations_per_step(settings, tags, painted),
-        "presets": {
-            name: evaluations_per_step(_with_preset(settings, values), tags, painted)
-            for name, values in PRESETS.items()
-        },
+        "presets": {preset: evaluations_per_step(with_preset(settings, preset), tags, painted) for preset in PRESETS},
         "pool": _pool(settings),
         "problems": _problems(names, problem_of),
         "unreadable": _unreadable(prompt),
     }
-
-
-def _with_preset(settings: Settings, preset: Mapping[str, Any]) -> Settings:
-    defaults = {name: declared.default for name, declared in SETTINGS.items() if declared.in_presets}
-    return replace(settings, **{**defaults, **preset})
 
 
 def _problems(names: Sequence[str], problem_of: ProblemOf) -> dict[str, list[str]]:

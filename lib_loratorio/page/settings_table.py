@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lib_loratorio.declaration import Setting
-from lib_loratorio.settings import METHODS, PRESETS, SETTINGS, START, preset_of
+from lib_loratorio.presets import IN_PRESETS, PRESETS, START, preset_of, values_of
+from lib_loratorio.settings import METHODS, SETTINGS
 
 INTRODUCTION = """# Settings
 
@@ -29,7 +30,6 @@ fewer positional arguments than settings has the rest from there too, since the 
 
 def markdown() -> str:
     """The whole page."""
-    in_presets = [name for name, declared in SETTINGS.items() if declared.in_presets]
     settings = _table(
         ("on the page", "key", "values", "default", "used by", "what it does"),
         (
@@ -46,11 +46,8 @@ def markdown() -> str:
     )
     changed = (f"`{name}` {_code(value)}" for name, value in PRESETS[preset_of(START.to_api())].items())
     presets = _table(
-        ("preset", *(f"`{name}`" for name in in_presets)),
-        (
-            (preset, *(_code(values.get(name, SETTINGS[name].default)) for name in in_presets))
-            for preset, values in PRESETS.items()
-        ),
+        ("preset", *(f"`{name}`" for name in IN_PRESETS)),
+        ((preset, *map(_code, values_of(preset).values())) for preset in PRESETS),
     )
     starts = STARTS.format(preset=preset_of(START.to_api()), settings=", ".join(changed))
     return f"{INTRODUCTION}\n{settings}\n{STARRED}\n\n{starts}\n\n## Presets\n\n{presets}"

@@ -10,7 +10,8 @@ from lib_loratorio.engine.methods import METHODS
 from lib_loratorio.engine.scout import Scout
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.page.live import price
-from lib_loratorio.settings import CUSTOM, PRESETS, START, Settings
+from lib_loratorio.presets import CUSTOM, PRESETS, START
+from lib_loratorio.settings import Settings
 
 __all__ = ["CUSTOM", "PRESETS", "START", "LoratorioError", "Settings", "price"]
 

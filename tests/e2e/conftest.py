@@ -3,8 +3,10 @@
 import shutil
 from collections.abc import Iterator
 
+import chromium
 import lora_files
 import pytest
+from webui_page import WIDE, WebUIPage
 from webui_server import WebUI, lora_folder
 
 
@@ -39,3 +41,17 @@ def loras(webui, lora_dir) -> None:
     """One adapter of each kind, e2e_<kind>, for the checkpoint that the WebUI has loaded."""
     lora_files.write_all(webui.current_checkpoint()["filename"], lora_dir)
     webui.refresh_loras()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with chromium.browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(request, browser, webui) -> Iterator[WebUIPage]:
+    """The WebUI's page; its scripts must have had no problems."""
+    with chromium.page(browser, request.config.getoption("--webui-url"), **WIDE) as page:
+        yield WebUIPage(page, request.config.getoption("--screenshots"))
+        assert page.problems == []

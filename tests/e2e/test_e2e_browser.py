@@ -7,31 +7,18 @@ import chromium
 import numpy as np
 import pytest
 from PIL import Image
-from webui_page import WebUIPage
+from webui_page import WIDE, WebUIPage
 from webui_server import SCRIPT, VISIBLE, lora
 
 from lib_loratorio.page.infotext import png_info
-from lib_loratorio.settings import START, Settings
+from lib_loratorio.presets import START
+from lib_loratorio.settings import Settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 
 PAIR = f"a cat {lora('lora', 0.8)} {lora('locon', 0.6)}"
 SMALL = {"steps": 3, "width": 64, "height": 64, "seed": 1}
 SET = {"temperature": 0.25, "patch_size": 2}
-WIDE = {"viewport": {"width": 1200, "height": 1400}}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium.browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(request, browser, webui):
-    with chromium.page(browser, request.config.getoption("--webui-url"), **WIDE) as page:
-        yield WebUIPage(page, request.config.getoption("--screenshots"))
-        assert page.problems == []
 
 
 def enabled(page, prompt=PAIR, **settings):

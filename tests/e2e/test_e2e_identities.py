@@ -4,7 +4,7 @@ import lora_files
 import pytest
 from webui_server import CLOSE, SCRIPT, VISIBLE, difference, lora, pictures
 
-from lib_loratorio.settings import START
+from lib_loratorio.presets import START
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 

@@ -1,9 +1,7 @@
 """The accordion's group *Places* on a running WebUI: painted, taken over from a weight map, generated, pasted back."""
 
-import chromium
 import numpy as np
 import pytest
-from webui_page import WebUIPage
 from webui_server import VISIBLE, lora
 
 from lib_loratorio.loras.mask_image import read_image
@@ -14,20 +12,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("loras")]
 
 PAIR = f"a cat {lora('lora', 0.8)} {lora('locon', 0.6)}"
 SMALL = {"steps": 3, "width": 64, "height": 64, "seed": 1}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium.browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(request, browser, webui):
-    url = request.config.getoption("--webui-url")
-    with chromium.page(browser, url, viewport={"width": 1200, "height": 1400}) as page:
-        yield WebUIPage(page, request.config.getoption("--screenshots"))
-        assert page.problems == []
 
 
 def opened(page):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+WIDE = {"viewport": {"width": 1200, "height": 1400}}
+"""A window that shows a tab without scrolling, as arguments of the browser's pages."""
+
 TICK = "-visible-checkbox"
 """How the id of the accordion's own check box ends, after the accordion's."""
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from lib_loratorio.loras.mask_image import read_image
 from lib_loratorio.palette import COLOURS
-from lib_loratorio.settings import GROUPS, PRESETS, START, Settings
+from lib_loratorio.presets import PRESETS, START
+from lib_loratorio.settings import GROUPS, Settings
 
 ROOT = Path(__file__).parents[2]
 TABS = ("txt2img", "img2img")

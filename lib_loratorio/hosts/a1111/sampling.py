@@ -89,9 +89,7 @@ class Pass(passes.Pass):
             return
         step = self.plan()
         if step is not None:
-            text = text_of_step(
-                self.p, self.denoiser, params, self.texts, text_at_step, self.settings.refresh_every > 1
-            )
+            text = text_of_step(self.p, self.denoiser, params, self.texts, text_at_step, self.settings.merges_between)
             call = HostCall(self.composer, step, self.denoiser, params, text)
             networks.loaded_networks.clear()
             self.call = call

@@ -9,11 +9,13 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 
-from lib_loratorio.composition import compose, expand_weights, patch_similarity, recenter, softmin_weights
+from lib_loratorio.engine.methods import LoRAtorio, Predictions
+from lib_loratorio.engine.noise_space import NoiseSpace
 from lib_loratorio.errors import LoratorioError
 from lib_loratorio.hosts.diffusers.arguments import strength_of
 from lib_loratorio.hosts.diffusers.loader import LoraState, activate_in
 from lib_loratorio.hosts.diffusers.sources import adapters_in
+from lib_loratorio.loras.adapter import BASE
 from lib_loratorio.settings import Settings
 
 DEFAULTS = Settings()
@@ -55,15 +57,16 @@ class LoRAtorioGuidance(ClassifierFreeGuidance):
             raise LoratorioError("the LoRAs are given as a dict of adapters' names and strengths.")
         self.adapters = [(str(name), strength_of(strength, name)) for name, strength in adapters.items()]
         self.settings = Settings(temperature=temperature, patch_size=patch_size, lam=lam, top_k=top_k)
+        self.method = LoRAtorio(self.settings)
         self._before: LoraState | None = None
 
-    # What the pipeline is to ask for: models by number, 0 for the base; conditions as it has them, 1 for unconditional
+    # What the pipeline is to ask for: models by number; conditions as it has them, 1 for unconditional
 
     @property
     def _asked(self) -> list[tuple[int, int]]:
-        models, lam = range(len(self.adapters) + 1), self.settings.lam
-        unconditional = [model for model in models if (lam < 1 if model else lam > 0)]
-        return [(model, 0) for model in models] + [(model, 1) for model in unconditional if self._is_cfg_enabled()]
+        plan = self.method.plan(range(len(self.adapters)), 0)
+        unconditional = plan.unconditional if self._is_cfg_enabled() else ()
+        return [(model, 0) for model in plan.conditional] + [(model, 1) for model in unconditional]
 
     @property
     def num_conditions(self) -> int:
@@ -92,7 +95,7 @@ class LoRAtorioGuidance(ClassifierFreeGuidance):
             raise LoratorioError(f"the denoiser has no LoRA {missing[0]}, {has}; load it with load_lora_weights().")
         model, _ = self._asked[self._count_prepared - 1]
         self._before = LoraState(denoiser)
-        activate_in(denoiser, [self.adapters[model - 1]] if model else [])
+        activate_in(denoiser, [] if model == BASE else [self.adapters[model]])
 
     def cleanup_models(self, denoiser: torch.nn.Module) -> None:
         self._restore()
@@ -104,25 +107,15 @@ class LoRAtorioGuidance(ClassifierFreeGuidance):
 
     def forward(self, **predictions: torch.Tensor) -> Any:
         cond, uncond = self._of_condition(predictions, 0), self._of_condition(predictions, 1)
-        base, adapted = cond[0], torch.stack([cond[model] for model in cond if model])
+        base = cond[BASE]
         if base.dim() != 4:
             raise LoratorioError(
                 f"the denoiser predicts {base.dim()} dimensions, not [B, C, H, W], so that places cannot be told; "
                 "LoRAtorioGuidance is for SD 3 and SDXL."
             )
-        settings = self.settings
-        weights = softmin_weights(
-            patch_similarity(base, adapted, settings.patch_size), settings.temperature, settings.top_k
-        )
-        weights = expand_weights(weights, settings.patch_size, base.shape[-2:])
-        composed = compose(adapted, weights)
-        if not uncond:
-            return super().forward(composed)
-        of_loras = [uncond[model] for model in uncond if model]
-        unconditional = compose(torch.stack(of_loras), weights) if of_loras else uncond[0]
-        if of_loras and 0 in uncond:
-            unconditional = recenter(uncond[0], unconditional, settings.lam)
-        return super().forward(composed, unconditional)
+        image_of = torch.arange(len(base), device=base.device)
+        composed = self.method.combine(Predictions(cond, uncond or None, NoiseSpace.noise(), image_of))
+        return super().forward(*(part for part in (composed.conditional, composed.unconditional) if part is not None))
 
     def _of_condition(self, predictions: Mapping[str, torch.Tensor], place: int) -> dict[int, torch.Tensor]:
         """The predictions by model."""
@@ -130,4 +123,5 @@ class LoRAtorioGuidance(ClassifierFreeGuidance):
 
 
 def _name(model: int, place: int) -> str:
-    return f"{'pred_uncond' if place else 'pred_cond'}_{model}"
+    """The base's is number 0 there."""
+    return f"{'pred_uncond' if place else 'pred_cond'}_{model - BASE}"

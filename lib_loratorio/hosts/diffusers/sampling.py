@@ -201,7 +201,7 @@ class Composition(Results):
             model: self._encoded_with(adapters, asked if is_negative else _with_words(asked, word))
             for model, (adapters, word) in own.items()
         }
-        if own and (self.settings.start > 0 or self.settings.end < 1 or self.settings.refresh_every > 1):
+        if own and (self.settings.start > 0 or self.settings.end < 1 or self.settings.merges_between):
             encoded[MERGED] = self._encoded_with(self.merged_adapters, asked)
         of_base = encoded.pop(BASE) if own else self._encoded_with(self.merged_adapters, asked)
         if self.composer:

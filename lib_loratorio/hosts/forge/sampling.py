@@ -102,9 +102,7 @@ class Pass(passes.Pass):
         step = self.plan()
         self._set_weights(self.former if step is None else self.base)
         if step is not None:
-            text = text_of_step(
-                self.p, self.denoiser, params, self.texts, _text_at_step, self.settings.refresh_every > 1
-            )
+            text = text_of_step(self.p, self.denoiser, params, self.texts, _text_at_step, self.settings.merges_between)
             self.call = HostCall(self.composer, step, lambda: self._own_conditions(text))
 
     def _end_call(self) -> None:

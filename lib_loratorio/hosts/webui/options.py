@@ -10,7 +10,8 @@ from modules import shared
 
 from lib_loratorio.errors import SettingsError
 from lib_loratorio.page.accordion import SHOWN, TITLE, control
-from lib_loratorio.settings import SETTINGS, START, Settings
+from lib_loratorio.presets import START
+from lib_loratorio.settings import SETTINGS, Settings
 
 STOP_ON_ERROR, DENSE_BUDGET, MAP_FORMAT = "loratorio_stop_on_error", "loratorio_dense_budget_mb", "loratorio_map_format"
 DEFAULT = "loratorio_default_"
