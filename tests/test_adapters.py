@@ -15,7 +15,7 @@ from lib_loratorio.deltas.dense import Dense
 from lib_loratorio.deltas.factors import Factors
 from lib_loratorio.deltas.layers import weight_shape
 from lib_loratorio.deltas.low_rank import LowRank, fits_low_rank
-from lib_loratorio.deltas.row_layout import Block, Layout
+from lib_loratorio.deltas.row_layout import Block, Layout, Run
 from lib_loratorio.engine.methods import BASE
 
 BUDGET = 2**20
@@ -128,7 +128,7 @@ def with_weights(layer, x, delta=None, bias=None):
 def run(bank, layer, x, blocks):
     with (
         bank.attached(),
-        bank.rows(Layout(tuple(Block(() if adapter == BASE else (adapter,), rows) for adapter, rows in blocks))),
+        bank.rows(Layout(tuple(Block(adapters_of(model), rows) for model, rows in blocks))),
     ):
         return layer(x)
 
@@ -252,11 +252,19 @@ def full_delta(delta):
     return (delta.up @ delta.down.flatten(1)).reshape(delta.up.shape[0], *delta.down.shape[1:])
 
 
+def adapters_of(model):
+    """A model of a layout: the base, an adapter, or several adapters at once."""
+    return model if isinstance(model, tuple) else () if model == BASE else (model,)
+
+
 def expected_rows(layer, x, blocks, deltas):
     """`deltas`: by adapter `(weight delta, bias delta)`; adapters without an entry do nothing."""
     parts, start = [], 0
-    for adapter, rows in blocks:
-        parts.append(with_weights(layer, x[start : start + rows], *deltas.get(adapter, ())))
+    for model, rows in blocks:
+        found = [deltas[adapter] for adapter in adapters_of(model) if adapter in deltas]
+        weight = sum(delta for delta, _ in found)
+        bias = sum(shift for _, shift in found if shift is not None)
+        parts.append(with_weights(layer, x[start : start + rows], weight, bias))
         start += rows
     return torch.cat(parts)
 
@@ -271,6 +279,9 @@ LAYOUTS = {
     "one twice": [(0, 1), (1, 1), (0, 1), (1, 1), (2, 1)],
     "one of the stack missing": [(0, 2), (3, 2)],
     "one alone": [(2, 3)],
+    "all at once": [(BASE, 1), ((0, 1, 2, 3), 2)],
+    "all at once beside each": [((0, 1, 3), 1), (BASE, 1), (0, 1), (1, 1), (3, 1), ((0, 1, 3), 1)],
+    "one in every model": [(0, 1), ((0, 1), 1), ((0, 2), 2), ((0, 3), 1)],
     "base alone": [(BASE, 3)],
 }
 
@@ -600,23 +611,43 @@ def test_quantised_linear_layers_without_sizes_take_factors(generator, packed):
 
 def test_spans_of_an_adapter_that_touch_are_one_and_others_are_not():
     layout = Layout((Block((0,), 1), Block((0, 1), 2), Block((1,), 1), Block((), 1), Block((0, 1), 1)))
-    assert layout.runs((0,)) == [(0, 3, 0, 1), (5, 1, 0, 1)]
-    assert layout.runs((1,)) == [(1, 3, 0, 1), (5, 1, 0, 1)]
+    assert layout.runs((0,)) == [Run(0, 3, first=0), Run(5, 1, first=0)]
+    assert layout.runs((1,)) == [Run(1, 3, first=0), Run(5, 1, first=0)]
 
 
 def test_runs_are_of_equal_rows_that_touch_and_of_adapters_beside_each_other_in_the_stack():
     one_each = Layout((Block((0,), 2), Block((1,), 2), Block((2,), 2), Block((3,), 1)))
-    assert one_each.runs((0, 1, 2, 3)) == [(0, 2, 0, 3), (6, 1, 3, 1)]
-    assert one_each.runs((0, 2)) == [(0, 2, 0, 1), (4, 2, 1, 1)]
+    assert one_each.runs((0, 1, 2, 3)) == [Run(0, 2, first=0, count=3), Run(6, 1, first=3)]
+    assert one_each.runs((0, 2)) == [Run(0, 2, first=0), Run(4, 2, first=1)]
     without_1 = Layout((Block((0,), 2), Block((2,), 2)))
-    assert without_1.runs((0, 1, 2)) == [(0, 2, 0, 1), (2, 2, 2, 1)]
+    assert without_1.runs((0, 1, 2)) == [Run(0, 2, first=0), Run(2, 2, first=2)]
+
+
+def test_adapters_of_one_model_are_one_run_where_they_are_beside_each_other_in_the_stack():
+    merged = Layout((Block((), 1), Block((0, 1, 2), 2)))
+    assert merged.runs((0, 1, 2)) == [Run(1, 2, first=0, together=3)]
+    assert merged.runs((0, 2)) == [Run(1, 2, first=0, together=2)]
+    assert Layout((Block((0, 2, 3), 1),)).runs((0, 1, 2, 3)) == [Run(0, 1, first=0), Run(0, 1, first=2, together=2)]
+
+
+def test_a_row_of_all_adapters_beside_a_row_of_each_takes_two_runs():
+    each, everyone = [Block((adapter,), 1) for adapter in range(3)], Block((0, 1, 2), 1)
+    assert Layout((Block((), 1), *each, everyone)).runs((0, 1, 2)) == [
+        Run(1, 1, first=0, count=3),
+        Run(4, 1, first=0, together=3),
+    ]
+
+
+def test_an_adapter_that_every_model_has_is_one_run():
+    models = [Block((0,), 1), Block((0, 1), 1), Block((0, 2), 1), Block((0, 3), 1)]
+    assert Layout(tuple(models)).runs((0, 1, 2, 3)) == [Run(0, 4, first=0), Run(1, 1, first=1, count=3)]
 
 
 def test_layouts_count_their_rows():
     layout = Layout((Block((), 2), Block((0,), 3), Block((1,), 3)))
     assert layout.rows == 8
-    assert [tuple(run) for run in layout.runs((0, 1))] == [(2, 3, 0, 2)]
-    assert [tuple(run) for run in layout.runs((1,))] == [(5, 3, 0, 1)]
+    assert layout.runs((0, 1)) == [Run(2, 3, first=0, count=2)]
+    assert layout.runs((1,)) == [Run(5, 3, first=0)]
     assert layout.runs((4,)) == []
 
 
@@ -639,7 +670,7 @@ def test_strengths_for_a_while(generator, name, blocks):
         f = {number: by_adapter.get(number, 1) for number in range(4)}
         deltas = {number: (f[number] * full_delta(delta), None) for number, delta in low_ranks.items()}
         deltas |= {2: (f[2] * changed, f[2] * shift), 3: (f[3] ** 2 * changed, None)}
-        layout = Layout(tuple(Block(() if model == BASE else (model,), rows) for model, rows in blocks))
+        layout = Layout(tuple(Block(adapters_of(model), rows) for model, rows in blocks))
         with bank.attached(), bank.rows(layout, factors=Factors(by_adapter)):
             found = layer(x)
         assert_close(found, expected_rows(layer, x, blocks, deltas))

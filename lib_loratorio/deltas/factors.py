@@ -22,15 +22,14 @@ class Factors:
 
     __hash__ = None
 
-    def scaled(self, hidden: torch.Tensor, adapters: Sequence[int], images: int = 1) -> torch.Tensor:
-        """What adapters make of their rows in their rank spaces, `[adapters * images, ...]`, each times its factor."""
+    def scaled(self, down: torch.Tensor, adapters: Sequence[int]) -> torch.Tensor:
+        """What takes these adapters' inputs to their ranks, `[adapters, ranks, inputs]`, each times its factor."""
         if self.by_adapter.keys().isdisjoint(adapters):
-            return hidden
-        key = tuple(adapters), images, hidden.device, hidden.dtype
+            return down
+        key = tuple(adapters), down.device, down.dtype
         if key not in self._columns:
-            factors = [self[adapter] for adapter in adapters for _ in range(images)]
-            self._columns[key] = hidden.new_tensor(factors).view(-1, *[1] * (hidden.dim() - 1))
-        return hidden * self._columns[key]
+            self._columns[key] = down.new_tensor([self[adapter] for adapter in adapters])[:, None, None]
+        return down * self._columns[key]
 
 
 NONE = Factors()

@@ -1,8 +1,8 @@
-"""Low-rank deltas of several adapters in one layer: two batched products, whatever their number."""
+"""Low-rank deltas of several adapters in one layer: two products for a run of rows, however many adapters it has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,7 +43,10 @@ def fits_low_rank(layer: nn.Module, delta: LowRank) -> bool:
 
 
 class _Stack(NamedTuple):
-    """Factors side by side, padded to the largest rank: `down [n, r, C * kernel]`, `up [n, O, r]`."""
+    """Factors side by side, padded to the largest rank: `down [n, r, C * kernel]`, `up [n, r, O]`.
+
+    So several adapters' factors, seen as one's of as many ranks, are the same memory.
+    """
 
     adapters: tuple[int, ...]
     down: torch.Tensor
@@ -80,7 +83,7 @@ class LowRankLayer:
         for delta in deltas.values():
             missing = rank - delta.down.shape[0]
             downs.append(F.pad(in_floats(delta.down).flatten(1), (0, 0, 0, missing)).to(dtype))
-            ups.append(F.pad(in_full(delta.up) * delta.scale, (0, missing)).to(dtype))
+            ups.append(F.pad((in_full(delta.up) * delta.scale).mT, (0, 0, 0, missing)).to(dtype))
         return _Stack(tuple(deltas), torch.stack(downs).to(device), torch.stack(ups).to(device))
 
     def add(
@@ -96,39 +99,34 @@ class LowRankLayer:
             return
         stack = self.stack(adapters, output.device, output.dtype)
         for run in layout.runs(stack.adapters):
-            rows = slice(run.start * scale, (run.start + run.rows * run.count) * scale)
-            of_run = slice(run.first, run.first + run.count)
-            inputs, down, up = x[rows].to(output.dtype), stack.down[of_run], stack.up[of_run]
+            rows = slice(run.start * scale, run.end * scale)
+            down = factors.scaled(stack.down[run.adapters], stack.adapters[run.adapters])
+            down, up = (part.reshape(run.count, -1, part.shape[-1]) for part in (down, stack.up[run.adapters]))
+            add = self._add_linear if is_linear(self.layer) else self._add_convolution
+            add(x[rows].to(output.dtype), output[rows], down, up)
 
-            def scaled(hidden: torch.Tensor, images: int = 1, adapters=stack.adapters[of_run]) -> torch.Tensor:
-                return factors.scaled(hidden, adapters, images)
-
-            if is_linear(self.layer):
-                self._add_linear(inputs, output[rows], down, up, scaled)
-            else:
-                self._add_convolution(inputs, output[rows], down, up, scaled)
-
-    def _add_linear(
-        self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaled: Callable
-    ) -> None:
+    def _add_linear(self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
         count = down.shape[0]
-        hidden = torch.bmm(x.reshape(count, -1, x.shape[-1]), down.transpose(1, 2))
-        _multiply_into(output, (count, -1, output.shape[-1]), scaled(hidden), up.transpose(1, 2))
+        hidden = torch.bmm(x.reshape(count, -1, x.shape[-1]), down.mT)
+        _multiply_into(output, (count, -1, output.shape[-1]), hidden, up)
 
-    def _add_convolution(
-        self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaled: Callable
-    ) -> None:
+    def _add_convolution(self, x: torch.Tensor, output: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
         count, rank = down.shape[:2]
         images = x.shape[0] // count
         if self.pointwise:
-            hidden = torch.bmm(down.repeat_interleave(images, 0), x.reshape(*x.shape[:2], -1))
+            hidden = torch.bmm(_for_each(down, images), x.reshape(*x.shape[:2], -1))
         else:
             side_by_side = x.unflatten(0, (count, images)).transpose(0, 1).flatten(1, 2)
             kernels = down.reshape(count * rank, x.shape[1], *_kernel(self.layer))
             hidden = convolve(self.layer, side_by_side, kernels, groups=count)
             hidden = hidden.unflatten(1, (count, rank)).transpose(0, 1).flatten(0, 1).flatten(2)
         shape = (*output.shape[:2], output.shape[2] * output.shape[3])
-        _multiply_into(output, shape, up.repeat_interleave(images, 0), scaled(hidden, images))
+        _multiply_into(output, shape, _for_each(up.mT, images), hidden)
+
+
+def _for_each(factors: torch.Tensor, images: int) -> torch.Tensor:
+    """Factors `[n, ...]` for so many images each: `[n * images, ...]`."""
+    return factors.expand(images, -1, -1) if factors.shape[0] == 1 else factors.repeat_interleave(images, 0)
 
 
 def _kernel(layer: nn.Module) -> tuple[int, ...]:

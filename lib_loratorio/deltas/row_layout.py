@@ -15,12 +15,26 @@ class Block(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Consecutive spans of rows, of equal size, whose adapters are consecutive in a layer's stack."""
+    """Consecutive spans of rows, of equal size, whose adapters are consecutive in a layer's stack.
+
+    `count` spans of `rows` each; a span has `together` adapters, more than one only where it is the only span.
+    """
 
     start: int
     rows: int
     first: int
-    count: int
+    count: int = 1
+    together: int = 1
+
+    @property
+    def end(self) -> int:
+        """The row after the last."""
+        return self.start + self.rows * self.count
+
+    @property
+    def adapters(self) -> slice:
+        """Their places in the stack."""
+        return slice(self.first, self.first + self.count * self.together)
 
 
 @dataclass(frozen=True)
@@ -55,30 +69,55 @@ class Layout:
         return self._runs[stacked]
 
     def _find_runs(self, stacked: tuple[int, ...]) -> list[Run]:
-        runs: list[Run] = []
+        """The fewest of two ways: an adapter's rows that touch are one span, or only those of one and the same model.
+
+        The first is better for an adapter that every model has, the second for a model that has every adapter.
+        """
+        return min((self._joined(stacked, within_models) for within_models in (False, True)), key=len)
+
+    def _joined(self, stacked: tuple[int, ...], within_models: bool) -> list[Run]:
+        of_spans: dict[tuple[int, int], list[int]] = {}
         for position, adapter in enumerate(stacked):
-            for start, rows in self._spans(adapter):
-                last = runs[-1] if runs else None
-                if (
-                    last
-                    and last.rows == rows
-                    and last.start + last.rows * last.count == start
-                    and last.first + last.count == position
-                ):
-                    runs[-1] = last._replace(count=last.count + 1)
-                else:
-                    runs.append(Run(start, rows, position, 1))
+            for span in self._spans(adapter, within_models):
+                of_spans.setdefault(span, []).append(position)
+        found = [
+            Run(start, rows, first, together=together)
+            for (start, rows), positions in of_spans.items()
+            for first, together in _consecutive(positions)
+        ]
+        runs: list[Run] = []
+        for run in sorted(found, key=lambda run: (run.together, run.first, run.start)):
+            last = runs[-1] if runs else None
+            if (
+                last
+                and last.together == run.together == 1
+                and (last.rows, last.end, last.adapters.stop) == (run.rows, run.start, run.first)
+            ):
+                runs[-1] = last._replace(count=last.count + 1)
+            else:
+                runs.append(run)
         return runs
 
-    def _spans(self, adapter: int) -> list[tuple[int, int]]:
-        """The adapter's rows as `(start, rows)`, blocks that touch as one."""
+    def _spans(self, adapter: int, within_models: bool) -> list[tuple[int, int]]:
+        """The adapter's rows as `(start, rows)`, blocks that touch as one, or only those of one model."""
         spans: list[tuple[int, int]] = []
-        start = 0
+        start, before = 0, None
         for adapters, rows in self.blocks:
             if adapter in adapters:
-                if spans and sum(spans[-1]) == start:
+                if before is not None and adapter in before and (not within_models or adapters == before):
                     spans[-1] = spans[-1][0], spans[-1][1] + rows
                 else:
                     spans.append((start, rows))
-            start += rows
+            start, before = start + rows, adapters
         return spans
+
+
+def _consecutive(positions: list[int]) -> list[tuple[int, int]]:
+    """Increasing positions as `(first, count)` of those that follow each other."""
+    found: list[tuple[int, int]] = []
+    for position in positions:
+        if found and sum(found[-1]) == position:
+            found[-1] = found[-1][0], found[-1][1] + 1
+        else:
+            found.append((position, 1))
+    return found
