@@ -20,7 +20,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from pool_memory import MB, peak, seconds
+from measuring import MB, peak, seconds
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "diffusers"))
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from pool_memory import MB, peak, seconds
+from measuring import MB, peak, seconds
 from step_cost import KINDS, Step, adapter_of, layers_of, table, unet
 
 from lib_loratorio.deltas.bank import AdapterBank

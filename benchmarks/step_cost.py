@@ -20,8 +20,8 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import UNet2DConditionModel
+from measuring import seconds
 from peft import LoraConfig
-from pool_memory import lora, seconds
 from torch import nn
 
 from lib_loratorio.deltas.bank import AdapterBank
@@ -78,10 +78,20 @@ def layers_of(model: nn.Module, attention_only: bool) -> dict[str, nn.Module]:
     }
 
 
+def lora(layers: Mapping[str, nn.Module], rank: int, dtype: torch.dtype) -> dict[str, LowRank]:
+    """Random factors for each layer, in host memory: down `[rank, in, ...]`, up `[out, rank]`."""
+    deltas = {}
+    for name, layer in layers.items():
+        outputs, inputs, *kernel = layer.weight.shape
+        down, up = torch.randn(rank, inputs, *kernel) / inputs, torch.randn(outputs, rank)
+        deltas[name] = LowRank(down.to(dtype), up.to(dtype), 0.1)
+    return deltas
+
+
 def adapter_of(layers: Mapping[str, nn.Module], rank: int, dtype: torch.dtype) -> dict[str, LowRank | Dense]:
     """Random deltas of these layers."""
     if rank:
-        return lora(dict(layers), rank, dtype)
+        return lora(layers, rank, dtype)
 
     def dense(layer: nn.Module) -> Dense:
         delta = torch.randn_like(layer.weight) * 1e-3

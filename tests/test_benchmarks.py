@@ -11,6 +11,7 @@ pytest.importorskip("peft")
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu
+import pool_memory
 import step_cost
 
 
@@ -70,3 +71,13 @@ def test_gpu_in_small(capsys):
     }
     assert all(float(row[4]) > 0 for row in pictures.values())
     assert [row[1:3] for row in rows_of(text, "## A pool")] == [["2", "1"], ["2", "3"], ["12", "1"], ["12", "3"]]
+
+
+def test_a_large_pool_takes_no_more_than_a_small_one(capsys):
+    """Of 16 LoRAs fewer factors are on the device at a time than 8 have, in steps between as well."""
+    arguments = ["--model", "tiny", "--rank", "16", "--size", "32", "--device", "cpu"]
+    pool_memory.main([*arguments, "--pools", "8", "16", "--every", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    each = float(lines[0].partition("rank 16 ")[2].split()[0])
+    small, large = (float(line.rpartition(" MB, ")[2].split()[0]) for line in lines[1:])
+    assert large < small + 4 * each
