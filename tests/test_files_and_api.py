@@ -135,7 +135,7 @@ def test_routes(tmp_path, monkeypatch):
     assert "mask is 7; it must be an image file" in painted({"mask": 7})["problem"]
     price = routes["/loratorio/v1/price"]
     assert price()["evaluations"] == 2
-    assert price("<lora:a:1>", '{"lam": 1}')["evaluations"] == 3
+    assert price("<lora:a:1> <lora:b:1>", '{"lam": 1}')["evaluations"] == 4
     assert price("<lora:a:1>", '{"lam": 0, "method": "composite"}', "0")["evaluations"] == 4
     monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(HTTPException=RefusedError))
     with pytest.raises(RefusedError) as refused:

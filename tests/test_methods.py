@@ -24,6 +24,7 @@ def test_plans():
     assert METHODS["loratorio"](Settings()).plan(range(3), 0) == Plan((BASE, *everyone), (BASE, *everyone))
     assert METHODS["loratorio"](Settings(lam=1)).plan(range(3), 0) == Plan((BASE, *everyone), (BASE,))
     assert METHODS["loratorio"](Settings(lam=0)).plan(range(3), 0) == Plan((BASE, *everyone), everyone)
+    assert METHODS["loratorio"](Settings()).plan((2,), 0) == Plan((2,), (BASE, 2))
     assert METHODS["composite"](Settings()).plan(range(3), 0) == Plan(everyone, everyone)
     assert METHODS["merge"](Settings()).plan(range(3), 0) is None
 
@@ -62,6 +63,15 @@ def test_loratorio_by_hand(denoised):
     assert composed.unconditional.flatten().tolist() == pytest.approx(
         [0.25 * 5 + 0.75 * first, 0.25 * 5 + 0.75 * second]
     )
+
+
+def test_one_adapter_needs_no_conditional_prediction_of_the_base():
+    adapter, base, unconditional = pixels([1, 2], [3, 4], [5, 8])
+    method = METHODS["loratorio"](Settings(lam=0.25))
+    composed = method.combine(predictions({0: adapter}, {BASE: base, 0: unconditional}))
+    assert torch.equal(composed.conditional, adapter)
+    assert composed.unconditional.flatten().tolist() == [0.25 * 3 + 0.75 * 5, 0.25 * 4 + 0.75 * 8]
+    assert composed.weights.tolist() == [[[[1.0]]]]
 
 
 def test_lambda_one_is_the_bases_unconditional_prediction():

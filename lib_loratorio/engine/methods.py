@@ -89,7 +89,10 @@ class Method(Protocol):
 
 
 class LoRAtorio:
-    """Adapters weighed per patch by their divergence from the base, unconditional score re-centred."""
+    """Adapters weighed per patch by their divergence from the base, unconditional score re-centred.
+
+    The weight of one adapter is 1 whatever it diverges, so that its step needs no conditional prediction of the base.
+    """
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -97,7 +100,7 @@ class LoRAtorio:
     def plan(self, adapters: Sequence[int], step: int) -> Plan:
         everyone = tuple(adapters)
         unconditional = ((BASE,) if self.settings.lam > 0 else ()) + (everyone if self.settings.lam < 1 else ())
-        return Plan((BASE, *everyone), unconditional)
+        return Plan(everyone if len(everyone) == 1 else (BASE, *everyone), unconditional)
 
     def combine(self, predictions: Predictions, weights: torch.Tensor | None = None) -> Composed:
         patch_weights = self._weights(predictions) if weights is None else weights
@@ -111,7 +114,8 @@ class LoRAtorio:
         return Composed(conditional, unconditional, patch_weights)
 
     def _weights(self, predictions: Predictions) -> torch.Tensor:
-        base, adapted = predictions.conditional[BASE], _stacked(predictions.conditional)
+        adapted = _stacked(predictions.conditional)
+        base = predictions.conditional.get(BASE, adapted[0])
         similarity = patch_similarity(
             predictions.space.of(base), predictions.space.of(adapted), self.settings.patch_size
         )
