@@ -1,6 +1,6 @@
 """The package that pip installs: what is in it, that it works away from the checkout, and that versions agree."""
 
-import configparser
+import json
 import os
 import re
 import shutil
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -79,9 +80,33 @@ def test_it_works_in_a_fresh_environment(wheel, tmp_path):
     assert Path(run(python, "-c", where, cwd=tmp_path).strip()) == site / "lib_loratorio" / "__init__.py"
 
 
-def test_versions_agree():
-    metadata = configparser.ConfigParser()
-    metadata.read(ROOT / "metadata.ini")
-    assert metadata["Extension"]["Version"] == lib_loratorio.__version__
+def test_the_version_stands_in_one_place():
+    """The CHANGELOG's newest is that version, too."""
+    files = [ROOT / name for name in ("metadata.ini", "pyproject.toml", "install.py", "README.md")]
+    files += [
+        path for folder in ("lib_loratorio", "scripts", "javascript", "docs") for path in (ROOT / folder).rglob("*")
+    ]
+    texts = [path for path in files if path.suffix in (".ini", ".toml", ".py", ".js", ".md", ".json")]
+    having = [path.name for path in texts if lib_loratorio.__version__ in path.read_text("utf-8")]
+    assert having == ["__init__.py", "releasing.md"]  # there as an example
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert headings[0] == lib_loratorio.__version__
+
+
+def test_the_entry_for_the_index_is_complete():
+    """As https://github.com/AUTOMATIC1111/stable-diffusion-webui-extensions wants it, with its tags."""
+    entry = json.loads((ROOT / "docs/index-entry.json").read_text("utf-8"))
+    assert list(entry) == ["name", "url", "description", "added", "tags"]
+    assert entry["url"] == "https://github.com/OWNER/sd-webui-loratorio.git"
+    assert set(entry["tags"]) <= {"script", "prompting", "manipulations", "UI related", "science"}
+    assert date.fromisoformat(entry["added"]) and 50 < len(entry["description"]) < 300
+
+
+def test_forms_for_issues_ask_for_what_is_needed():
+    yaml = pytest.importorskip("yaml")
+    forms = {path.name: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/ISSUE_TEMPLATE").iterdir()}
+    assert forms.keys() == {"bug.yml", "feature.yml", "config.yml"}
+    assert "docs/troubleshooting.md" in forms["config.yml"]["contact_links"][0]["url"]
+    needed = {part["id"] for part in forms["bug.yml"]["body"] if part.get("validations", {}).get("required")}
+    assert {"host", "versions", "infotext", "verify", "what"} <= needed
+    assert "console" in {part["id"] for part in forms["bug.yml"]["body"]}
