@@ -174,6 +174,8 @@ PLACED = {
     NO_REGION: Way(DEFAULT),
     "LoRAtorio, regions": Way(DEFAULT, regions=True),
     "LoRAtorio, regions, lambda 1": Way(FAST, regions=True),
+    "LoRAtorio, regions, every 2nd": Way(replace(FAST, refresh_every=2), regions=True),
+    "LoRAtorio, regions, every 3rd": Way(replace(FAST, refresh_every=3), regions=True),
     "LoRAtorio, regions, own words": Way(DEFAULT, regions=True, own_words=True),
     "Merge": Way(MERGE),
     "Merge, attention couple": Way(MERGE, couple=True),
