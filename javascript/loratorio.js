@@ -12,7 +12,7 @@
     const MERGE = "The method merge has no pool.";
     const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step instead of 2.";
     const TWICE = "Twice in the prompt: {names}. Keep one tag of each, unless you mean both.";
-    const UNKNOWN = "Not among the WebUI's LoRAs: {names}. Check the name, or refresh the list of LoRAs if a file is new.";
+    const UNKNOWN = "Not among the WebUI's LoRAs: {names}. Check the name, or refresh the list if a file is new.";
     const UNSUITED = "Made for another kind of model: {names}. Choose another checkpoint, or other LoRAs.";
     const PRICE = "model evaluations a step; a picture without LoRAtorio takes 2";
 

@@ -2,7 +2,7 @@
 (function () {
     "use strict";
 
-    const HINT = "Pick a LoRA and paint where it may be. One without a place of its own may be everywhere; its colour is the one of the weight maps.";
+    const HINT = "Pick a LoRA and paint where it may be. One without a place may be everywhere. Colours are the maps'.";
     const NOBODY = "nobody";
     const FILL = "fill";
     const CLEAR = "no mask";
@@ -199,7 +199,8 @@
             let answer = {painted: [], problem: ""};
             if (mask && !mask.startsWith("sha256-")) {
                 const headers = {"Content-Type": "application/json"};
-                answer = await this.fetched(`${route}/painted`, {method: "POST", headers, body: JSON.stringify({mask})});
+                const body = JSON.stringify({mask});
+                answer = await this.fetched(`${route}/painted`, {method: "POST", headers, body});
             }
             if (mask !== this.written) {
                 return; // painted on meanwhile

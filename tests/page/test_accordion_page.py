@@ -370,7 +370,7 @@ def test_what_is_wrong_is_told_while_typing(page):
     page.says("4 LoRAs (a 1 left, a 1, nobody 1, sdxl-style 1): 4.5 model evaluations a step instead of 2.")
     page.warns(
         "Twice in the prompt: a. Keep one tag of each, unless you mean both. "
-        "Not among the WebUI's LoRAs: nobody. Check the name, or refresh the list of LoRAs if a file is new. "
+        "Not among the WebUI's LoRAs: nobody. Check the name, or refresh the list if a file is new. "
         "Made for another kind of model: sdxl-style. Choose another checkpoint, or other LoRAs."
     )
     page.prompt.fill("<lora:a:1:ltat=lef>")
