@@ -4,13 +4,13 @@
     "use strict";
 
     const NONE = "No LoRA in the prompt: the picture will be the ordinary one.";
-    const ONE = "1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.";
+    const ONE = "1 LoRA ({names}): {evaluations} model evaluations a step (ordinary: 2).";
     const POOL = "The LoRAs of the pool come on top.";
     const ALONE = "No LoRA in the prompt: only those of the pool take part.";
     const NAMED = "Those of the pool are named by the prompt.";
     const UNNAMED = "The prompt names no LoRA of the pool.";
     const MERGE = "The method merge has no pool.";
-    const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step instead of 2.";
+    const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step (ordinary: 2).";
     const TWICE = "Twice in the prompt: {names}. Keep one tag of each, unless you mean both.";
     const UNKNOWN = "Not among the WebUI's LoRAs: {names}. Check the name, or refresh the list if a file is new.";
     const UNSUITED = "Made for another kind of model: {names}. Choose another checkpoint, or other LoRAs.";

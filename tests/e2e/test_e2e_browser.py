@@ -43,7 +43,7 @@ def test_settings_page_and_reload(page, webui):
         enabled(page)
         page.check(temperature=0.75)
         page.expect(page.live).to_have_text(
-            "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step instead of 2."
+            "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step (ordinary: 2)."
         )
         page.generate()
         page.expect(page.infotext).to_contain_text("temperature=0.75")
@@ -55,7 +55,7 @@ def test_from_the_prompt_to_img2img(page):
     page.expect(page.live).to_have_text("No LoRA in the prompt: the picture will be the ordinary one.")
     enabled(page, **SET)
     page.expect(page.live).to_have_text(
-        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step instead of 2."
+        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step (ordinary: 2)."
     )
     page.control("maps").check()
     picture, panel = map(page.image, page.generate())
@@ -68,7 +68,7 @@ def test_from_the_prompt_to_img2img(page):
     page.expect(page.find("#TAB_prompt textarea")).to_have_value(PAIR)
     page.check(**SET)
     page.expect(page.live).to_have_text(
-        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step instead of 2."
+        "2 LoRAs (e2e_lora 0.8, e2e_locon 0.6): 3.5 model evaluations a step (ordinary: 2)."
     )
     page.open()
     page.set("temperature", 0.5)
@@ -137,7 +137,7 @@ def test_presets_and_greying_in_each_tab(page):
         page.expect(page.mode("custom")).to_be_checked()
         page.mode("fast").click()
         page.check(lam=1, refresh_every=3, temperature=Settings().temperature)
-        page.expect(page.live).to_contain_text(": 3 model evaluations a step instead of 2.")
+        page.expect(page.live).to_contain_text(": 3 model evaluations a step (ordinary: 2).")
         page.find("#script_TAB_loratorio_preset_reset").click()
         page.check(lam=1, refresh_every=START.refresh_every)
         page.expect(page.mode("balanced")).to_be_checked()

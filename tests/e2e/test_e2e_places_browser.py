@@ -34,7 +34,7 @@ def test_painting_generating_and_pasting_back(page):
     opened(page)
     page.set("lam", 0)
     page.set("refresh_every", 1)
-    page.expect(page.live).to_contain_text(": 5 model evaluations a step instead of 2.")
+    page.expect(page.live).to_contain_text(": 5 model evaluations a step (ordinary: 2).")
     page.control("maps").check()
     everywhere, _ = page.generate()
     everywhere = pixels(page, everywhere)
@@ -45,7 +45,7 @@ def test_painting_generating_and_pasting_back(page):
     height, width = mask.shape[:2]
     assert tuple(mask[height // 2, width // 4]) == (*COLOURS[0], 255)
     assert tuple(mask[height // 2, 3 * width // 4]) == (*COLOURS[1], 255)
-    page.expect(page.live).to_contain_text(": 6 model evaluations a step instead of 2.")
+    page.expect(page.live).to_contain_text(": 6 model evaluations a step (ordinary: 2).")
     first, panel = page.generate()
     page.expect(page.infotext).to_contain_text("mask=sha256-")
     assert abs(pixels(page, first) - everywhere).max() >= VISIBLE
@@ -63,7 +63,7 @@ def test_painting_generating_and_pasting_back(page):
     page.check(lam=0)
     page.expect(page.places("message")).to_have_text("")
     assert (painted(page) == mask).all()
-    page.expect(page.live).to_contain_text(": 6 model evaluations a step instead of 2.")
+    page.expect(page.live).to_contain_text(": 6 model evaluations a step (ordinary: 2).")
     again, *_ = page.generate()
     assert abs(pixels(page, again) - first).max() <= 1
 

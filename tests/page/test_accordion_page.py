@@ -180,20 +180,20 @@ def test_price_while_typing(page):
     asked = []
     page.page.on("request", lambda request: asked.append(request.url))
     page.prompt.press_sequentially("a cat <lora:anna:0.8> ")
-    page.says("1 LoRA (anna 0.8): 2 model evaluations a step instead of 2.")
+    page.says("1 LoRA (anna 0.8): 2 model evaluations a step (ordinary: 2).")
     page.prompt.press_sequentially(
         "<lora:style:0.5:0.7:ltstart=0.2> <lora:off:0> <lora:unet:0:1>, <lora:named:te=0.1:unet=0.1>"
     )
-    page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 4.5 model evaluations a step instead of 2.")
+    page.says("4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 4.5 model evaluations a step (ordinary: 2).")
     paths = [urlsplit(address).path for address in asked]
     assert set(paths) == {"/loratorio/v1/price", "/loratorio/v1/places"}, "the scripts ask nothing else"
     assert all(paths.count(path) < 20 for path in set(paths)), "they wait for a pause in the typing"
     page.says(NO_LORA, "img2img")
     page.show("img2img")
     page.prompt.fill("<lora:b:1>")
-    page.says("1 LoRA (b 1): 2 model evaluations a step instead of 2.")
+    page.says("1 LoRA (b 1): 2 model evaluations a step (ordinary: 2).")
     page.says(
-        "4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 4.5 model evaluations a step instead of 2.", "txt2img"
+        "4 LoRAs (anna 0.8, style 0.5/0.7, unet 0/1, named 0.1): 4.5 model evaluations a step (ordinary: 2).", "txt2img"
     )
 
 
@@ -221,13 +221,13 @@ def test_without_an_answer_nothing_is_told(page, held):
     question = asked_for(page, held, "<lora:a:1>")
     page.says("")
     question.continue_()
-    page.says("1 LoRA (a 1): 2 model evaluations a step instead of 2.")
+    page.says("1 LoRA (a 1): 2 model evaluations a step (ordinary: 2).")
     page.prompt.fill("<lora:b:1>")
     asked_for(page, held, "<lora:b:1>").abort()
     page.says("")
     held.clear()
     asked_for(page, held, "<lora:b:1>").continue_()
-    page.says("1 LoRA (b 1): 2 model evaluations a step instead of 2.")
+    page.says("1 LoRA (b 1): 2 model evaluations a step (ordinary: 2).")
 
 
 def test_a_late_answer_to_an_earlier_question_is_dropped(page, held):
@@ -235,16 +235,16 @@ def test_a_late_answer_to_an_earlier_question_is_dropped(page, held):
     early = asked_for(page, held, "<lora:a:1>")
     page.prompt.fill("<lora:a:1> <lora:b:1>")
     asked_for(page, held, "<lora:a:1> <lora:b:1>").continue_()
-    page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step (ordinary: 2).")
     with page.page.expect_response("**/loratorio/v1/price?*"):
         early.continue_()
     page.page.wait_for_timeout(700)
-    page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step (ordinary: 2).")
 
 
 def test_price_of_settings_that_are_refused(page, url):
     page.prompt.fill("<lora:a:1>")
-    page.says("1 LoRA (a 1): 2 model evaluations a step instead of 2.")
+    page.says("1 LoRA (a 1): 2 model evaluations a step (ordinary: 2).")
     answer = page.page.request.get(f"{url}loratorio/v1/price", params={"prompt": "", "settings": '{"lam": 2}'})
     assert answer.status == 422
     assert answer.json() == {"detail": "LoRAtorio: lam is 2; it must be a number from 0 to 1."}
@@ -257,9 +257,9 @@ def test_pool_beside_the_prompt_and_alone(page):
     pool.fill("styles/*")
     page.says("No LoRA in the prompt: only those of the pool take part.")
     page.prompt.fill("<lora:a:1>")
-    page.says("1 LoRA (a 1): 2 model evaluations a step instead of 2. The LoRAs of the pool come on top.")
+    page.says("1 LoRA (a 1): 2 model evaluations a step (ordinary: 2). The LoRAs of the pool come on top.")
     page.choose("method", "merge")
-    page.says("1 LoRA (a 1): 2 model evaluations a step instead of 2. The method merge has no pool.")
+    page.says("1 LoRA (a 1): 2 model evaluations a step (ordinary: 2). The method merge has no pool.")
     page.prompt.fill("")
     page.says(f"{NO_LORA} The method merge has no pool.")
 
@@ -267,12 +267,12 @@ def test_pool_beside_the_prompt_and_alone(page):
 @pytest.mark.parametrize("role", ["global", "Global", " GLOBAL "])
 def test_global_loras_cost_nothing(page, role):
     page.prompt.fill(f"<lora:a:1> <lora:style:1:lt={role}>")
-    page.says("2 LoRAs (a 1, style 1 global): 2 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (a 1, style 1 global): 2 model evaluations a step (ordinary: 2).")
 
 
 def test_price_in_another_language(page):
     page.page.evaluate(
-        "window.localization = {'1 LoRA ({names}): {evaluations} model evaluations a step instead of 2.': "
+        "window.localization = {'1 LoRA ({names}): {evaluations} model evaluations a step (ordinary: 2).': "
         "'{evaluations} statt 2: {names}'}"
     )
     page.prompt.fill("<lora:$&:1>")
@@ -305,14 +305,14 @@ def test_presets_and_reset(page, tab):
             "method=composite patch_size=7 temperature=0.9 lam=0.3 top_k=2 "
             + " ".join(f"{key}={value}" for key, value in others.items())
         )
-        page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step instead of 2. The LoRAs of the pool come on top.")
+        page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step (ordinary: 2). The LoRAs of the pool come on top.")
         page.expect(page.control("patch_size", "input[type=number]")).to_have_value("7")
         page.shows("custom")
         page.press("preset_reset") if name == "reset" else page.pick(name)
         page.expect(page.control("patch_size", "input[type=number]")).to_have_value("1")
         evaluations = {"quality": 4, "balanced": 3.5, "fast": 3, "paper": 4.5, "reset": 3.5}[name]
         pool = "" if name == "reset" else " The LoRAs of the pool come on top."
-        page.says(f"2 LoRAs (a 1, b 1): {evaluations} model evaluations a step instead of 2.{pool}")
+        page.says(f"2 LoRAs (a 1, b 1): {evaluations} model evaluations a step (ordinary: 2).{pool}")
         page.shows("balanced" if name == "reset" else name)
         page.expect(page.mode("custom")).to_have_count(0)
         expected = (
@@ -367,7 +367,7 @@ def test_a_choice_by_keyboard(page):
 
 def test_what_is_wrong_is_told_while_typing(page):
     page.prompt.fill("<lora:a:1:ltat=left> <lora:a:1> <lora:nobody:1> <lora:sdxl-style:1>")
-    page.says("4 LoRAs (a 1 left, a 1, nobody 1, sdxl-style 1): 4.5 model evaluations a step instead of 2.")
+    page.says("4 LoRAs (a 1 left, a 1, nobody 1, sdxl-style 1): 4.5 model evaluations a step (ordinary: 2).")
     page.warns(
         "Twice in the prompt: a. Keep one tag of each, unless you mean both. "
         "Not among the WebUI's LoRAs: nobody. Check the name, or refresh the list if a file is new. "
@@ -439,13 +439,13 @@ def test_the_price_has_what_is_painted(page):
     page.page.on("request", lambda request: asked.append(request))
     page.prompt.fill("<lora:anna:1> <lora:bob:1>")
     page.choose("method", "composite")
-    page.says("2 LoRAs (anna 1, bob 1): 4 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (anna 1, bob 1): 4 model evaluations a step (ordinary: 2).")
     page.paint(0.1, 0.2, 0.1, 0.8)
     page.places("swatch").nth(1).click()
     page.paint(0.8, 0.2, 0.8, 0.8)
-    page.says("2 LoRAs (anna 1, bob 1): 4.5 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (anna 1, bob 1): 4.5 model evaluations a step (ordinary: 2).")
     page.places("clear").click()
-    page.says("2 LoRAs (anna 1, bob 1): 4 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (anna 1, bob 1): 4 model evaluations a step (ordinary: 2).")
     assert all(len(request.url) < 1000 for request in asked)
     sent = [request for request in asked if urlsplit(request.url).path == "/loratorio/v1/places/painted"]
     assert 0 < len(sent) < 10 and all(request.method == "POST" for request in sent)
@@ -496,7 +496,7 @@ def test_an_image_is_loaded_and_its_name_is_pasted(page, tmp_path):
 def test_a_preset_that_is_picked_right_after_a_change_by_hand(page):
     """The page is still telling that the settings are no preset's when the next one is picked."""
     page.prompt.fill("<lora:a:1> <lora:b:1>")
-    page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step instead of 2.")
+    page.says("2 LoRAs (a 1, b 1): 3.5 model evaluations a step (ordinary: 2).")
     for name in ("fast", "paper", "quality"):
         page.control("temperature", "input[type=number]").fill("0.7")
         page.control("temperature", "input[type=number]").press("Tab")
