@@ -19,8 +19,8 @@ intervals (bootstrap over sets of figures). {warning}Real models may rank the wa
 {pictures} captions, 4 of each random set of two or three figures on a ground (sets measured: {sets}).
 Two have the left and right half as their boxes,
 three the thirds, in a drawn order that the captions do not have. The same noise for every way;
-DDIM, {steps} steps, CFG {cfg:g}, every LoRA at strength 1. "Every 2nd", "every 3rd": lambda 1, each LoRA alone in so many
-steps, the presets balanced and fast. "Own words": the prompt is the ground alone, and each LoRA
+DDIM, {steps} steps, CFG {cfg:g}, every LoRA at strength 1. "Every 2nd", "every 3rd": lambda 1, each LoRA alone in
+so many steps, the presets balanced and fast. "Own words": the prompt is the ground alone, and each LoRA
 reads its own figure's word behind it, a form of captions that the tiny model was not trained with. "Attention couple":
 merged LoRAs, and each box attends to a caption of its own figure and the ground (`lab/evaluation/couple.py`); its
 evaluations are those of the merge, the cross-attention of each box beside.
