@@ -1,3 +1,3 @@
 """LoRAtorio (arXiv 2508.11624) for Stable Diffusion WebUIs: composes LoRAs without merging their weights."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
