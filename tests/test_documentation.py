@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from told_messages import messages
 
 from lib_loratorio.engine.price import PLAIN, evaluations_per_step
 from lib_loratorio.loras.tag import LOCAL
@@ -45,3 +46,30 @@ def test_prices_in_the_readme_and_of_performance():
         assert f"| {preset} | {' | '.join(f'{cost:g}' for cost in costs)} |" in readme
         assert re.search(rf"^\| \*{preset}\* .* \| {costs[1]:g} \|$", performance, re.MULTILINE)
     assert f"An ordinary picture takes {PLAIN}" in readme
+
+
+def entries():
+    """The parts of messages that troubleshooting has, left in its tables."""
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1].strip() for row in page.splitlines() if row.startswith("| ")]
+    return [part for row in rows if row != "message" for part in row.split("<br>")]
+
+
+def test_every_message_has_its_entry_in_troubleshooting():
+    parts = entries()
+    assert [text for text in messages() if not any(part in text for part in parts)] == []
+
+
+def test_every_entry_of_troubleshooting_is_of_a_message():
+    """Of few enough, since an entry that is part of many would hide that one has none."""
+    told = [text for text in messages()]
+    found = {part: sum(part in text for text in told) for part in entries()}
+    assert len(found) == len(entries())
+    assert {part: count for part, count in found.items() if not 0 < count < 8} == {}
+    assert len(told) > 200
+
+
+def test_each_row_of_troubleshooting_says_what_to_do():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    rows = [row.split("|") for row in page.splitlines() if row.startswith("| ")]
+    assert [row for row in rows if len(row) != 4 or (len(row[2].split()) < 2 and row[1].strip() != "message")] == []

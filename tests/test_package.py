@@ -1,5 +1,6 @@
 """The package that pip installs: what is in it, that it works away from the checkout, and that versions agree."""
 
+import configparser
 import json
 import os
 import re
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +18,11 @@ import lib_loratorio
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("lib_loratorio", "pyproject.toml", "README.md", "LICENSE")
+TAGS = {
+    *("script", "localization", "tab", "dropdown", "ads", "training", "models", "UI related", "prompting", "editing"),
+    *("manipulations", "online", "animation", "query", "science", "extras"),
+}
+"""Of the WebUI's index of extensions that an extension may have."""
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
 
 
@@ -81,32 +86,43 @@ def test_it_works_in_a_fresh_environment(wheel, tmp_path):
 
 
 def test_the_version_stands_in_one_place():
-    """The CHANGELOG's newest is that version, too."""
-    files = [ROOT / name for name in ("metadata.ini", "pyproject.toml", "install.py", "README.md")]
-    files += [
-        path for folder in ("lib_loratorio", "scripts", "javascript", "docs") for path in (ROOT / folder).rglob("*")
+    """The changelog's first heading tells of it; all else reads it."""
+    version = lib_loratorio.__version__
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    files = [
+        ROOT / name for name in listed.stdout.splitlines() if name.endswith((".py", ".ini", ".toml", ".js", ".json"))
     ]
-    texts = [path for path in files if path.suffix in (".ini", ".toml", ".py", ".js", ".md", ".json")]
-    having = [path.name for path in texts if lib_loratorio.__version__ in path.read_text("utf-8")]
-    assert having == ["__init__.py", "releasing.md"]  # there as an example
+    assert [str(file.relative_to(ROOT)) for file in files if version in file.read_text("utf-8")] == [
+        "lib_loratorio/__init__.py"
+    ]
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "metadata.ini")
+    assert dict(metadata["Extension"]) == {"name": "sd-webui-loratorio"}
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
-    assert headings[0] == lib_loratorio.__version__
+    assert headings[0] == version
 
 
-def test_the_entry_for_the_index_is_complete():
-    """As https://github.com/AUTOMATIC1111/stable-diffusion-webui-extensions wants it, with its tags."""
-    entry = json.loads((ROOT / "docs/index-entry.json").read_text("utf-8"))
-    assert list(entry) == ["name", "url", "description", "added", "tags"]
-    assert entry["url"] == "https://github.com/OWNER/sd-webui-loratorio.git"
-    assert set(entry["tags"]) <= {"script", "prompting", "manipulations", "UI related", "science"}
-    assert date.fromisoformat(entry["added"]) and 50 < len(entry["description"]) < 300
+def test_the_entry_for_the_index_of_extensions():
+    """The index has these keys and knows these tags; it adds the date by itself."""
+    entry = json.loads((ROOT / "docs" / "index-entry.json").read_text("utf-8"))
+    assert list(entry) == ["name", "url", "description", "tags"]
+    assert re.fullmatch(r"https://github\.com/[\w-]+/sd-webui-loratorio\.git", entry["url"])
+    assert entry["tags"] and set(entry["tags"]) <= TAGS
+    assert len(entry["description"]) < 250
 
 
-def test_forms_for_issues_ask_for_what_is_needed():
+def test_forms_for_issues():
+    """Their fields have names of their own, and ask for what finding a fault takes."""
     yaml = pytest.importorskip("yaml")
-    forms = {path.name: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/ISSUE_TEMPLATE").iterdir()}
-    assert forms.keys() == {"bug.yml", "feature.yml", "config.yml"}
-    assert "docs/troubleshooting.md" in forms["config.yml"]["contact_links"][0]["url"]
-    needed = {part["id"] for part in forms["bug.yml"]["body"] if part.get("validations", {}).get("required")}
-    assert {"host", "versions", "infotext", "verify", "what"} <= needed
-    assert "console" in {part["id"] for part in forms["bug.yml"]["body"]}
+    folder = ROOT / ".github" / "ISSUE_TEMPLATE"
+    forms = {file.stem: yaml.safe_load(file.read_text("utf-8")) for file in folder.glob("*.yml")}
+    assert set(forms) == {"bug", "config", "feature"}
+    asked = {part["id"] for part in forms["bug"]["body"] if part.get("validations", {}).get("required")}
+    assert asked == {"what", "infotext", "verify", "console", "host", "version"}
+    for name in ("bug", "feature"):
+        fields = [part["id"] for part in forms[name]["body"] if part["type"] != "markdown"]
+        assert len(fields) == len(set(fields)) and {"name", "description", "body"} <= set(forms[name])
+    assert [link["url"].rsplit("/main/")[1] for link in forms["config"]["contact_links"]] == ["docs/troubleshooting.md"]
+    assert (ROOT / "docs" / "troubleshooting.md").exists()

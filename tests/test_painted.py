@@ -133,3 +133,11 @@ def test_colours_are_those_of_the_loras_that_compete():
 def test_the_base_is_there_where_all_have_colours(rows, plan):
     planner = Planner(Settings(method="composite"), [adapter(LOCAL), adapter(LOCAL)], painted=painted(rows))
     assert planner.step(0, 0).plan == plan
+
+
+def test_a_mask_that_is_too_large_is_told_with_what_to_do(monkeypatch):
+    monkeypatch.setattr("lib_loratorio.loras.mask_image.MOST_PIXELS", 11)
+    file = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(file, "PNG")
+    with pytest.raises(SettingsError, match="4 x 3 pixels, which is too large; make it as large as the picture"):
+        read_image(base64.b64encode(file.getvalue()).decode())

@@ -60,7 +60,10 @@ def read_image(text: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(Picture.content(text) or b""))
         if image.width * image.height > MOST_PIXELS:
-            raise SettingsError(f"mask is an image of {image.width} x {image.height} pixels; that is too large.")
+            raise SettingsError(
+                f"mask is an image of {image.width} x {image.height} pixels, which is too large; "
+                "make it as large as the picture."
+            )
         return image.convert("RGBA")
     except (UnidentifiedImageError, OSError, ValueError) as error:
         if isinstance(error, SettingsError):

@@ -75,6 +75,14 @@ def tiny_world(monkeypatch, tmp_path):
     return tmp_path
 
 
+def test_the_example_of_the_command_lines_page_works(tiny_world, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (GUIDE.parent / "command-line.md").read_text("utf-8"), re.DOTALL)
+    names = {}
+    exec(compile(block, "command-line.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("12 {'character': [0.")
+    assert len(names["pictures"]) == 1 and (tiny_world / "maps.png").exists()
+
+
 def test_every_example_works(tiny_world, capsys, caplog):
     names = {}
     told = []
