@@ -112,7 +112,9 @@ def _figure(image: Image.Image, alt: str, title: str, caption: str = "") -> str:
 
 
 def _lines(lines: Sequence[str]) -> str:
-    return "<br>".join(f'<span class="quiet">{escape(line)}</span>' for line in lines)
+    """Lines one below the other, which do not break before their last word: a unit."""
+    kept = ("&nbsp;".join(escape(line).rsplit(" ", 1)) for line in lines)
+    return "<br>".join(f'<span class="quiet">{line}</span>' for line in kept)
 
 
 def _legend(picture: Picture, shares: bool = True) -> str:

@@ -297,6 +297,10 @@ def test_the_steps_are_there_without_a_script_and_move_with_it():
     assert re.search(rf"Who weighs most in step 3 of 3: {first} 0%, {last} 100%", text)
 
 
+def test_a_number_of_seconds_stays_with_its_unit():
+    assert "40 evaluations, 1.5&nbsp;s</span>" in page() and "evaluations, 1.5 s" not in page()
+
+
 def test_texts_of_the_page_are_escaped():
     text = page(("<script>1 & 2</script>",), (("", "n"), ("<b>", "$x")))
     assert "&lt;script&gt;1 &amp; 2&lt;/script&gt;" in text and "<td>&lt;b&gt;</td><td>$x</td>" in text
