@@ -2,181 +2,85 @@
 
     python -m lab.demo [--out outputs/demo.png]
 
-Writes a contact sheet (each skill alone; then the same captions and noise with Merge, Switch, Composite and LoRAtorio,
-and where LoRAtorio gave each LoRA its weight) and prints what the skill detector found in it.
+Writes a contact sheet and, beside it, a page for the browser (outputs/demo.html), and prints a table. The pictures are
+kept (outputs/demo/): a demo that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from lab.progress import Progress
 
-from lab import detector, model, world
-from lab.evaluation.tables import table
-from lab.evaluation.ways import CFG, METHODS, STEPS, evaluations_a_step
-from lab.model import WEIGHTS
-from lib_loratorio.hosts.diffusers import composed
-from lib_loratorio.page.weight_panel import COLOURS, dominant
+# diffusers and torch take seconds to import: what happens is told before, and what needs them imported after.
 
-WAYS = ("Merge", "Switch", "Composite", "LoRAtorio")
-SKILLS = (
-    ("alien", "robot"),
-    ("cat", "bricks"),
-    ("alien", "mushroom", "gem", "waves"),
-    ("cat", "robot", "bricks", "hatching"),
-)
-SEED = 5
-TILE, GAP, INK, PAPER = 192, 8, (30, 30, 30), (250, 250, 250)
-
-Line = str | tuple[str, world.Colour]
-"""Under a tile: a text, or the text and the colour of a legend's entry."""
-
-Tile = tuple[Image.Image, Sequence[Line]]
+STOPPED = 130
+"""The exit code of a command that Ctrl-C stopped, by the shells' convention."""
 
 
-class Total(TypedDict):
-    """What one way showed on all captions: skills found of those asked for, pictures with all of them; and the seconds
-    a picture.
-    """
-
-    found: int
-    asked: int
-    complete: int
-    seconds: float
-
-
-class Sheet:
-    """Rows of titled tiles, all of one size, on one page."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, Sequence[Tile]]] = []
-        self.font, self.small = ImageFont.load_default(18), ImageFont.load_default(13)
-
-    def row(self, heading: str, tiles: Sequence[Tile]) -> None:
-        self.rows.append((heading, tiles))
-
-    def image(self) -> Image.Image:
-        lines = [max((len(captions) for _, captions in tiles), default=0) for _, tiles in self.rows]
-        heights = [30 + TILE + 18 * n + GAP for n in lines]
-        width = GAP + max(len(tiles) for _, tiles in self.rows) * (TILE + GAP)
-        page = Image.new("RGB", (width, sum(heights) + GAP), PAPER)
-        draw, top = ImageDraw.Draw(page), GAP
-        for (heading, tiles), height in zip(self.rows, heights):
-            draw.text((GAP, top), heading, font=self.font, fill=INK)
-            for i, (picture, captions) in enumerate(tiles):
-                left = GAP + i * (TILE + GAP)
-                page.paste(picture.resize((TILE, TILE), Image.Resampling.NEAREST), (left, top + 28))
-                self._write(draw, captions, left, top + 30 + TILE)
-            top += height
-        return page
-
-    def _write(self, draw: ImageDraw.ImageDraw, captions: Sequence[Line], left: int, top: int) -> None:
-        for j, caption in enumerate(captions):
-            x, y, text = left, top + 18 * j, caption
-            if isinstance(caption, tuple):
-                text, colour = caption
-                draw.rectangle((left, y + 2, left + 12, y + 14), fill=colour)
-                x += 18
-            draw.text((x, y), text, font=self.small, fill=INK)
-
-
-def winners(picture: Image.Image, weights: torch.Tensor) -> Image.Image:
-    """The dominant LoRA of each patch, one colour each, over the grey picture; weights `[N, h, w]`."""
-    over = dominant(weights).resize(picture.size, Image.Resampling.NEAREST)
-    return Image.blend(picture.convert("L").convert("RGB"), over, 0.55)
-
-
-class Demo:
-    """The tiny model with its LoRAs and the detector, and what the pictures have shown so far."""
-
-    def __init__(self, weights: Path):
-        self.pipe = model.load(weights / "model")
-        self.judge = detector.load(weights / "detector.safetensors")
-        self.loras = weights / "loras"
-        self.totals = {way: Total(found=0, asked=0, complete=0, seconds=0.0) for way in WAYS}
-
-    def alone(self, number: int, name: str) -> Tile:
-        """A picture of the `number`-th skill, made with its LoRA alone."""
-        caption, way = world.content((name,), SEED + number).caption, METHODS["Merge"]
-        with composed(self.pipe, way.loras((name,), self.loras), way.settings):
-            image = model.sample(self.pipe, [caption], SEED + number, STEPS, CFG)[0]
-        return Image.fromarray(image), [f"{name}  ({world.SKILLS[name].trigger})"]
-
-    def compared(self, number: int, skills: Sequence[str]) -> tuple[str, list[Tile]]:
-        """The `number`-th caption and its tiles: a render of it, the picture of each way, and where LoRAtorio, the last
-        of them, gave each LoRA its weight.
-        """
-        shown = world.content(skills, SEED + number)
-        asked = np.array([name in skills for name in world.NAMES])
-        tiles: list[Tile] = [(Image.fromarray(world.render(shown, SEED)), ["what the caption asks for"])]
-        for way in WAYS:
-            with composed(self.pipe, METHODS[way].loras(skills, self.loras), METHODS[way].settings) as composition:
-                start = time.time()
-                images = model.sample(self.pipe, [shown.caption], SEED + number, STEPS, CFG)
-                seconds = time.time() - start
-            present = detector.detect(self.judge, images)[0, asked]
-            self._add(way, present, seconds)
-            tiles.append((Image.fromarray(images[0]), [f"{way}: {present.sum()} of {len(skills)} skills"]))
-        shares = composition.maps.shares()[:, 0].tolist()
-        legend = [
-            (f"{name} {share:.0%}", COLOURS[n % len(COLOURS)]) for n, (name, share) in enumerate(zip(skills, shares))
-        ]
-        tiles.append((winners(Image.fromarray(images[0]), composition.maps.mean[:, 0]), legend))
-        return shown.caption, tiles
-
-    def _add(self, way: str, present: np.ndarray, seconds: float) -> None:
-        """Takes one picture into the way's total; `present` `[asked skills]` bool."""
-        total = self.totals[way]
-        total["found"] += int(present.sum())
-        total["asked"] += len(present)
-        total["complete"] += int(present.all())
-        total["seconds"] += seconds / len(SKILLS)
-
-
-def summary(totals: Mapping[str, Total]) -> str:
-    """The table of what was found and what it cost, from each way's total over the captions."""
-    rows = [
-        [
-            way,
-            f"{t['found']} of {t['asked']}",
-            f"{t['complete']} of {len(SKILLS)}",
-            f"{t['seconds']:.1f}",
-            " / ".join(f"{evaluations_a_step(METHODS[way], n):g}" for n in (2, 4)),
-        ]
-        for way, t in totals.items()
-    ]
-    return table(
-        ["", "skills found", "pictures with all skills", "s a picture", "model evaluations a step (2 / 4 LoRAs)"], rows
-    )
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/demo.png"))
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo.png"), help="the sheet; the page is beside it")
+    parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes")
     args = parser.parse_args()
-    begin = time.time()
-    demo, sheet, alone = Demo(args.weights), Sheet(), []
-    for number, name in enumerate(world.NAMES):
-        alone.append(demo.alone(number, name))
-        print(f"\rskills alone: {number + 1}/{len(world.NAMES)}", end="", flush=True)
-    sheet.row("Nine LoRAs, each alone", alone)
-    for number, skills in enumerate(SKILLS):
-        caption, tiles = demo.compared(number, skills)
-        sheet.row(f"{len(skills)} LoRAs: {caption}", tiles)
-        print(f"\rcomposed: {number + 1}/{len(SKILLS)}       ", end="", flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.image().save(args.out)
-    print("\r" + summary(demo.totals))
-    print(f"{args.out}: {time.time() - begin:.0f} s, {torch.get_num_threads()} threads")
+    print("The tiny model draws pictures that ask for several LoRAs at once: merged, and composed by LoRAtorio.")
+    print(f"In about a minute: a table here, a sheet of all pictures ({args.out}) and a page for the browser.")
+    kept = args.out.with_suffix("")
+    print(f"Ctrl-C stops it; finished pictures are kept in {kept}/.", flush=True)
+    try:
+        return _run(args.out, kept, args.weights, args.workers)
+    except KeyboardInterrupt:
+        # The line of the progress ends where it is.
+        print(f"\nStopped. The same command goes on from the pictures in {kept}/.", flush=True)
+        return STOPPED
+
+
+def _run(out: Path, folder: Path, weights: Path, workers: int) -> int:
+    Progress(0, sys.stdout).tell(0, "starting torch and diffusers")
+    from lab.demo_kept import Kept, make
+    from lab.demo_page import page
+    from lab.demo_plan import RULE, sections
+    from lab.demo_sheet import sheet
+    from lab.demo_words import aligned, table
+
+    begin, story, kept = time.perf_counter(), sections(), Kept(folder, weights)
+    shots = [shot for section in story for shot in section.shots]
+    missing = [shot for shot in shots if kept.read(shot) is None]
+    progress, there = Progress(len(shots), sys.stdout), len(shots) - len(missing)
+    progress.tell(there, "loading the tiny model")
+    for done, shot in enumerate(make(missing, kept, workers), there + 1):
+        progress.tell(done, f"{shot.shown.caption}: {shot.title}")
+    pictures = {shot: kept.read(shot) for shot in shots}
+    progress.tell(len(shots), "drawing the sheet and the page")
+    kept.drop_others(shots)
+    compared = [shot for section in story if section.name == "compared" for shot in section.shots]
+    rows = table((shot, pictures[shot]) for shot in compared)
+    intro = [
+        "A tiny diffusion model and nine LoRAs, all trained from scratch for this project, composed in every way.",
+        RULE,
+        "Below each picture: how many of the asked skills the detector sees in it, and the model evaluations and "
+        "seconds that it took on the machine that made it, on one thread.",
+    ]
+    beside = out.with_suffix(".html")
+    sheet(story, pictures).image().save(out)
+    beside.write_text(page(intro, story, pictures, rows), encoding="utf-8")
+    progress.clear()
+    print()
+    print(aligned(rows))
+    print(f"\n{RULE}")
+    seconds = time.perf_counter() - begin
+    if missing:
+        print(f"{len(missing)} pictures made, {len(shots) - len(missing)} kept from before, in {seconds:.0f} s.")
+    else:
+        print(f"All {len(shots)} pictures were there already; delete {folder}/ to make them anew.")
+    print(f"Sheet: {out}\nPage:  {beside.resolve().as_uri()}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from lab import world
-from lab.demo import Sheet
+from lab.contact_sheet import Sheet
 from lab.detector import detect
 from lab.evaluation.captions import skill_sets
 from lab.evaluation.studio import Studio

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lab import model, world
-from lab.demo import Sheet
+from lab.contact_sheet import Sheet
 from lab.evaluation.ways import CFG, DEFAULT, STEPS
 from lib_loratorio.hosts.diffusers import Lora, composed
 from lib_loratorio.loras.tag import LoraTag

@@ -32,9 +32,14 @@ BESIDES = {
     ("lab.evaluation.ways", "lib_loratorio.loras.tag"),
     ("lab.evaluation.ways", "lib_loratorio.engine.price"),
     ("lab.swapped", "lib_loratorio.loras.tag"),
-    ("lab.demo", "lib_loratorio.page.weight_panel"),
+    ("lab.contact_sheet", "lib_loratorio.page.weight_panel"),
+    ("lab.contact_sheet", "lib_loratorio.palette"),
+    ("lab.demo_page", "lib_loratorio.palette"),
+    ("lab.demo_plan", "lib_loratorio.presets"),
 }
-"""What else of the extension a module needs: what a LoRA's tag says, the engine's plans, the colours of its maps."""
+"""What else of the extension a module needs: what a LoRA's tag says, the engine's plans, the presets, the colours of
+its maps.
+"""
 
 
 def _imports(file):
