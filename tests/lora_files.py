@@ -356,6 +356,10 @@ def write_odd(checkpoint: str | Path, folder: Path, prefix: str = "e2e_") -> Non
     def changed(tensors: dict[str, Tensor], part: str, value: float) -> dict[str, Tensor]:
         return {name: torch.full_like(t, value) if name.endswith(part) else t for name, t in tensors.items()}
 
+    def scaled(tensors: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+        """Other content: of pasted parameters WebUIs know LoRAs by the hash of their files."""
+        return {name: t * factor if name.endswith("lora_up.weight") else t for name, t in tensors.items()}
+
     def as_peft(tensors: dict[str, Tensor], adapter_name: str) -> dict[str, Tensor]:
         parts = {"lora_down": f"lora_A{adapter_name}", "lora_up": f"lora_B{adapter_name}"}
         return {
@@ -379,8 +383,8 @@ def write_odd(checkpoint: str | Path, folder: Path, prefix: str = "e2e_") -> Non
         "fp8": {name: t if name.endswith("alpha") else t.to(torch.float8_e4m3fn) for name, t in plain.items()},
         "peft": {f"base_model.model.{name}": t for name, t in as_peft(plain, "").items()},
         "peft_named": as_peft(plain, ".default"),
-        "a=b": plain,
-        "lcm": plain,
+        "a=b": scaled(plain, 0.9),
+        "lcm": scaled(plain, 0.8),
         "other_model": {**elsewhere, **text},
     }
     for name, tensors in odd.items():
