@@ -29,6 +29,14 @@ def enabled(page, prompt=PAIR, **settings):
         page.set(name, value)
 
 
+def reload(page):
+    """The WebUI's page is built anew, with what its settings say now."""
+    page.show("Settings")
+    with page.page.expect_navigation(timeout=120_000):
+        page.page.locator("#settings_restart_gradio").click()
+    page.loaded()
+
+
 def test_settings_page_and_reload(page, webui):
     name = "loratorio_default_temperature"
     page.show("Settings")
@@ -37,9 +45,7 @@ def test_settings_page_and_reload(page, webui):
     page.page.locator("#settings_submit").click()
     try:
         page.expect(page.page.locator("#settings_result").first).to_contain_text("changed")
-        with page.page.expect_navigation(timeout=120_000):
-            page.page.locator("#settings_restart_gradio").click()
-        page.loaded()
+        reload(page)
         enabled(page)
         page.check(temperature=0.75)
         page.expect(page.live).to_have_text(
@@ -49,6 +55,8 @@ def test_settings_page_and_reload(page, webui):
         page.expect(page.infotext).to_contain_text("temperature=0.75")
     finally:
         webui.client.set_options({name: Settings().temperature})
+    reload(page)  # other tests find the page as it was
+    page.expect(page.mode("balanced")).to_be_checked()
 
 
 def test_from_the_prompt_to_img2img(page):
