@@ -11,6 +11,12 @@
     const NONE = "No weight map has been made yet.";
     const AWAY = "The mask of this picture is not at hand: load the image that was saved beside it, or choose no mask.";
 
+    const FILLING = "the chosen LoRA may be everywhere";
+    const CLEARING = "forgets what is painted";
+    const LOADING = "painted elsewhere, in the LoRAs' colours";
+    const TAKING = "of the last picture with weight maps: where each LoRA won";
+    const TITLES = {[FILL]: FILLING, [CLEAR]: CLEARING, [LOAD]: LOADING, [TAKE]: TAKING};
+
     const route = "./loratorio/v1/places";
     const longest = 256; // pixels of the mask's longer edge
     const milliseconds = 400;
@@ -24,6 +30,7 @@
             this.places = [];
             this.chosen = black;
             this.picked = false; // by the user; until then it is the first LoRA's
+            this.problems = {}; // by what has it: the prompt, or the mask
         }
 
         find(name) {
@@ -80,6 +87,7 @@
             this.button = (text, name, act, parent = buttons) => {
                 const button = make("button", `places-${name}`, translated(text), parent);
                 button.type = "button";
+                button.title = translated(TITLES[text] ?? text); // else the WebUI gives its own buttons' titles
                 button.style.cssText = "border: 1px solid grey; border-radius: 4px; padding: 2px 8px";
                 button.addEventListener("click", act);
                 return button;
@@ -165,16 +173,21 @@
             this.box.value = value;
             this.box.dispatchEvent(new Event("input", {bubbles: true}));
             this.written = value;
-            this.message.textContent = "";
+            this.tell("mask", "");
             if (anew) {
                 this.show(value);
             }
         }
 
+        tell(whose, problem) {
+            this.problems[whose] = problem;
+            this.message.textContent = Object.values(this.problems).filter((told) => told).join("\n");
+        }
+
         // What something else has written: a pasted picture's mask, or none.
         show(value) {
             this.written = value;
-            this.message.textContent = value.startsWith("sha256-") ? translated(AWAY) : "";
+            this.tell("mask", value.startsWith("sha256-") ? translated(AWAY) : "");
             if (!value || value.startsWith("sha256-")) {
                 this.blank();
                 return;
@@ -212,7 +225,7 @@
                 return;
             }
             this.root.dataset.painted = answer.painted.join(",");
-            this.message.textContent = answer.problem || this.message.textContent;
+            this.tell("mask", answer.problem || this.problems.mask);
         }
 
         async take() {
@@ -220,7 +233,7 @@
             if (mask) {
                 this.write(`data:image/png;base64,${mask}`);
             } else {
-                this.message.textContent = translated(NONE);
+                this.tell("mask", translated(NONE));
             }
         }
 
@@ -240,7 +253,7 @@
                 return;
             }
             this.places = answer.places;
-            this.message.textContent = answer.problem || this.message.textContent;
+            this.tell("prompt", answer.problem);
             this.choose();
             this.outline();
         }

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lib_loratorio import __version__
 from lib_loratorio.declaration import Choice, Flag
-from lib_loratorio.errors import NAME, LoratorioError, SettingsError, told
+from lib_loratorio.errors import NAME, LoratorioError, SettingsError, told, untold
 from lib_loratorio.loras.argument import name_of, read_argument
 from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
 from lib_loratorio.page.settings_table import markdown
@@ -150,7 +150,7 @@ def parse_lora(text: str) -> tuple[Path, float, LoraTag]:
     try:
         return read_argument(text)
     except SettingsError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix(f"{NAME}: ")) from None
+        raise argparse.ArgumentTypeError(untold(str(error))) from None
 
 
 def parse_pool(text: str) -> list[tuple[Path, float, LoraTag, bool]]:

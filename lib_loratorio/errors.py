@@ -10,6 +10,11 @@ def told(message: str) -> str:
     return message if message.startswith(NAME) else f"{NAME}: {message}"
 
 
+def untold(message: str) -> str:
+    """The message where it is plain whom it is from."""
+    return message.removeprefix(f"{NAME}: ")
+
+
 class LoratorioError(RuntimeError):
     """A composition that cannot begin or go on; the message is for the user and says what to do."""
 

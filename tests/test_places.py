@@ -67,6 +67,8 @@ def test_a_tag_without_a_place_has_none():
         ({"ltshare": "1.2"}, "ltshare=1.2"),
         ({"ltshare": "half"}, "ltshare=half"),
         ({"ltboxes": "0,0,1,1"}, "'ltboxes', which is not known"),
+        ({"at": "left"}, "'at', which is not known; the names are"),
+        ({"Box": "0,0,1,1"}, "'box', which is not known"),
     ],
 )
 def test_what_is_no_place_is_named(named, match):

@@ -266,3 +266,10 @@ def test_what_is_wrong_with_loras(prompt, expected):
 def test_a_tag_that_cannot_be_read_is_told():
     assert "has ltat=lef; it must be" in price("<lora:a:1:ltat=left> <lora:b:1:ltat=lef>", Settings())["unreadable"]
     assert price("<lora:a:1:lbw=MINE:ltat=left>", Settings())["unreadable"] == "", "may be another extension's preset"
+
+
+@pytest.mark.parametrize("strength", ["0,8", "0.8:0,5", "te=x", "high"])
+def test_a_strength_that_cannot_be_read_is_told(strength):
+    told = price(f"<lora:a:{strength}>", Settings())["unreadable"]
+    assert told.startswith("the LoRA 'a' has the strength '") and "it must be a number, such as 0.8" in told
+    assert price("<lora:a> <lora:b:.5:> <lora:c:0:0>", Settings())["unreadable"] == ""

@@ -18,6 +18,9 @@ from lib_loratorio.loras.region import Region, read_share
 
 NAMES = ("ltstart", "ltend", "lt", "ltbox", "ltat", "ltshare", "ltw", "lbw", "start", "stop", "step")
 KNOWN = f"{', '.join(NAMES[:-1])} and {NAMES[-1]}"
+SHORTENED = ("ltbox", "ltat", "ltshare")
+"""Those that are mistyped without `lt`; other names have a meaning of their own without it."""
+
 X = "x"
 """The name of what the number `X` in block weights stands for."""
 
@@ -152,7 +155,7 @@ def read_strength(value: Any, lora: str) -> float:
 
 
 def _looks_like_ours(name: str) -> bool:
-    return name.startswith("lt") or bool(get_close_matches(name, NAMES, 1, 0.8))
+    return name.startswith("lt") or f"lt{name}" in SHORTENED or bool(get_close_matches(name, NAMES, 1, 0.8))
 
 
 def _fraction(named: Mapping[str, Any], name: str, default: float, lora: str) -> float:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lib_loratorio.engine.price import evaluations_per_step
-from lib_loratorio.errors import SettingsError
+from lib_loratorio.errors import SettingsError, untold
 from lib_loratorio.loras.mask_image import colours_in
-from lib_loratorio.loras.tag import LOCAL, LoraTag, acts
+from lib_loratorio.loras.tag import LOCAL, LoraTag, acts, read_strength
 from lib_loratorio.presets import PRESETS, with_preset
 from lib_loratorio.settings import Settings
 
@@ -77,10 +77,8 @@ def _known(named: Mapping[str, str]) -> dict[str, str]:
 
 
 def _mentioned(tag: re.Match) -> Mentioned | None:
-    parts, named = _parts(tag)
-    first, second, *_ = [*(part for part in parts if part and "=" not in part), None, None]
-    text = named.get("te", first if first is not None else "1")
-    denoiser = named.get("unet", second if second is not None else text)
+    _, named = _parts(tag)
+    text, denoiser = _strengths(tag)
     if not acts(_number(text), _number(denoiser)):
         return None
     strength = denoiser if text == denoiser else f"{text}/{denoiser}"
@@ -89,11 +87,19 @@ def _mentioned(tag: re.Match) -> Mentioned | None:
     return Mentioned(tag[1], strength, _tag(named, tag[1]), where=where)
 
 
+def _strengths(tag: re.Match) -> tuple[str, str]:
+    """The text encoder's and the UNet's, as written."""
+    parts, named = _parts(tag)
+    first, second, *_ = [*(part for part in parts if part and "=" not in part), None, None]
+    text = named.get("te", first if first is not None else "1")
+    return text, named.get("unet", second if second is not None else text)
+
+
 def _number(text: str) -> float:
     try:
         return float(text.strip() or 0)
     except ValueError:
-        return math.nan  # still being written
+        return math.nan  # told as unreadable
 
 
 def _tag(named: Mapping[str, str], lora: str) -> LoraTag:
@@ -165,11 +171,14 @@ def _problems(names: Sequence[str], problem_of: ProblemOf) -> dict[str, list[str
 
 def _unreadable(prompt: str) -> str:
     """The message about the first tag that a generation would refuse, but for what is in `OF_HOST`."""
-    for lora, named in tags_of(prompt):
+    for tag in filter(_mentioned, TAG.finditer(prompt)):
+        named = _known(_parts(tag)[1])
         try:
-            LoraTag.read({name: value for name, value in named.items() if name not in OF_HOST}, lora)
+            for strength in _strengths(tag):
+                read_strength(strength.strip() or 0, tag[1])
+            LoraTag.read({name: value for name, value in named.items() if name not in OF_HOST}, tag[1])
         except SettingsError as error:
-            return str(error)
+            return untold(str(error))
     return ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from lib_loratorio.errors import SettingsError
+from lib_loratorio.errors import SettingsError, untold
 from lib_loratorio.loras.mask_image import colours_in
 from lib_loratorio.loras.tag import LoraTag
 from lib_loratorio.page.live import tags_of
@@ -31,7 +31,7 @@ def told(prompt: str) -> dict[str, Any]:
         try:
             tag = LoraTag.read({key: value for key, value in named.items() if key in ("lt", "ltbox", "ltat")}, name)
         except SettingsError as error:
-            problem, tag = problem or str(error), LoraTag()
+            problem, tag = problem or untold(str(error)), LoraTag()
         if not tag.is_global:
             colour = hexadecimal(COLOURS[len(places)]) if len(places) < len(COLOURS) else None
             boxes = [list(box) for box in tag.region.boxes] if tag.region else []
@@ -48,7 +48,7 @@ def painted(mask: str) -> dict[str, Any]:
     try:
         return {"painted": colours_in(str(SETTINGS["mask"].kind("mask", mask))), "problem": ""}
     except SettingsError as error:
-        return {"painted": [], "problem": str(error)}
+        return {"painted": [], "problem": untold(str(error))}
 
 
 def as_mask(image: Image | None) -> dict[str, str]:

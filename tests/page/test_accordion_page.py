@@ -1,6 +1,7 @@
 """The accordion in the system's Chromium, on a page of each gradio that the WebUIs have. Needs no WebUI."""
 
 import json
+import re
 import os
 import subprocess
 import sysconfig
@@ -504,3 +505,19 @@ def test_a_preset_that_is_picked_right_after_a_change_by_hand(page):
         page.expect(page.control("temperature", "input[type=number]")).to_have_value("0.1")
         page.shows(name)
         assert page.settings() == Settings(**PRESETS[name]).to_api() | {"enabled": False}
+
+
+def test_a_mistake_that_is_mended_is_told_no_more(page):
+    page.prompt.fill("<lora:a:1:ltat=lef>")
+    page.expect(page.places("message")).to_contain_text("the LoRA 'a' has ltat=lef; it must be one of")
+    page.warns(re.compile("^the LoRA 'a' has ltat=lef"))
+    page.prompt.fill("<lora:a:1:ltat=left>")
+    page.expect(page.places("message")).to_have_text("")
+    page.prompt.fill("<lora:a:0,8>")
+    page.warns("the LoRA 'a' has the strength '0,8'; it must be a number, such as 0.8, with a point.")
+
+
+def test_buttons_of_places_have_titles_of_their_own(page):
+    """The WebUI gives buttons without one the titles of its own of the same text."""
+    titles = {name: page.places(name).get_attribute("title") for name in ("fill", "take", "load", "clear")}
+    assert titles["fill"] == "the chosen LoRA may be everywhere" and all(titles.values())

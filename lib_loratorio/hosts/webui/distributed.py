@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from lib_loratorio.errors import NAME
+from lib_loratorio.errors import untold
 from lib_loratorio.hosts.webui.maps import SHARES, Drawn, Panels
 from lib_loratorio.hosts.webui.messages import NOTE, note
 from lib_loratorio.hosts.webui.other_scripts import script_titled
@@ -96,7 +96,7 @@ def _tell(p, worker: str, told: dict[str, Any]) -> None:
     params = p.extra_generation_params
     notes = told.get(NOTE)
     if notes and notes != params.get(NOTE):
-        note(p, f"the worker '{worker}' says: {_without_name(notes)}")
+        note(p, f"the worker '{worker}' says: {untold(notes)}")
     elif not notes and INFOTEXT not in told:
         note(
             p,
@@ -122,8 +122,4 @@ def _reason(worker: str) -> str:
         errors = json.loads(answer)
     except ValueError:
         return answer
-    return _without_name(str(errors.get("errors") or errors.get("detail") or answer))
-
-
-def _without_name(message: str) -> str:
-    return message.removeprefix(f"{NAME}: ")
+    return untold(str(errors.get("errors") or errors.get("detail") or answer))
