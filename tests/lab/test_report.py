@@ -5,12 +5,15 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from lab.evaluation import choices, price_report, report
+from lab import world
+from lab.evaluation import choices, pools_report, price_report, report
 from lab.evaluation.captions import COUNTS
+from lab.evaluation.divergence import KINDS, OWN, PLAIN
 from lab.evaluation.measurements import Measured
 from lab.evaluation.ways import (
     ABLATION,
     EVERY_STEP,
+    IN_POOLS,
     LARGE,
     MERGES,
     METHODS,
@@ -18,6 +21,7 @@ from lab.evaluation.ways import (
     SAMPLED,
     SCOUTING,
     STYLED,
+    TEXTURED,
     evaluations_a_step,
 )
 
@@ -131,3 +135,34 @@ def test_report_of_the_price_is_written(tmp_path):
     assert "| against Merge at 1.2 | +0.0 (+0.0 to +0.0) |" in text
     assert "| Pool, exact, lambda 1, each alone every 3rd step |" in text.partition("## All LoRAs loaded")[2]
     assert (tmp_path / "evaluation-price.png").exists()
+
+
+def _divergences(of, plain):
+    """On its own word each LoRA diverges by 0.1, on plain scenes by `plain`, else by 0.02; asked ones win a quarter."""
+    values = {OWN: 0.1, PLAIN: plain}
+    lines = [
+        {"loras": of, "lora": name, "captions": kind, "divergence": [[values.get(kind, 0.02)] * 4] * 2}
+        for name in world.NAMES
+        for kind in KINDS
+    ]
+    shares = {str(number): [0.25, 0.25] for number in range(8)}
+    return [
+        *lines,
+        {"loras": of, "won": shares, "standardised": shares, "counts": [2] * 4 + [4] * 4, "timesteps": [901, 401]},
+    ]
+
+
+def test_report_of_pools_is_written(tmp_path):
+    shown = {way: (0.75 if "regularised" in way else 0.5, 1.0) for way in IN_POOLS}
+    records = _records("pools", shown) + _records("textures", {way: (0.5, 1.0) for way in TEXTURED})
+    for record in records:
+        if record["split"] == "textures":
+            record |= {"style": record["present"], "places": record["present"]}
+    pools_report.write(records, _divergences("shipped", 0.05) + _divergences("regularised", 0.01), tmp_path)
+    text = (tmp_path / "evaluation-pools.md").read_text()
+    assert "on the base's own scenes by 50% of what" in text and "plain scenes down to 10%." in text
+    assert "With all nine loaded 75 (75 to 75)% of the asked" in text
+    assert "| mean | 100 | 20 | 50 | 20 | 20 | 20 |" in text and "| mean | 100 | 20 | 10 |" in text
+    assert "| shipped | 25 (25 to 25) | 25 (25 to 25) |" in text and "win 33%" in text
+    assert "| Pool, exact, regularised against shipped | +25.0 (+25.0 to +25.0) |" in text
+    assert (tmp_path / "evaluation-pools.png").exists()
