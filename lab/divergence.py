@@ -29,10 +29,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     name, _, folder = args.loras.partition("=")
-    seen = divergence.looks(args.each, skill_sets("dev"))
-    kept = divergence.lines(name, divergence.measure(model.load(model.WEIGHTS / "model"), Path(folder), seen), seen)
+    pipe, seen = model.load(model.WEIGHTS / "model"), divergence.looks(args.each, skill_sets("dev"))
+    kept = divergence.lines(name, divergence.measure(pipe, Path(folder), seen), seen)
+    several = divergence.looks_at(skill_sets("pool", 4), divergence.SEVERAL)
+    both = several + [divergence.without_caption(look) for look in several]
+    weighed = divergence.weighing_lines(name, divergence.measure(pipe, Path(folder), both, 5), several)
     others = [line for line in divergence.read(args.results) if line["loras"] != name] if args.results.exists() else []
-    divergence.write(args.results, others + kept)
+    divergence.write(args.results, others + kept + weighed)
     print(f"{name}: 1 - cos, in thousandths".ljust(12), *(f"{kind:>22s}" for kind in divergence.KINDS))
     by_lora = {(line["lora"], line["captions"]): np.mean(line["divergence"]) for line in kept if "lora" in line}
     for lora in world.NAMES:

@@ -36,6 +36,9 @@ PUBLISHED = {
 """The splits with a report of their own, whose results the repository has, and what is measured for each."""
 
 
+KEPT = Path("lab/results")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, help="by default outputs/evaluation.jsonl, or in lab/results")
@@ -51,7 +54,7 @@ def main() -> None:
         help="what `lab.train regularised` has written",
     )
     args = parser.parse_args()
-    known = Path(f"lab/results/{args.only}.jsonl") if args.only in PUBLISHED else Path("outputs/evaluation.jsonl")
+    known = KEPT / f"{args.only}.jsonl" if args.only in PUBLISHED else Path("outputs/evaluation.jsonl")
     args.results = args.results or known
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.report:
@@ -68,8 +71,9 @@ def main() -> None:
         places_report.write(records, args.docs / "evaluation-places.md", judge)
     if {*PUBLISHED["price"]} <= {record["split"] for record in records}:
         price_report.write(records, args.docs)
-    if {*PUBLISHED["pools"]} <= {record["split"] for record in records}:
-        pools_report.write(records, divergence.read(Path("lab/results/divergence.jsonl")), args.docs)
+    if "textures" in {record["split"] for record in records}:
+        price, divergences = measurements.read(KEPT / "price.jsonl"), divergence.read(KEPT / "divergence.jsonl")
+        pools_report.write(records, price, divergences, args.docs)
     for kind, way in choices(records).items():
         print(f"best of {kind}: {way}")
 

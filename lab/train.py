@@ -34,7 +34,7 @@ STAGES = {
     "ae": Stage(steps=1000, batch=32, rate=2e-3, scenes=0, seed=1),
     "base": Stage(steps=2800, batch=32, rate=1e-3, scenes=12000, seed=2),
     "lora": Stage(steps=1000, batch=16, rate=3e-3, scenes=1200, seed=3),
-    "regularised": Stage(steps=200, batch=8, rate=1e-3, scenes=1200, seed=40),
+    "regularised": Stage(steps=700, batch=8, rate=2e-3, scenes=1200, seed=40),
 }
 STEPS = {"alien": 3000, "cat": 2000, "hatching": 500, "palette": 500, "bricks": 500, "waves": 500}
 """Of the LoRAs that need more or fewer than the others."""

@@ -7,7 +7,7 @@ same latents: what is compared is `e_i(c)` and `e_0(c)`, as the method weighs th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from lab import model, world
-from lab.evaluation.captions import SkillSet
+from lab.evaluation.captions import CAPTIONS, SkillSet
 from lib_loratorio.composition import patch_similarity
 
 STEPS = 10  # of the sampling whose noise levels are looked at
@@ -34,6 +34,21 @@ picture without skills; and among those for several skills, with its own or with
 """
 
 
+SEVERAL = 2  # captions of each set that the weighings are compared on
+PLACED = 0.03  # of the places, which a LoRA must win to show anything
+
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From divergences with the caption and without any, each `[LoRAs, steps, looks, places]`, what competes for places."""
+
+WEIGHINGS: dict[str, Score] = {
+    "the divergence itself, as the paper": lambda c, u: c,
+    "less the empty caption's": lambda c, u: c - u,
+    "over the empty caption's mean in the picture": lambda c, u: c / u.mean(3, keepdims=True),
+    "over its own mean in the picture": lambda c, u: c / c.mean(3, keepdims=True),
+    "over its own mean in all pictures and steps": lambda c, u: c / c.mean((1, 2, 3), keepdims=True),
+}
+
+
 class Look(NamedTuple):
     """A caption with the picture that it is read on, and the skills that it asks for."""
 
@@ -49,9 +64,18 @@ def looks(each: int, sets: Sequence[SkillSet]) -> list[Look]:
         images, captions, _ = world.batch(lambda rng, skills=skills: skills, each, SEED + number)
         found += [Look(caption, image, skills) for caption, image in zip(captions, images)]
     found += [Look("", look.image, ()) for look in found[-each:]]
+    return found + looks_at(sets, CAPTIONS)
+
+
+def looks_at(sets: Sequence[SkillSet], each: int) -> list[Look]:
+    """The first captions of sets, `each` of every set."""
+    found = []
     for skill_set in sets:
         skills, contents = skill_set.contents()
-        found += [Look(c.caption, world.render(c, skill_set.seed + i), skills) for i, c in enumerate(contents)]
+        found += [
+            Look(shown.caption, world.render(shown, skill_set.seed + number), skills)
+            for number, shown in enumerate(contents[:each])
+        ]
     return found
 
 
@@ -102,19 +126,51 @@ def measure(pipe: StableDiffusionPipeline, folder: Path, seen: Sequence[Look], s
     return Divergences(np.stack(values), pipe.scheduler.timesteps.tolist())
 
 
-def won(values: np.ndarray, seen: Sequence[Look], standardised: bool = False) -> dict[str, list[float]]:
-    """Of `Divergences.values`, the places that a LoRA of those that the caption asks for has won: for each of the looks
-    at several skills the share in each step, by the look's number.
+def won(scores: np.ndarray, seen: Sequence[Look]) -> dict[str, list[float]]:
+    """Of scores `[LoRAs, steps, looks, places]`, of which the largest wins a place: the share of places that LoRAs win
+    which the caption asks for, in each step, by the number of the look at several skills.
     """
-    if standardised:
-        values = values / values.mean((1, 2, 3), keepdims=True)
-    winner = values.argmax(0)
-    shares = {}
+    winner, shares = scores.argmax(0), {}
     for number, look in enumerate(seen):
         if len(look.skills) > 1:
-            asked = [world.NAMES.index(name) for name in look.skills]
-            shares[str(number)] = np.isin(winner[:, number], asked).mean(-1).round(4).tolist()
+            shares[str(number)] = np.isin(winner[:, number], _asked(look)).mean(-1).round(4).tolist()
     return shares
+
+
+def placed(scores: np.ndarray, seen: Sequence[Look]) -> dict[str, float]:
+    """The share of the asked LoRAs that win at least PLACED of the places, the mean over steps, by look as in `won`."""
+    winner, shares = scores.argmax(0), {}
+    for number, look in enumerate(seen):
+        if len(look.skills) > 1:
+            own = np.stack([(winner[:, number] == lora).mean(-1) for lora in _asked(look)])
+            shares[str(number)] = round(float((own >= PLACED).mean()), 4)
+    return shares
+
+
+def _asked(look: Look) -> list[int]:
+    """The numbers in `world.NAMES` of the LoRAs that a look asks for."""
+    return [world.NAMES.index(name) for name in look.skills]
+
+
+def weighing_lines(of: str, found: Divergences, seen: Sequence[Look]) -> list[dict]:
+    """What the results keep of `WEIGHINGS`: `found` has the looks `seen`, and after them the same without captions."""
+    conditional, unconditional = np.split(found.values, 2, axis=2)
+    several = [len(look.skills) for look in seen]
+    return [
+        {
+            "loras": of,
+            "weighing": name,
+            "won": won(score(conditional, unconditional), seen),
+            "placed": placed(score(conditional, unconditional), seen),
+            "counts": several,
+            "timesteps": found.timesteps,
+        }
+        for name, score in WEIGHINGS.items()
+    ]
+
+
+def without_caption(look: Look) -> Look:
+    return look._replace(caption="")
 
 
 def lines(of: str, found: Divergences, seen: Sequence[Look]) -> list[dict]:
@@ -129,8 +185,7 @@ def lines(of: str, found: Divergences, seen: Sequence[Look]) -> list[dict]:
                 means = [[float(f"{v:.4g}") for v in step] for step in values[:, rows].mean(-1)]
                 kept.append({"loras": of, "lora": name, "captions": of_kind, "divergence": means})
     several = [len(look.skills) for look in seen if len(look.skills) > 1]
-    shares = {"won": won(found.values, seen), "standardised": won(found.values, seen, standardised=True)}
-    kept.append({"loras": of, **shares, "counts": several, "timesteps": found.timesteps})
+    kept.append({"loras": of, "won": won(found.values, seen), "counts": several, "timesteps": found.timesteps})
     return kept
 
 

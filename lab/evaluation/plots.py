@@ -92,7 +92,7 @@ def divergence(of: Mapping[str, Mapping[str, Sequence[float]]], timesteps: Seque
     divergence at each timestep.
     """
     figure, panels = _panels(len(of), (6.5 * len(of), 3.8))
-    for panel, (name, kinds) in zip(np.atleast_1d(panels), of.items()):
+    for panel, (name, kinds) in zip(panels, of.items()):
         for kind, values in kinds.items():
             panel.plot(timesteps, values, marker="o", ms=4, label=kind)
         panel.set(title=name, xlabel="timestep (noise on the left)", ylabel="1 - cos", yscale="log")
@@ -104,7 +104,7 @@ def divergence(of: Mapping[str, Mapping[str, Sequence[float]]], timesteps: Seque
 def _panels(count: int, inches: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     """A figure with this many panels beside each other, `[count]`."""
     figure = Figure(inches, layout="constrained")
-    panels = figure.subplots(1, count)
+    panels = figure.subplots(1, count, squeeze=False)[0]
     for panel in panels:
         panel.grid(alpha=0.3)
     return figure, panels

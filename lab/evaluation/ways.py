@@ -210,18 +210,15 @@ MERGED, MERGED_ALL = "Merge", "Merge, all loaded"
 IN_POOLS = trained({way: COMPARED[way] for way in (REFERENCE, MERGED, WHOLE_POOL, MERGED_ALL)})
 """What loading all LoRAs changes, and how the LoRAs were trained."""
 
-WINNER, MILD, STRONG = (f"{REFERENCE}, {what}" for what in ("winner takes all", "CFG 2", "CFG 7"))
+WINNER, MILD = (f"{REFERENCE}, {what}" for what in ("winner takes all", "CFG 2"))
 TEXTURED = {
     REFERENCE: COMPARED[REFERENCE],
     WINNER: Way(replace(DEFAULT, temperature=0.001)),
     LAMBDA_1: Way(FAST),
     MILD: Way(DEFAULT, sampling=Sampling(cfg=2.0)),
-    STRONG: Way(DEFAULT, sampling=Sampling(cfg=7.0)),
     MERGED: COMPARED[MERGED],
-    f"{REFERENCE}, regularised": Way(DEFAULT, regularised=True),
-    f"{MERGED}, regularised": Way(MERGE, regularised=True),
 }
-"""What may make textures worse than merged: averaging, guidance, and what the LoRAs do without their word."""
+"""What may make textures worse than merged: averaging and guidance."""
 
 # The variants among which defaults are chosen
 

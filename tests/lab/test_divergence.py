@@ -8,7 +8,7 @@ pytest.importorskip("diffusers")
 from lab import world
 from lab.evaluation import divergence
 from lab.evaluation.captions import skill_sets
-from lab.evaluation.divergence import ANOTHERS, ASKED, EMPTY, OWN, PLAIN, UNASKED, Divergences, Look
+from lab.evaluation.divergence import ANOTHERS, ASKED, EMPTY, OWN, PLAIN, UNASKED, WEIGHINGS, Divergences, Look
 
 
 def _look(caption, *skills):
@@ -46,11 +46,16 @@ def test_places_are_won_by_whom_diverges_most():
     assert divergence.won(values, seen) == {"1": [0.75, 0.75, 0.75]}
 
 
-def test_standardised_a_lora_that_diverges_everywhere_wins_less():
+def test_weighings_say_who_wins_and_who_has_a_place(tmp_path):
     seen = [_look("zorbo and flarn", "alien", "gem")]
-    values = _values(1, 1, 4, alien=[0.4, 0.01, 0.01, 0.01], cat=[0.5, 0.5, 0.5, 0.5])
-    assert divergence.won(values, seen) == {"0": [0.0]}
-    assert divergence.won(values, seen, standardised=True)["0"][0] >= 0.25
+    own = _values(1, 1, 4, alien=[0.4, 0.02, 0.02, 0.02], cat=[0.51] * 4, gem=[0.01, 0.04, 0.01, 0.01])
+    empty = _values(1, 1, 4, alien=[0.1, 0.02, 0.02, 0.02], cat=[0.5] * 4, gem=[0.01] * 4)
+    found = Divergences(np.concatenate((own, empty), 2), [901])
+    of = {line["weighing"]: line for line in divergence.weighing_lines("shipped", found, seen)}
+    paper, less, mean = (of[name] for name in list(WEIGHINGS)[:3])
+    assert paper["won"] == {"0": [0.0]} and paper["placed"] == {"0": 0.0}
+    assert less["won"] == {"0": [0.5]} and less["placed"] == {"0": 1.0}
+    assert mean["won"] == {"0": [0.5]} and of["over its own mean in the picture"]["won"] == {"0": [0.5]}
 
 
 def test_lines_keep_the_mean_over_places_by_step_and_caption(tmp_path):
