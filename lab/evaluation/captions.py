@@ -35,7 +35,7 @@ SPLITS = {
     "large": Split(2_000_000, 2),
     "strengths": Split(1_000_000, 2),  # those of "dev"
     "pools": Split(2_000_000, 3),
-    "textures": Split(3_000_000, 8, (3,)),  # those of "style"
+    "textures": Split(3_000_000, 4, (3,)),  # those of "style"
 }
 
 

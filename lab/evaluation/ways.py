@@ -207,7 +207,10 @@ def trained(ways: dict[str, Way]) -> dict[str, Way]:
 
 
 MERGED, MERGED_ALL = "Merge", "Merge, all loaded"
-IN_POOLS = trained({way: COMPARED[way] for way in (REFERENCE, MERGED, WHOLE_POOL, MERGED_ALL)})
+POOL_LAMBDA_1 = f"{WHOLE_POOL}, lambda 1"
+IN_POOLS = {POOL_LAMBDA_1: Way(replace(FAST, top_k=TOP_K), everything=True)} | trained(
+    {way: COMPARED[way] for way in (REFERENCE, MERGED, WHOLE_POOL, MERGED_ALL)}
+)
 """What loading all LoRAs changes, and how the LoRAs were trained."""
 
 WINNER, MILD = (f"{REFERENCE}, {what}" for what in ("winner takes all", "CFG 2"))
