@@ -9,7 +9,9 @@ pool is scouted); the reported methods use other captions, skills' sets and seed
 skills with one style each; "speed" takes every method's time in turn, in one process with one thread. "places" has
 figures with a box each, and a report of its own, docs/evaluation-places.md. "price" has fewer
 evaluations on the captions of "test", and Merge at other strengths, chosen on those of "dev" ("strengths"), with other
-samplings ("samplings") and all LoRAs loaded ("large") on fewer; its report is docs/evaluation-price.md. Measurements
+samplings ("samplings") and all LoRAs loaded ("large") on fewer; its report is docs/evaluation-price.md. "pools"
+compares LoRAs that were trained on with regularisation pictures (--regularised) with the shipped ones, all loaded and
+the asked ones alone, and "textures" what makes styles worse; their report is docs/evaluation-pools.md. Measurements
 lie in --results, one JSON line a set and method.
 """
 
@@ -20,14 +22,21 @@ import os
 from pathlib import Path
 
 from lab import detector, model
-from lab.evaluation import measurements, places_report, price_report, report
+from lab.evaluation import divergence, measurements, places_report, pools_report, price_report, report
 from lab.evaluation.captions import SPLITS, skill_sets
 from lab.evaluation.choices import choices
 from lab.evaluation.studio import Task, run
 from lab.evaluation.ways import BY_SPLIT
 
-PUBLISHED = {"places": ("places",), "price": ("price", "samplings", "large", "strengths")}
+PUBLISHED = {
+    "places": ("places",),
+    "price": ("price", "samplings", "large", "strengths"),
+    "pools": ("pools", "textures"),
+}
 """The splits with a report of their own, whose results the repository has, and what is measured for each."""
+
+
+KEPT = Path("lab/results")
 
 
 def main() -> None:
@@ -38,15 +47,22 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(SPLITS), help="one of the splits; the report needs dev, pool and test")
     parser.add_argument("--sets", type=int, help="sets of skills for each N, for a shorter run than the published one")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument(
+        "--regularised",
+        type=Path,
+        default=Path.home() / ".cache" / "loratorio-lab" / "regularised",
+        help="what `lab.train regularised` has written",
+    )
     args = parser.parse_args()
-    known = Path(f"lab/results/{args.only}.jsonl") if args.only in PUBLISHED else Path("outputs/evaluation.jsonl")
+    known = KEPT / f"{args.only}.jsonl" if args.only in PUBLISHED else Path("outputs/evaluation.jsonl")
     args.results = args.results or known
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.report:
         for split, ways in BY_SPLIT.items():
             if split in PUBLISHED.get(args.only, (args.only or split,)):
-                tasks = [Task(name, way, s) for s in skill_sets(split, args.sets) for name, way in ways.items()]
-                run(tasks, args.results, args.workers if split != "speed" else 1)
+                made = {n: way for n, way in ways.items() if not way.regularised or args.regularised.exists()}
+                tasks = [Task(name, way, s) for s in skill_sets(split, args.sets) for name, way in made.items()]
+                run(tasks, args.results, args.workers if split != "speed" else 1, args.regularised)
     records = measurements.read(args.results)
     if {"dev", "pool", "test"} <= {record["split"] for record in records}:
         report.write(records, args.docs)
@@ -55,6 +71,9 @@ def main() -> None:
         places_report.write(records, args.docs / "evaluation-places.md", judge)
     if {*PUBLISHED["price"]} <= {record["split"] for record in records}:
         price_report.write(records, args.docs)
+    if "textures" in {record["split"] for record in records}:
+        price, divergences = measurements.read(KEPT / "price.jsonl"), divergence.read(KEPT / "divergence.jsonl")
+        pools_report.write(records, price, divergences, args.docs)
     for kind, way in choices(records).items():
         print(f"best of {kind}: {way}")
 

@@ -6,13 +6,13 @@ convolutions; for some skills the text encoder's attention and feed-forward as w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 RANK = ALPHA = 4
 WITH_TEXT_ENCODER = ("alien", "gem", "palette")
@@ -39,17 +39,34 @@ def kohya(module: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     scalar.
     """
     state = {}
+    for key, layer in _adapters(module, prefix):
+        state[f"{key}.lora_down.weight"] = layer.lora_A["default"].weight.detach().half().contiguous()
+        state[f"{key}.lora_up.weight"] = layer.lora_B["default"].weight.detach().half().contiguous()
+        state[f"{key}.alpha"] = torch.tensor(float(ALPHA), dtype=torch.float16)
+    return state
+
+
+def _adapters(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Each layer of a module that has an adapter, with the adapter's name in kohya's files."""
     for name, layer in module.named_modules():
         if not hasattr(layer, "lora_A") or not layer.lora_A:
             continue
         # transformers 5 dropped CLIP's outer `text_model`; the file format did not.
         if prefix == "lora_te" and not name.startswith("text_model."):
             name = f"text_model.{name}"
-        key = f"{prefix}_{name.replace('.', '_')}"
-        state[f"{key}.lora_down.weight"] = layer.lora_A["default"].weight.detach().half().contiguous()
-        state[f"{key}.lora_up.weight"] = layer.lora_B["default"].weight.detach().half().contiguous()
-        state[f"{key}.alpha"] = torch.tensor(float(ALPHA), dtype=torch.float16)
-    return state
+        yield f"{prefix}_{name.replace('.', '_')}", layer
+
+
+def restore(pipe: StableDiffusionPipeline, path: Path) -> None:
+    """Gives the pipeline's attached adapters the weights that `save` wrote: both must have the same layers."""
+    state = load_file(path)
+    for module, prefix in ((pipe.unet, "lora_unet"), (pipe.text_encoder, "lora_te")):
+        for key, layer in _adapters(module, prefix):
+            layer.lora_A["default"].weight.data.copy_(state.pop(f"{key}.lora_down.weight"))
+            layer.lora_B["default"].weight.data.copy_(state.pop(f"{key}.lora_up.weight"))
+            state.pop(f"{key}.alpha")
+    if state:
+        raise ValueError(f"{path.name} has layers that the pipeline has no adapters for: {', '.join(sorted(state))}")
 
 
 def save(pipe: StableDiffusionPipeline, path: Path, metadata: Mapping[str, str]) -> None:

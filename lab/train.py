@@ -4,6 +4,7 @@
     python -m lab.train base        text encoder and UNet together, on scenes without any skill
     python -m lab.train lora [NAME ...]     one LoRA per skill (default: all); on the shipped model where none was
                                 trained here
+    python -m lab.train regularised [NAME ...]      trains the LoRAs on, with plain scenes beside those of their skill
     python -m lab.train export      fp16 weights into lab/weights/
     python -m lab.train all         the four above, one after the other
 
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from lab import lora, model, world
@@ -33,6 +34,7 @@ STAGES = {
     "ae": Stage(steps=1000, batch=32, rate=2e-3, scenes=0, seed=1),
     "base": Stage(steps=2800, batch=32, rate=1e-3, scenes=12000, seed=2),
     "lora": Stage(steps=1000, batch=16, rate=3e-3, scenes=1200, seed=3),
+    "regularised": Stage(steps=700, batch=8, rate=2e-3, scenes=1200, seed=40),
 }
 STEPS = {"alien": 3000, "cat": 2000, "hatching": 500, "palette": 500, "bricks": 500, "waves": 500}
 """Of the LoRAs that need more or fewer than the others."""
@@ -42,11 +44,14 @@ DROP = 0.1  # captions dropped, for classifier-free guidance
 GAMMA = 5.0  # min-SNR weighting (Hang et al. 2023): a short training must not be spent on the easy noise levels
 
 
-def stage_of(name: str, steps: int | None = None) -> Stage:
-    """How "ae", "base" or the LoRA of a skill is trained; with `steps`, in so many and on few scenes, for a try."""
-    stage = STAGES.get(name, STAGES["lora"])
+def stage_of(name: str, steps: int | None = None, regularised: bool = False) -> Stage:
+    """How "ae", "base" or the LoRA of a skill is trained, or how that LoRA is trained on with regularisation; with
+    `steps`, in so many and on few scenes, for a try.
+    """
+    stage = STAGES["regularised" if regularised else name if name in STAGES else "lora"]
     if name in world.NAMES:
-        stage = replace(stage, steps=STEPS.get(name, stage.steps), seed=stage.seed + world.NAMES.index(name))
+        own_steps = stage.steps if regularised else STEPS.get(name, stage.steps)
+        stage = replace(stage, steps=own_steps, seed=stage.seed + world.NAMES.index(name))
     return replace(stage, steps=steps, scenes=min(stage.scenes, 200)) if steps else stage
 
 
@@ -121,16 +126,32 @@ def encoded(name: str, choose: world.Choice, stage: Stage, scratch: Path) -> dic
     return data
 
 
-def denoising_loss(data: dict[str, torch.Tensor], text: CLIPTextModel, net: UNet2DConditionModel, batch: int) -> LossAt:
-    """SD1's objective: predict the noise in a noised latent from its caption; `data` as `encoded` gives it."""
+def denoising_loss(
+    data: dict[str, torch.Tensor],
+    text: CLIPTextModel,
+    net: UNet2DConditionModel,
+    batch: int,
+    plain: dict[str, torch.Tensor] | None = None,
+) -> LossAt:
+    """SD1's objective: predict the noise in a noised latent from its caption; `data` as `encoded` gives it.
+
+    With `plain`, the data set of a LoRA's regularisation, half of each batch is drawn from that, and captions are
+    dropped in that half alone: without its word a LoRA is to leave the base as it is.
+    """
     empty = model.tokenize(model.tokenizer(), [""])[0]
     schedule = model.training_schedule()
     ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)  # signal to noise
 
     def loss_at(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(data["latents"]), (batch,), generator=generator)
-        latents, tokens = data["latents"][rows], data["tokens"][rows].clone()
-        tokens[torch.rand(batch, generator=generator) < DROP] = empty
+        own = batch // 2 if plain else batch
+        latents, tokens = _drawn(data, own, generator)
+        if plain:
+            others = _drawn(plain, batch - own, generator)
+            latents, tokens = torch.cat((latents, others[0])), torch.cat((tokens, others[1]))
+        dropped = torch.rand(batch, generator=generator) < DROP
+        if plain:
+            dropped[:own] = False
+        tokens[dropped] = empty
         noise = torch.randn(latents.shape, generator=generator)
         t = torch.randint(1000, (batch,), generator=generator)
         noised = schedule.add_noise(latents, noise, t).contiguous(memory_format=torch.channels_last)
@@ -139,6 +160,12 @@ def denoising_loss(data: dict[str, torch.Tensor], text: CLIPTextModel, net: UNet
         return (weight * (predicted - noise).pow(2).mean((1, 2, 3))).mean()
 
     return loss_at
+
+
+def _drawn(data: dict[str, torch.Tensor], count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and tokens of so many scenes, with repetition."""
+    rows = torch.randint(len(data["latents"]), (count,), generator=generator)
+    return data["latents"][rows], data["tokens"][rows].clone()
 
 
 def train_base(scratch: Path, stage: Stage) -> None:
@@ -158,18 +185,46 @@ def train_lora(name: str, scratch: Path, stage: Stage) -> None:
     """Trains the LoRA of a skill, on the shipped model where none was trained here: loras/NAME.safetensors in the
     scratch folder.
     """
-    torch.manual_seed(stage.seed)
-    pipe = model.load(scratch / "model" if (scratch / "model").exists() else WEIGHTS / "model")
-    with_text = name in lora.WITH_TEXT_ENCODER
-    lora.attach(pipe, with_text)
+    pipe = _with_lora(name, scratch, stage)
     data = encoded(name, lambda rng: (name,), stage, scratch)
-    modules = {"unet": pipe.unet.to(memory_format=torch.channels_last)}
-    if with_text:
-        modules["text"] = pipe.text_encoder
-    training = Training(f"lora-{name}", stage, modules, scratch)
+    training = Training(f"lora-{name}", stage, _trained_modules(name, pipe), scratch)
     training.run(denoising_loss(data, pipe.text_encoder, pipe.unet, stage.batch))
     (scratch / "loras").mkdir(exist_ok=True)
     lora.save(pipe, scratch / "loras" / f"{name}.safetensors", _metadata(world.SKILLS[name], stage))
+
+
+def train_regularised(name: str, scratch: Path, stage: Stage) -> None:
+    """Trains a LoRA on, with regularisation pictures: plain scenes with plain captions, as the base model was trained
+    on; the shipped LoRA where none was trained here. regularised/NAME.safetensors in the scratch folder.
+    """
+    first = stage_of(name)
+    pipe = _with_lora(name, scratch, stage)
+    own = scratch / "loras" / f"{name}.safetensors"
+    lora.restore(pipe, own if own.exists() else WEIGHTS / "loras" / own.name)
+    data = encoded(name, lambda rng: (name,), first, scratch)
+    plain = encoded("plain", lambda rng: (), STAGES["regularised"], scratch)
+    training = Training(f"regularised-{name}", stage, _trained_modules(name, pipe), scratch)
+    training.run(denoising_loss(data, pipe.text_encoder, pipe.unet, stage.batch, plain))
+    (scratch / "regularised").mkdir(exist_ok=True)
+    metadata = _metadata(world.SKILLS[name], replace(stage, steps=first.steps + stage.steps)) | {
+        "ss_learning_rate": str(first.rate),
+        "ss_num_reg_images": str(stage.scenes),
+    }
+    lora.save(pipe, scratch / "regularised" / own.name, metadata)
+
+
+def _with_lora(name: str, scratch: Path, stage: Stage) -> StableDiffusionPipeline:
+    """The model that was trained here, or the shipped one, with the untrained LoRA of a skill."""
+    torch.manual_seed(stage.seed)
+    pipe = model.load(scratch / "model" if (scratch / "model").exists() else WEIGHTS / "model")
+    lora.attach(pipe, name in lora.WITH_TEXT_ENCODER)
+    return pipe
+
+
+def _trained_modules(name: str, pipe: StableDiffusionPipeline) -> dict[str, torch.nn.Module]:
+    """What the LoRA of a skill trains in the pipeline."""
+    modules = {"unet": pipe.unet.to(memory_format=torch.channels_last)}
+    return modules | ({"text": pipe.text_encoder} if name in lora.WITH_TEXT_ENCODER else {})
 
 
 def _metadata(skill: world.Skill, stage: Stage) -> dict[str, str]:
@@ -214,8 +269,8 @@ def export(scratch: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("ae", "base", "lora", "export", "all"))
-    parser.add_argument("names", nargs="*", help="skills, for `lora`")
+    parser.add_argument("stage", choices=("ae", "base", "lora", "regularised", "export", "all"))
+    parser.add_argument("names", nargs="*", help="skills, for `lora` and `regularised`")
     parser.add_argument("--scratch", type=Path, default=Path.home() / ".cache" / "loratorio-lab")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--force-steps", type=int, help="other number of steps than the published one, for a try")
@@ -233,6 +288,10 @@ def main() -> None:
         for name in args.names or world.NAMES:
             if not (args.scratch / "loras" / f"{name}.safetensors").exists():
                 train_lora(name, args.scratch, stage_of(name, args.force_steps))
+    if args.stage == "regularised":
+        for name in args.names or world.NAMES:
+            if not (args.scratch / "regularised" / f"{name}.safetensors").exists():
+                train_regularised(name, args.scratch, stage_of(name, args.force_steps, regularised=True))
     if args.stage == "export" or everything:
         export(args.scratch)
 

@@ -6,6 +6,7 @@ Each module needs only those above it:
     boxes           where a figure is to stand, and whether it does
     ways            how a picture is made
     patches         how far a picture is from its caption
+    divergence      how far each LoRA alone is from the base, with its word and without
     measurements    what was measured: the results' lines, and means with intervals
     couple          regional prompts by attention, to compare with
     studio          makes and measures the pictures
@@ -14,4 +15,5 @@ Each module needs only those above it:
     report          docs/evaluation.md
     places_report   docs/evaluation-places.md
     price_report    docs/evaluation-price.md
+    pools_report    docs/evaluation-pools.md
 """

@@ -34,7 +34,13 @@ SPLITS = {
     "samplings": Split(2_000_000, 3),
     "large": Split(2_000_000, 2),
     "strengths": Split(1_000_000, 2),  # those of "dev"
+    "pools": Split(2_000_000, 3),
+    "textures": Split(3_000_000, 4, (3,)),  # those of "style"
 }
+
+
+STYLED = ("style", "textures")
+"""The splits whose sets have exactly one style."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,15 @@ class SkillSet:
     def contents(self) -> tuple[tuple[str, ...], list[world.Content]]:
         """The skills, and what each of the pictures is to show.
 
-        Sets of the split "style" have exactly one style. Those of the split "places" are figures alone, in a drawn
-        order, which is that of their boxes from left to right; the captions have them in orders of their own.
+        Sets of the splits "style" and "textures" have exactly one style. Those of the split "places" are figures alone,
+        in a drawn order, which is that of their boxes from left to right; the captions have them in their own orders.
         """
         rng = np.random.default_rng(self.seed)
         if self.split == "places":
             skills = tuple(rng.choice(world.FIGURES, self.count, replace=False).tolist())
             return skills, [world.content(skills, rng, shapes=0) for _ in range(CAPTIONS)]
         skills = world.random_skills(rng, self.count)
-        while self.split == "style" and sum(map(world.is_style, skills)) != 1:
+        while self.split in STYLED and sum(map(world.is_style, skills)) != 1:
             skills = world.random_skills(rng, self.count)
         return skills, [world.content(skills, rng) for _ in range(CAPTIONS)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,24 @@ def ablation(measured: Measured, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def divergence(of: Mapping[str, Mapping[str, Sequence[float]]], timesteps: Sequence[int], path: Path) -> None:
+    """How far LoRAs diverge at each timestep, a panel for each training: by its name, and by the kind of caption, the
+    divergence at each timestep.
+    """
+    figure, panels = _panels(len(of), (6.5 * len(of), 3.8))
+    for panel, (name, kinds) in zip(panels, of.items()):
+        for kind, values in kinds.items():
+            panel.plot(timesteps, values, marker="o", ms=4, label=kind)
+        panel.set(title=name, xlabel="timestep (noise on the left)", ylabel="1 - cos", yscale="log")
+        panel.invert_xaxis()
+        panel.legend(fontsize=7)
+    figure.savefig(path, dpi=100)
+
+
 def _panels(count: int, inches: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     """A figure with this many panels beside each other, `[count]`."""
     figure = Figure(inches, layout="constrained")
-    panels = figure.subplots(1, count)
+    panels = figure.subplots(1, count, squeeze=False)[0]
     for panel in panels:
         panel.grid(alpha=0.3)
     return figure, panels

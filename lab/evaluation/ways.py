@@ -25,6 +25,7 @@ class Sampling(NamedTuple):
 
     steps: int = STEPS
     scheduler: str = ""
+    cfg: float = CFG
 
 
 DDIM = Sampling()
@@ -50,6 +51,7 @@ class Way:
     grounds: bool = False  # each box has a ground of its own
     couple: bool = False  # each box reads its figure's caption, by attention couple
     strength: float = 1.0  # of every LoRA
+    regularised: bool = False  # the LoRAs that were trained on with regularisation pictures
     sampling: Sampling = DDIM
 
     def loras(self, skills: Sequence[str], folder: Path, shown: world.Content | None = None) -> list[Lora]:
@@ -193,6 +195,36 @@ COLOURED = {
 }
 """What keeps a colour in its box: a ground of its own for each."""
 
+TRAININGS = {"": False, ", regularised": True}
+"""What a way's name ends in, by whether its LoRAs were trained on with regularisation pictures."""
+
+
+def trained(ways: dict[str, Way]) -> dict[str, Way]:
+    """The ways with the shipped LoRAs, and with those that were trained on with regularisation pictures."""
+    return {
+        name + end: replace(way, regularised=regularised)
+        for end, regularised in TRAININGS.items()
+        for name, way in ways.items()
+    }
+
+
+MERGED, MERGED_ALL = "Merge", "Merge, all loaded"
+POOL_LAMBDA_1 = f"{WHOLE_POOL}, lambda 1"
+IN_POOLS = {POOL_LAMBDA_1: Way(replace(FAST, top_k=TOP_K), everything=True)} | trained(
+    {way: COMPARED[way] for way in (REFERENCE, MERGED, WHOLE_POOL, MERGED_ALL)}
+)
+"""What loading all LoRAs changes, and how the LoRAs were trained."""
+
+WINNER, MILD = (f"{REFERENCE}, {what}" for what in ("winner takes all", "CFG 2"))
+TEXTURED = {
+    REFERENCE: COMPARED[REFERENCE],
+    WINNER: Way(replace(DEFAULT, temperature=0.001)),
+    LAMBDA_1: Way(FAST),
+    MILD: Way(DEFAULT, sampling=Sampling(cfg=2.0)),
+    MERGED: COMPARED[MERGED],
+}
+"""What may make textures worse than merged: averaging and guidance."""
+
 # The variants among which defaults are chosen
 
 TEMPERATURES, PATCHES, LAMBDAS, TOP_KS = (0.003, 0.02, 0.1, 0.5), (1, 2, 4), (0.0, 0.5, 1.0), (1, 2, 3)
@@ -237,4 +269,6 @@ BY_SPLIT = {
     "samplings": SAMPLED,
     "large": LARGE,
     "strengths": MERGES,
+    "pools": IN_POOLS,
+    "textures": TEXTURED,
 }

@@ -39,3 +39,22 @@ def test_diffusers_reads_every_layer(file):
     pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="skill")
     loaded = sum(n.endswith("lora_A") for part in (pipe.unet, pipe.text_encoder) for n, _ in part.named_modules())
     assert loaded == len(state) / 3
+
+
+def test_what_was_saved_is_restored_to_be_trained_on(file):
+    path, state, _ = file
+    torch.manual_seed(1)
+    pipe = model.pipeline(model.autoencoder(4), model.text_encoder(), model.unet())
+    lora.attach(pipe, with_text_encoder=True)
+    other = lora.kohya(pipe.unet, "lora_unet")
+    assert any(not torch.equal(other[key], state[key]) for key in other)
+    lora.restore(pipe, path)
+    restored = lora.kohya(pipe.unet, "lora_unet") | lora.kohya(pipe.text_encoder, "lora_te")
+    assert restored.keys() == state.keys() and all(torch.equal(restored[key], state[key]) for key in state)
+
+
+def test_layers_that_the_pipeline_lacks_are_told_while_restoring(file):
+    pipe = model.pipeline(model.autoencoder(4), model.text_encoder(), model.unet())
+    lora.attach(pipe, with_text_encoder=False)
+    with pytest.raises(ValueError, match=r"skill\.safetensors.*lora_te_text_model"):
+        lora.restore(pipe, file[0])

@@ -5,12 +5,15 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from lab.evaluation import choices, price_report, report
+from lab import world
+from lab.evaluation import choices, pools_report, price_report, report
 from lab.evaluation.captions import COUNTS
+from lab.evaluation.divergence import KINDS, OWN, PLAIN, WEIGHINGS
 from lab.evaluation.measurements import Measured
 from lab.evaluation.ways import (
     ABLATION,
     EVERY_STEP,
+    IN_POOLS,
     LARGE,
     MERGES,
     METHODS,
@@ -18,6 +21,7 @@ from lab.evaluation.ways import (
     SAMPLED,
     SCOUTING,
     STYLED,
+    TEXTURED,
     evaluations_a_step,
 )
 
@@ -131,3 +135,66 @@ def test_report_of_the_price_is_written(tmp_path):
     assert "| against Merge at 1.2 | +0.0 (+0.0 to +0.0) |" in text
     assert "| Pool, exact, lambda 1, each alone every 3rd step |" in text.partition("## All LoRAs loaded")[2]
     assert (tmp_path / "evaluation-price.png").exists()
+
+
+def _divergences(of, plain):
+    """On its own word each LoRA diverges by 0.1, on plain scenes by `plain`, else by 0.02; asked ones win a quarter."""
+    values = {OWN: 0.1, PLAIN: plain}
+    lines = [
+        {"loras": of, "lora": name, "captions": kind, "divergence": [[values.get(kind, 0.02)] * 4] * 3}
+        for name in world.NAMES
+        for kind in KINDS
+    ]
+    won = {
+        "loras": of,
+        "won": {str(number): [0.25, 0.5, 1.0] for number in range(8)},
+        "counts": [2] * 4 + [4] * 4,
+        "timesteps": [901, 401, 1],
+    }
+    placed = {str(number): 0.125 for number in range(8)}
+    return [*lines, won, *({**won, "weighing": name, "placed": placed} for name in WEIGHINGS)]
+
+
+def _records_of_pools():
+    """Of the splits that the page needs; and those of the split pools."""
+    price = _records("price", {"LoRAtorio": (0.75, 1.0), "Merge": (0.5, 1.0)}) + _records(
+        "large", {"Pool, exact": (0.5, 2.0)}
+    )
+    textures = _records("textures", {way: (0.75 if way.endswith("lambda 1") else 0.5, 1.0) for way in TEXTURED})
+    for record in textures:
+        record |= {"style": record["present"], "places": record["present"]}
+    return price, textures, _records("pools", {way: (0.75 if "regularised" in way else 0.5, 1.0) for way in IN_POOLS})
+
+
+def test_report_of_pools_is_written(tmp_path):
+    price, textures, _ = _records_of_pools()
+    further = [{**record, "number": 2, "present": [0.0, 0.0]} for record in price if record["split"] == "price"]
+    pools_report.write(textures, price + further, _divergences("shipped", 0.05), tmp_path)
+    text = (tmp_path / "evaluation-pools.md").read_text()
+    assert (
+        "With all nine LoRAs loaded 50 (50 to 50)% of the asked skills are shown, with the asked ones alone 75 (75"
+        in text
+    )
+    assert "the asked ones win 25 (25 to 25)% of the places" in text
+    assert (
+        "styles are shown +25.0 (+25.0 to +25.0) points" in text
+        and "the points are +0.0 (+0.0 to +0.0) (16 captions)" in text
+    )
+    assert "diverges by 50% of what it does where it is asked" in text and "where 33% would be chance" in text
+    assert "they win 50 (50 to 50)%," in text
+    assert "| plain scene | 50.0 | 50.0 | 50.0 |" in text and "| alien | 100 | 20 | 50 | 20 |" in text
+    assert "| less the empty caption's | 58 (58 to 58) | 25 (25 to 25) | 12 (12 to 12) |" in text
+    assert "| Pool, exact, against LoRAtorio | -25.0 (-25.0 to -25.0) |" in text
+    assert "Of one style alone." in text and "regularised against shipped" not in text
+    assert (tmp_path / "evaluation-pools.png").exists()
+
+
+def test_report_of_pools_compares_regularised_loras_where_they_were_measured(tmp_path):
+    price, textures, pools = _records_of_pools()
+    divergences = _divergences("shipped", 0.05) + _divergences("regularised", 0.01)
+    pools_report.write(textures + pools, price, divergences, tmp_path)
+    text = (tmp_path / "evaluation-pools.md").read_text()
+    assert (
+        "| Pool, exact, regularised against shipped | +25.0 (+25.0 to +25.0) |" in text and "Of one style" not in text
+    )
+    assert "| plain scene | 10.0 | 10.0 | 10.0 |" in text

@@ -15,6 +15,7 @@ EVALUATION = (
     "boxes",
     "ways",
     "patches",
+    "divergence",
     "measurements",
     "couple",
     "studio",
@@ -24,6 +25,7 @@ EVALUATION = (
     "report",
     "places_report",
     "price_report",
+    "pools_report",
 )
 """Each module needs only those before it."""
 
