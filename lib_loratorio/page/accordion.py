@@ -93,13 +93,16 @@ def build(
     def rows(group: str) -> None:
         shown = [name for name in SHOWN if SETTINGS[name].place[0] == group]
         for _, row in groupby(shown, key=lambda name: SETTINGS[name].place[1]):
+            names = [*row]
             with gr.Row():
-                for name in row:
+                for name in names:
                     made[name] = control(name).make(
                         getattr(default, name),
                         elem_id=elem_id(name),
                         interactive=default.traits.include(SETTINGS[name].uses),
                     )
+            if "pool" in names:
+                pool_picker.build(made["pool"], loras, elem_id)
 
     with accordion(default.enabled, label=TITLE, elem_id=elem_id("enabled")) as made["enabled"]:
         gr.HTML(
@@ -119,8 +122,6 @@ def build(
                     )
                     # The page's script fills it.
                     gr.HTML('<div class="loratorio-places"></div>', elem_id=elem_id("places"))
-                if group == "Pool":
-                    pool_picker.build(made["pool"], loras, elem_id)
         reset = gr.Button(RESET, size="sm", min_width=60, elem_id=elem_id("preset_reset"))
     controls = [made[name] for name in SETTINGS]
     for saved in (*controls, mode, getattr(made["enabled"], "accordion", None)):

@@ -1,8 +1,8 @@
 """The accordion in the system's Chromium, on a page of each gradio that the WebUIs have. Needs no WebUI."""
 
 import json
-import re
 import os
+import re
 import subprocess
 import sysconfig
 from pathlib import Path
