@@ -11,6 +11,7 @@
     const UNNAMED = "The prompt names no LoRA of the pool.";
     const MERGE = "The method merge has no pool.";
     const MORE = "{count} LoRAs ({names}): {evaluations} model evaluations a step (ordinary: 2).";
+    const OFF = "Off, so that the picture will be the ordinary one. Ticked: {told}";
     const TWICE = "Twice in the prompt: {names}. Keep one tag of each, unless you mean both.";
     const UNKNOWN = "Not among the WebUI's LoRAs: {names}. Check the name, or refresh the list if a file is new.";
     const UNSUITED = "Made for another kind of model: {names}. Choose another checkpoint, or other LoRAs.";
@@ -61,6 +62,11 @@
             return `${text} ${translated(loras.some(({pooled}) => pooled) ? NAMED : UNNAMED)}`;
         }
         return pool === "none" ? text : `${text} ${translated(pool === "ignored" ? MERGE : POOL)}`;
+    }
+
+    // The WebUI's own check box, in the accordion's header.
+    function isOff(tab) {
+        return gradioApp().querySelector(`#script_${tab}_loratorio_enabled-visible-checkbox`)?.checked === false;
     }
 
     // What is to be asked: the prompt, and the settings that the label names. One that is empty has its default.
@@ -133,7 +139,9 @@
         } else if (query !== state.answered) {
             state.answer = null; // what is known is of another query, and the answer is late
         }
-        show(help, state.answer ? describe(state.answer) : "");
+        const told = state.answer ? describe(state.answer) : "";
+        const costs = state.answer?.loras.length > 0 || state.answer?.pool === "added";
+        show(help, costs && isOff(tab) ? translated(OFF).replace("{told}", () => told) : told);
         show(help.parentElement.querySelector(".loratorio-warning"), state.answer ? warn(state.answer) : "");
         priced(tab, state.answer?.presets);
         keyboard(tab);

@@ -59,6 +59,10 @@
             if (this.written !== this.box.value) {
                 this.show(this.box.value);
             }
+            const [width, height] = this.size();
+            if (!this.written && (this.canvas.width !== width || this.canvas.height !== height)) {
+                this.blank(); // nothing is painted yet, and the picture is to have another shape
+            }
             if (this.counted !== this.written) {
                 this.counted = this.written;
                 this.count(this.written);
@@ -118,12 +122,15 @@
             return paper;
         }
 
-        blank() {
+        // Of the canvas, in the shape of the picture to come.
+        size() {
             const box = (name) => gradioApp().querySelector(`#${this.tab}_${name} input[type=number]`);
-            const size = (name) => Number(box(name)?.value) || 1;
-            const [width, height] = [size("width"), size("height")];
-            this.canvas.width = Math.max(1, Math.round(longest * width / Math.max(width, height)));
-            this.canvas.height = Math.max(1, Math.round(longest * height / Math.max(width, height)));
+            const edges = ["width", "height"].map((name) => Number(box(name)?.value) || 1);
+            return edges.map((edge) => Math.max(1, Math.round(longest * edge / Math.max(...edges))));
+        }
+
+        blank() {
+            [this.canvas.width, this.canvas.height] = this.size();
             this.paper.clearRect(0, 0, this.canvas.width, this.canvas.height);
             this.outline();
         }
@@ -274,7 +281,8 @@
                 swatch.dataset.colour = colour;
                 swatch.style.background = colour;
                 swatch.style.color = colour === black ? "white" : "black";
-                swatch.style.outline = colour === this.chosen ? "2px solid white" : "none";
+                swatch.style.outline = colour === this.chosen ? "3px solid var(--body-text-color, grey)" : "none";
+                swatch.style.outlineOffset = "1px";
             }
         }
 

@@ -24,7 +24,7 @@ NO_MESSAGES = (
 """Beginnings of texts that are no messages, or say where or what within one that has an entry."""
 
 
-HINTS = {"ONE", "MORE", "PRICE", "POOL", "NAMED"}
+HINTS = {"ONE", "MORE", "PRICE", "POOL", "NAMED", "OFF"}
 """The names of texts of the page's script that tell of no problem."""
 
 

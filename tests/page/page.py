@@ -35,6 +35,8 @@ def accordion(value, label, elem_id):
 
 def tab(name):
     gr.Textbox(label="Prompt", lines=3, elem_id=f"{name}_prompt")
+    for edge in ("width", "height"):
+        gr.Number(512, label=edge, elem_id=f"{name}_{edge}", interactive=True)
     controls = controls_of.build(accordion, lambda item: f"script_{name}_loratorio_{item}")
     values = gr.Textbox(label="values", elem_id=f"{name}_values")
     reads = itertools.count(1)

@@ -521,3 +521,29 @@ def test_buttons_of_places_have_titles_of_their_own(page):
     """The WebUI gives buttons without one the titles of its own of the same text."""
     titles = {name: page.places(name).get_attribute("title") for name in ("fill", "take", "load", "clear")}
     assert titles["fill"] == "the chosen LoRA may be everywhere" and all(titles.values())
+
+
+def test_the_canvas_has_the_shape_of_the_picture_to_come(page):
+    canvas = page.places("canvas")
+    assert canvas.evaluate("canvas => [canvas.width, canvas.height]") == [256, 256]
+    page.page.locator("#txt2img_width input").fill("384")
+    page.page.locator("#txt2img_height input").fill("128")
+    page.page.wait_for_function("canvas => canvas.height === 85", arg=canvas.element_handle())
+    page.prompt.fill("<lora:a:1>")
+    page.expect(page.places("swatch")).to_have_count(2)
+    page.paint(0.1, 0.5, 0.9, 0.5)
+    page.page.locator("#txt2img_height input").fill("384")
+    assert read_image(Settings(mask=page.settings()["mask"]).mask).size == (256, 85), "what is painted stays"
+
+
+def test_it_is_told_when_loratorio_is_off(page):
+    """By the WebUI's check box, which this page does not have."""
+    box = 'Object.assign(document.createElement("input"), {type: "checkbox"})'
+    page.page.evaluate(f'window.box = {box}; box.id = "script_txt2img_loratorio_enabled-visible-checkbox"')
+    page.page.evaluate("document.body.appendChild(box)")
+    page.says(NO_LORA)
+    page.prompt.fill("<lora:a:1> <lora:b:1>")
+    costs = "2 LoRAs (a 1, b 1): 3.5 model evaluations a step (ordinary: 2)."
+    page.says(f"Off, so that the picture will be the ordinary one. Ticked: {costs}")
+    page.page.evaluate("box.checked = true")
+    page.says(costs)
