@@ -139,8 +139,8 @@ def test_pool_is_scouted(folder, tmp_path, capsys):
     out = capsys.readouterr().out
     told = "step 1: style, one, two; step 2: style"
     assert (
-        f"pool: {told}" in out and "6 UNet evaluations a step and picture" in out
-    )  # 8 in the first step, 4 in the second
+        f"pool: {told}" in out and "5.5 UNet evaluations a step and picture" in out
+    )  # 8 in the first step, 3 in the second
     lines, found = fields(tmp_path / "a.png")
     assert lines == ["a cat, red <lora:style:1>"] and found["LoRAtorio pool"] == told
     settings = Settings.from_infotext(found["LoRAtorio"])

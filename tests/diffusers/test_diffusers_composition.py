@@ -250,7 +250,7 @@ def test_adapters_outside_their_window_are_not_evaluated(pipes, files):
     windows = LoraTag(0, 0.5), LoraTag(0.25, 0.75), LoraTag(0.25, 0.5)
     chosen = [Lora(*lora, window) for lora, window in zip((first, second, third), windows)]
     composition, calls = record(pipe, chosen, Settings(verify=True), steps=4)
-    assert composition.tally.rows == 2 * 2 * (2 + 4 + 2 + 1)
+    assert composition.tally.rows == 2 * (3 + 8 + 3 + 2)
     assert 0 < composition.tally.worst < 1e-4
     shares = torch.tensor(composition.maps.shares_by_call)
     assert (shares > 0).tolist() == [[True, False, False], [True, True, True], [False, True, False]]
@@ -286,7 +286,7 @@ def test_a_pool_is_scouted(pipes, files):
     pipe, (first, second, third) = pipes["epsilon"], loras(files, "epsilon")
     chosen = [Lora(*first), *(Lora(path, 0.01, pooled=True) for path, _ in (second, third))]  # too weak to win a place
     composition, _ = record(pipe, chosen, Settings(pool_mode="scout", scout=0.5, verify=True), steps=4)
-    assert composition.tally.rows == 2 * 2 * (4 + 4 + 2 + 2) and 0 < composition.tally.worst < 1e-4
+    assert composition.tally.rows == 2 * (8 + 8 + 3 + 3) and 0 < composition.tally.worst < 1e-4
     assert composition.composer.planner.scout.history == [(0, (0, 1, 2)), (2, (0,))]
 
 

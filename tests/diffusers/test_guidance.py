@@ -135,6 +135,14 @@ def test_it_is_saved_and_copied_with_its_settings(tmp_path):
         assert found.adapters == [("a", 0.8)] and found.guidance_scale == 3.0 and found.settings.temperature == 0.2
 
 
+def test_one_lora_is_guided_without_the_bases_conditional_prediction():
+    guider = LoRAtorioGuidance({"one": 1}, guidance_scale=3.0, lam=1.0)
+    assert guider.num_conditions == 2
+    cond, uncond = torch.randn(2, 1, 4, 8, 8)
+    output = guider.forward(pred_cond_1=cond, pred_uncond_0=uncond)
+    torch.testing.assert_close(output.pred, uncond + 3 * (cond - uncond))
+
+
 def test_what_is_refused(pipe, texts):
     for adapters in ({}, ["one"]):
         with pytest.raises(LoratorioError, match="a dict of adapters' names and strengths"):

@@ -107,13 +107,13 @@ class LoRAtorioGuidance(ClassifierFreeGuidance):
 
     def forward(self, **predictions: torch.Tensor) -> Any:
         cond, uncond = self._of_condition(predictions, 0), self._of_condition(predictions, 1)
-        base = cond[BASE]
-        if base.dim() != 4:
+        like = next(iter(cond.values()))
+        if like.dim() != 4:
             raise LoratorioError(
-                f"the denoiser predicts {base.dim()} dimensions, not [B, C, H, W], so that places cannot be told; "
+                f"the denoiser predicts {like.dim()} dimensions, not [B, C, H, W], so that places cannot be told; "
                 "LoRAtorioGuidance is for SD 3 and SDXL."
             )
-        image_of = torch.arange(len(base), device=base.device)
+        image_of = torch.arange(len(like), device=like.device)
         composed = self.method.combine(Predictions(cond, uncond or None, NoiseSpace.noise(), image_of))
         return super().forward(*(part for part in (composed.conditional, composed.unconditional) if part is not None))
 
