@@ -4,7 +4,7 @@
         [--sizes 128 256] [--repeats 7]
 
 "plain" is a step without LoRAs: a prompt's row and a negative prompt's. "rows" has as many rows without LoRAs as the
-composed step has with them. "composed" evaluates each LoRA alone (lambda 1: N + 2 rows); "every 3rd" does so in every
+composed step has with them. "composed" evaluates each LoRA alone (lambda 1: N + 2 rows; 2 with one LoRA); "every 3rd" does so in every
 third step, and is the mean over three. "weight swap" merges each LoRA into the weights and takes it out again, and
 "set_adapters" switches among peft's adapters, each with one row a call. Columns are multiples of "plain"; "a row" is
 composed / rows, by pair.
@@ -30,8 +30,10 @@ from lib_loratorio.deltas.low_rank import LowRank
 from lib_loratorio.engine.evaluation import Evaluator
 from lib_loratorio.engine.noise_space import NoiseSpace
 from lib_loratorio.engine.planner import Planner
+from lib_loratorio.engine.price import evaluations_per_step
 from lib_loratorio.engine.sampler_call import UNCONDITIONAL, SamplerCall
 from lib_loratorio.loras.adapter import Adapter
+from lib_loratorio.loras.tag import LOCAL
 from lib_loratorio.settings import Settings
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -206,9 +208,10 @@ def measure(model: UNet2DConditionModel, kind: str, count: int, size: int, repea
 
         return run
 
+    rows = int(evaluations_per_step(Settings(lam=1.0), [LOCAL] * count))
     ways = {
         "plain": step.plain,
-        "rows": lambda: step.plain(count + 2),
+        "rows": lambda: step.plain(rows),
         "composed": by_bank(alone, 1),
         "every 3rd": by_bank(every, EVERY),
         "weight swap": lambda: step.swapped(layers, adapters),
