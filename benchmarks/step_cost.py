@@ -4,10 +4,10 @@
         [--sizes 128 256] [--repeats 7]
 
 "plain" is a step without LoRAs: a prompt's row and a negative prompt's. "rows" has as many rows without LoRAs as the
-composed step has with them. "composed" evaluates each LoRA alone (lambda 1: N + 2 rows; 2 with one LoRA); "every 3rd" does so in every
-third step, and is the mean over three. "weight swap" merges each LoRA into the weights and takes it out again, and
-"set_adapters" switches among peft's adapters, each with one row a call. Columns are multiples of "plain"; "a row" is
-composed / rows, by pair.
+composed step has with them. "composed" evaluates each LoRA alone (lambda 1: N + 2 rows; 2 with one LoRA); "every 3rd"
+does so in every third step, and is the mean over three. "weight swap" merges each LoRA into the weights and takes it
+out again, and "set_adapters" switches among peft's adapters, each with one row a call. Columns are multiples of
+"plain"; "a row" is composed / rows, by pair.
 """
 
 from __future__ import annotations
