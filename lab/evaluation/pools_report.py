@@ -29,23 +29,28 @@ PAIRS = {
 
 PAGE = """# Pools in the tiny world: who diverges without being asked
 
-With all nine LoRAs loaded {loaded}% of the asked skills are shown, with the asked ones alone {alone}%: {lost} points.
-Their divergence cannot tell who is asked while the picture is laid out: at the noisiest of {steps} steps the asked ones win {won_first}% of the places,
-where {chance:.0f}% would be chance, and on plain scenes a LoRA diverges by {plain_first:.0f}% of what it does where it is asked. When noise is low they win {won_late}%,
-but on pictures that already show what was asked; in a pool, it seems, whoever won early has drawn its own. At timestep {middle} some LoRAs diverge without
-their word ({loudest} {loudest_plain:.0f} thousandths) more than others do with it ({quietest} {quietest_own:.0f}). None of {weighings} corrections of the paper's weights gives more places to the asked.
-The same leak is in the negative prompt, where guidance subtracts it, which may be why textures suffer: with lambda 1 styles are shown {style_gained} points more often than with lambda 0.5. Averaging
-is not seen to matter: with one LoRA alone in each place the points are {style_of_winner} ({textured_pictures} captions).
+With all nine LoRAs loaded {loaded}% of the asked skills are shown, with the asked ones alone {alone}%: {lost}
+points. Their divergence cannot tell who is asked while the picture is laid out: at the noisiest of {steps} steps
+the asked ones win {won_first}% of the places, where {chance:.0f}% would be chance, and on plain scenes a LoRA
+diverges by {plain_first:.0f}% of what it does where it is asked. When noise is low they win {won_late}%, but on
+pictures that already show what was asked; in a pool, it seems, whoever won early has drawn its own. At timestep
+{middle} some LoRAs diverge without their word ({loudest} {loudest_plain:.0f} thousandths) more than others do with
+it ({quietest} {quietest_own:.0f}). None of {weighings} corrections of the paper's weights gives more places to the
+asked. The same leak is in the negative prompt, where guidance subtracts it, which may be why textures suffer: with
+lambda 1 styles are shown {style_gained} points more often than with lambda 0.5. Averaging is not seen to matter:
+with one LoRA alone in each place the points are {style_of_winner} ({textured_pictures} captions).
 
-Written by `python -m lab.evaluate --only pools --report`, from `lab/results/divergence.jsonl` (`python -m lab.divergence`), `lab/results/price.jsonl` and
-`lab/results/pools.jsonl`; figures in brackets are 95% intervals (bootstrap over sets of LoRAs). Real models may differ: what the paper saw of its LoRAs,
-that they diverge little off their concept, is not so here, and the paper loses half a point of CLIPScore by loading all LoRAs.
+Written by `python -m lab.evaluate --only pools --report`, from `lab/results/divergence.jsonl`
+(`python -m lab.divergence`), `lab/results/price.jsonl` and `lab/results/pools.jsonl`; figures in brackets are 95%
+intervals (bootstrap over sets of LoRAs). Real models may differ: what the paper saw of its LoRAs, that they
+diverge little off their concept, is not so here, and the paper loses half a point of CLIPScore by loading all LoRAs.
 
 ## Divergence with and without the word
 
-`1 - cos(e_i(c), e_0(c))` in thousandths, the mean over places and captions, of renders noised as at {steps} steps of a sampling, the noisiest first. "Own
-word": a scene with the LoRA's skill alone; "another's word": with another LoRA's, whose word the base does not know either; "plain scene": one of the base's
-own; "empty caption": the same pictures without a caption, which is what the negative prompt reads.
+`1 - cos(e_i(c), e_0(c))` in thousandths, the mean over places and captions, of renders noised as at {steps} steps
+of a sampling, the noisiest first. "Own word": a scene with the LoRA's skill alone; "another's word": with another
+LoRA's, whose word the base does not know either; "plain scene": one of the base's own; "empty caption": the same
+pictures without a caption, which is what the negative prompt reads.
 
 {by_step}
 ![divergence by timestep](evaluation-pools.png)
@@ -55,39 +60,45 @@ At timestep {middle}, for each LoRA:
 {by_lora}
 ### Places that the asked LoRAs win, in %
 
-On renders of captions of the split "dev" that ask for 2 to 5 of the nine: the truth, noised. Nine LoRAs that diverged alike would win {chance:.0f}%.
+On renders of captions of the split "dev" that ask for 2 to 5 of the nine: the truth, noised. Nine LoRAs that
+diverged alike would win {chance:.0f}%.
 
 {won}
 ### Other ways of weighing
 
-What competes for a place instead of the divergence, on renders of {weighed} captions of the split "pool", in {weighed_steps} steps. "With a place": the share of the asked LoRAs
-that win {placed:.0f}% of the places or more. The divergence on the empty caption is no base to measure from: a LoRA reacts to a picture that shows its skill, whatever the
-caption says.
+What competes for a place instead of the divergence, on renders of {weighed} captions of the split "pool", in
+{weighed_steps} steps. "With a place": the share of the asked LoRAs that win {placed:.0f}% of the places or more.
+The divergence on the empty caption is no base to measure from: a LoRA reacts to a picture that shows its skill,
+whatever the caption says.
 
 {weighings_table}
 ## All nine loaded against the asked ones alone
 
-{pictures} captions: {captions} of each random set of N = 2 to 5 skills (sets for each N: {sets}), of the split "test"; the same noise for every way; DDIM, 20
-steps, CFG 4, strength 1, lambda 0.5; top-k {top_k} with all loaded.
+{pictures} captions: {captions} of each random set of N = 2 to 5 skills (sets for each N: {sets}), of the split
+"test"; the same noise for every way; DDIM, 20 steps, CFG 4, strength 1, lambda 0.5; top-k {top_k} with all loaded.
 
 {qualities}
 {differences}
 {regularised}
 ## Textures
 
-{textured_pictures} captions with one style and two other skills, those of the split "style", the asked LoRAs alone. "Winner takes all" is temperature 0.001: nothing is
-averaged. "Lambda 1" leaves the LoRAs out of the negative prompt.
+{textured_pictures} captions with one style and two other skills, those of the split "style", the asked LoRAs alone.
+"Winner takes all" is temperature 0.001: nothing is averaged. "Lambda 1" leaves the LoRAs out of the negative
+prompt.
 
 {textures}
 Against {reference} at its defaults, caption by caption:
 
-{texture_differences}"""  # noqa: E501
+{texture_differences}"""
 
 TRIED = """### LoRAs trained with regularisation pictures
 
-Of one style alone. `hatching` was trained on from the shipped LoRA, half of each batch of 8 plain scenes with plain captions (`python -m lab.train regularised hatching`: 700 steps
-at a peak rate of 2e-3). In thousandths, means over 5 steps and 2 scenes a kind, it then diverges on plain scenes by 35 instead of 152, with another's word by 19 instead of 73, with its own by
-298 instead of 312. But it shows its skill in 31% of 64 pictures, the shipped one in 97%: it had been trained without a need for its word. Such LoRAs are not shipped, and what a pool of nine would show is not known."""  # noqa: E501
+Of one style alone. `hatching` was trained on from the shipped LoRA, half of each batch of 8 plain scenes with plain
+captions (`python -m lab.train regularised hatching`: 700 steps at a peak rate of 2e-3). In thousandths, means over
+5 steps and 2 scenes a kind, it then diverges on plain scenes by 35 instead of 152, with another's word by 19
+instead of 73, with its own by 298 instead of 312. But it shows its skill in 31% of 64 pictures, the shipped one in
+97%: it had been trained without a need for its word. Such LoRAs are not shipped, and what a pool of nine would show
+is not known."""
 
 TRAINED = """### LoRAs trained with regularisation pictures
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lib_loratorio.engine.price import evaluations_per_step
@@ -64,7 +64,12 @@ def loras_of(prompt: str) -> list[Mentioned]:
 
 def tags_of(prompt: str) -> list[tuple[str, dict[str, str]]]:
     """Name and named arguments of each LoRA of a prompt that is being written, without those of strength 0."""
-    return [(tag[1], _known(_parts(tag)[1])) for tag in TAG.finditer(prompt) if _mentioned(tag)]
+    return [(tag[1], _known(_parts(tag)[1])) for tag in _acting(prompt)]
+
+
+def _acting(prompt: str) -> Iterator[re.Match]:
+    """The tags of LoRAs, without those of strength 0."""
+    return filter(_mentioned, TAG.finditer(prompt))
 
 
 def _parts(tag: re.Match) -> tuple[list[str], dict[str, str]]:
@@ -77,8 +82,8 @@ def _known(named: Mapping[str, str]) -> dict[str, str]:
 
 
 def _mentioned(tag: re.Match) -> Mentioned | None:
-    _, named = _parts(tag)
-    text, denoiser = _strengths(tag)
+    parts, named = _parts(tag)
+    text, denoiser = _strengths(parts, named)
     if not acts(_number(text), _number(denoiser)):
         return None
     strength = denoiser if text == denoiser else f"{text}/{denoiser}"
@@ -87,9 +92,8 @@ def _mentioned(tag: re.Match) -> Mentioned | None:
     return Mentioned(tag[1], strength, _tag(named, tag[1]), where=where)
 
 
-def _strengths(tag: re.Match) -> tuple[str, str]:
+def _strengths(parts: Sequence[str], named: Mapping[str, str]) -> tuple[str, str]:
     """The text encoder's and the UNet's, as written."""
-    parts, named = _parts(tag)
     first, second, *_ = [*(part for part in parts if part and "=" not in part), None, None]
     text = named.get("te", first if first is not None else "1")
     return text, named.get("unet", second if second is not None else text)
@@ -171,12 +175,12 @@ def _problems(names: Sequence[str], problem_of: ProblemOf) -> dict[str, list[str
 
 def _unreadable(prompt: str) -> str:
     """The message about the first tag that a generation would refuse, but for what is in `OF_HOST`."""
-    for tag in filter(_mentioned, TAG.finditer(prompt)):
-        named = _known(_parts(tag)[1])
+    for tag in _acting(prompt):
+        parts, named = _parts(tag)
         try:
-            for strength in _strengths(tag):
+            for strength in _strengths(parts, named):
                 read_strength(strength.strip() or 0, tag[1])
-            LoraTag.read({name: value for name, value in named.items() if name not in OF_HOST}, tag[1])
+            LoraTag.read({name: value for name, value in _known(named).items() if name not in OF_HOST}, tag[1])
         except SettingsError as error:
             return untold(str(error))
     return ""
